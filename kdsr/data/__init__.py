@@ -1,0 +1,1 @@
+"""Data sets, samplers, degradations and augmentations."""

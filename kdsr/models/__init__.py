@@ -1,0 +1,1 @@
+"""Models: what one training step does."""

@@ -1,0 +1,351 @@
+"""RestorationModel: BasicSR's SRModel with its defects cured; what every model of this package stands on.
+
+Replaced, and why: networks are read by ``load_weights`` (BasicSR's reader loads what it finds and prints the rest);
+the student is wrapped for DDP after its subclass is complete, on the CPU too; optimizers come from all of
+``torch.optim`` (PyPI's BasicSR knows Adam only); losses stay on the device until they are printed (BasicSR calls
+``.item()`` on each at every step); validation keeps the value of each image, is shared among ranks and pads any
+network; files are whole or absent.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from basicsr.archs import build_network
+from basicsr.losses import build_loss
+from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from torch import Tensor, nn
+
+from kdsr.models.evaluation import append_csv, evaluate, forget_after, mean_values, pad_and_restore
+from kdsr.runtime.checkpoint import load_weights, save_file
+from kdsr.runtime.distributed import wrap_ddp
+from kdsr.runtime.errors import CheckpointError
+from kdsr.runtime.precision import Precision
+
+Number = (int, float)
+
+
+class RestorationModel(SRModel):
+    """Base of the package's models.
+
+    A subclass overrides ``build_training_networks`` (which networks), ``compute_losses`` (which losses) and
+    ``after_step``; names the trained or remembered networks in ``state_networks``; and declares the option keys that
+    it consumes in ``TRAIN_KEYS`` and ``NETWORK_KEYS`` (merged over its bases by the option check).
+
+    Args:
+        opt: The parsed options, as BasicSR passes them.
+    """
+
+    TRAIN_KEYS: dict[str, Any] = {
+        "total_iter": int,
+        "warmup_iter": int,
+        "ema_decay": Number,
+        "optim_g": dict,
+        "scheduler": dict,
+        "pixel_opt": (dict, type(None)),
+    }
+    NETWORK_KEYS: frozenset[str] = frozenset({"g"})
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        BaseModel.__init__(self, opt)  # not SRModel's: it wraps, builds the optimizer and insists on a pixel loss
+        self.precision = Precision(opt.get("precision"), self.device)
+        self.log_dict: dict[str, Tensor] = OrderedDict()
+        self.best_metric_results: dict[str, dict[str, Any]] = {}
+        self.metric_results: dict[str, float] = {}
+        # What the model draws on the host; its state is part of the training state.
+        self.generator = torch.Generator().manual_seed(opt.get("manual_seed", 0) + opt.get("rank", 0))
+        self.net_g = self.build("g")
+        if self.is_train:
+            self.init_training_settings()
+
+    # ------------------------------------------------------------------------------------------------ networks
+
+    def build(self, key: str) -> nn.Module:
+        """Builds ``network_<key>`` on the run's device and loads ``path.pretrain_network_<key>`` where given."""
+        net = self.precision.place(build_network(self.opt[f"network_{key}"]))
+        self.load_pretrained(net, key)
+        parameters = sum(parameter.numel() for parameter in net.parameters())
+        get_root_logger().info(f"net_{key}: {type(net).__name__}, {parameters:,d} parameters")
+        return net
+
+    def build_frozen(self, key: str) -> nn.Module:
+        """A network that only teaches: eval mode, no gradients, never wrapped, never saved."""
+        net = self.build(key).eval()
+        return net.requires_grad_(False)
+
+    def load_pretrained(self, net: nn.Module, key: str, param_key: str | None = None) -> None:
+        """Loads ``path.pretrain_network_<key>`` into ``net``, where the options name one."""
+        path = self.opt["path"]
+        file = path.get(f"pretrain_network_{key}")
+        if file is None:
+            return
+        # A student under test is its EMA where there is one; everything else says which weights it wants.
+        default = "params" if self.is_train else "auto"
+        load_weights(
+            net,
+            file,
+            param_key=param_key or path.get(f"param_key_{key}", default),
+            strict=path.get(f"strict_load_{key}", True),
+            option=f"path.pretrain_network_{key}",
+            required=getattr(net, "required_prefixes", ()),
+        )
+
+    def build_training_networks(self) -> None:
+        """Builds what training needs beside ``net_g``. Called before the EMA, the DDP wrapper and the optimizer."""
+
+    def init_training_settings(self) -> None:
+        self.build_training_networks()
+        self.net_g.train()
+        train_opt = self.opt["train"]
+        self.ema_decay = train_opt.get("ema_decay", 0)
+        if self.ema_decay > 0:
+            self.net_g_ema = deepcopy(self.net_g).eval().requires_grad_(False)
+        self.build_losses(train_opt)
+        self.bundle = wrap_ddp(self.net_g, self.device, self.opt.get("find_unused_parameters", False))
+        self.setup_optimizers()
+        self.setup_schedulers()
+
+    def build_losses(self, train_opt: dict[str, Any]) -> None:
+        """Builds the losses that the options name, as attributes ``cri_*`` (None where there is none)."""
+        self.cri_pix = self.build_loss("pixel_opt")
+
+    def build_loss(self, key: str) -> nn.Module | None:
+        opt = self.opt["train"].get(key)
+        return build_loss(opt).to(self.device) if opt else None
+
+    def trained_parameters(self) -> Iterable[nn.Parameter]:
+        return (parameter for parameter in self.bundle.parameters() if parameter.requires_grad)
+
+    def setup_optimizers(self) -> None:
+        self.optimizer_g = self.make_optimizer(self.trained_parameters(), self.opt["train"]["optim_g"])
+        self.optimizers.append(self.optimizer_g)
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter], opt: dict[str, Any]) -> torch.optim.Optimizer:
+        """Any optimizer of ``torch.optim``: ``{type: AdamW, lr: 1e-4, ...}``."""
+        options = {key: value for key, value in opt.items() if key != "type"}
+        return getattr(torch.optim, opt["type"])(list(parameters), **options)
+
+    def setup_schedulers(self) -> None:
+        scheduler = dict(self.opt["train"]["scheduler"])
+        super().setup_schedulers()
+        self.opt["train"]["scheduler"] = scheduler  # BasicSR's pops the type out of the options
+
+    # -------------------------------------------------------------------------------------------- one step
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        self.lq = data["lq"].to(self.device, non_blocking=True, memory_format=self.precision.memory_format)
+        if "gt" in data:
+            self.gt = data["gt"].to(self.device, non_blocking=True, memory_format=self.precision.memory_format)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One training step: the student, the losses by name, backward, the update, the EMA."""
+        self.optimizer_g.zero_grad(set_to_none=True)
+        with self.precision.autocast():
+            self.output = self.bundle(self.lq).to(self.lq.dtype)
+            losses = self.compute_losses(current_iter)
+        torch.stack(list(losses.values())).sum().backward()
+        self.optimizer_g.step()
+        self.update_ema()
+        self.after_step(current_iter)
+        self.log_dict = OrderedDict((name, value.detach()) for name, value in losses.items())
+
+    def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
+        """The weighted losses of this step by name (scalars); their sum is what is minimised."""
+        return {"l_pix": self.cri_pix(self.output, self.gt)} if self.cri_pix else {}
+
+    def after_step(self, current_iter: int) -> None:
+        """Called after the update and the EMA of each step."""
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """``ema ← decay·ema + (1 − decay)·student`` in one fused update; buffers are copied."""
+        if self.ema_decay > 0:
+            blend_weights(self.net_g_ema, self.net_g, self.ema_decay)
+
+    def get_current_log(self) -> dict[str, float]:
+        """The last step's losses, averaged over ranks. The only place where they are read from the device."""
+        if not self.log_dict:
+            return {}
+        values = torch.stack([value.float() for value in self.log_dict.values()])
+        if self.opt["dist"]:
+            dist.all_reduce(values)
+            values /= self.opt["world_size"]
+        return OrderedDict(zip(self.log_dict, values.tolist(), strict=True))
+
+    # -------------------------------------------------------------------------------------------- validation
+
+    def size_multiple(self) -> int:
+        """What an image's height and width must be divisible by for ``net_g``."""
+        val = self.opt.get("val") or {}
+        declared = self.opt["network_g"].get("window_size") or getattr(self.net_g, "multiple_of", 1)
+        return int(val.get("multiple_of") or val.get("window_size") or declared)
+
+    def restore(self, lq: Tensor) -> Tensor:
+        """Restores images of any size with the network under test (the EMA where there is one)."""
+        return self.restore_with(getattr(self, "net_g_ema", self.net_g), lq)
+
+    def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
+        training = net.training
+        net.eval()
+        try:
+            return pad_and_restore(net, lq, self.size_multiple(), self.opt.get("scale", 1))
+        finally:
+            net.train(training)
+
+    def test(self) -> None:
+        with torch.no_grad():
+            self.output = self.restore(self.lq)
+
+    def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
+        """Validates on all ranks, logs the means, appends each image's values to ``metrics.csv``."""
+        if self.is_train:
+            # BasicSR's last validation comes with an iteration past the end.
+            current_iter = min(current_iter, self.opt["train"]["total_iter"])
+        dataset_name = dataloader.dataset.opt["name"]
+        values = self.measure(self.restore, dataloader, current_iter, "student", save_img)
+        if not values:
+            return
+        self.metric_results = values
+        self._initialize_best_metric_results(dataset_name)
+        if self.is_train:
+            for metric, value in values.items():
+                self._update_best_metric_result(dataset_name, metric, value, current_iter)
+            self._log_validation_metric_values(current_iter, dataset_name, tb_logger)
+        else:
+            lines = "".join(f"\t # {metric}: {value:.4f}\n" for metric, value in values.items())
+            get_root_logger().info(f"Validation {dataset_name}\n{lines}")
+
+    def measure(
+        self,
+        restore: Callable[[Tensor], Tensor],
+        dataloader: Any,
+        iteration: int | str,
+        network: str,
+        save_img: bool = False,
+    ) -> dict[str, float]:
+        """Means of the metrics over a set; the values of each image go to ``metrics.csv``."""
+        dataset_name = dataloader.dataset.opt["name"]
+        results = evaluate(
+            restore,
+            dataloader,
+            self.opt["val"].get("metrics"),
+            self.device,
+            rank=self.opt["rank"],
+            world_size=self.opt["world_size"],
+            save_to=(lambda image: self.image_path(dataset_name, image, iteration)) if save_img else None,
+        )
+        if self.opt["rank"] == 0:
+            append_csv(self.metrics_file, iteration, network, dataset_name, results)
+        return mean_values(results)
+
+    @property
+    def metrics_file(self) -> Path:
+        """Where the values of each image go: ``metrics.csv`` in the run's folder."""
+        return Path(self.opt["path"]["experiments_root" if self.is_train else "results_root"]) / "metrics.csv"
+
+    def image_path(self, dataset_name: str, image: str, iteration: int | str) -> Path:
+        """BasicSR's places for saved images."""
+        folder = Path(self.opt["path"]["visualization"])
+        if self.is_train:
+            return folder / image / f"{image}_{iteration}.png"
+        suffix = self.opt["val"].get("suffix") or self.opt["name"]
+        return folder / dataset_name / f"{image}_{suffix}.png"
+
+    # -------------------------------------------------------------------------------------------- files
+
+    def state_networks(self) -> dict[str, nn.Module]:
+        """Networks that belong to the training state, by attribute name. Frozen teachers do not."""
+        names = ("net_g", "net_g_ema") if self.ema_decay > 0 else ("net_g",)
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Writes ``net_g_N.pth`` (loadable by stock BasicSR), then the state; ``-1`` stands for the latest."""
+        if self.opt["rank"] != 0:
+            return
+        weights = {"params": _on_cpu(self.net_g.state_dict())}
+        if self.ema_decay > 0:
+            weights["params_ema"] = _on_cpu(self.net_g_ema.state_dict())
+        label = "latest" if current_iter == -1 else current_iter
+        save_file(weights, Path(self.opt["path"]["models"]) / f"net_g_{label}.pth")
+        if current_iter != -1:
+            state = self.training_state(epoch, current_iter)
+            save_file(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
+
+    def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
+        """All that cannot be derived, as tensors and plain values (``torch.load`` reads it with weights_only)."""
+        return {
+            "epoch": epoch,
+            "iter": current_iter,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [_plain(scheduler.state_dict()) for scheduler in self.schedulers],
+            "networks": {name: _on_cpu(net.state_dict()) for name, net in self.state_networks().items()},
+            "generators": self.generator_states(),
+            "best_metric_results": self.best_metric_results,
+        }
+
+    def generator_states(self) -> dict[str, Any]:
+        """States of all that the model draws from, torch's global generator included (SwinIR's drop path)."""
+        states: dict[str, Any] = {"model": self.generator.get_state(), "torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def restore_generators(self, states: dict[str, Any]) -> None:
+        self.generator.set_state(states["model"].cpu())
+        torch.set_rng_state(states["torch"].cpu())
+        if self.device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"].cpu(), self.device)
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Restores optimizers, schedulers, networks, generators and best values.
+
+        Raises:
+            CheckpointError: When the state lacks a network of this run, or its weights do not fit.
+        """
+        super().resume_training(resume_state)
+        saved = resume_state.get("networks", {})
+        for name, net in self.state_networks().items():
+            if name not in saved:
+                raise CheckpointError(
+                    f"{self.opt['path']['resume_state']}: holds no {name} (it has: {', '.join(saved) or 'none'}); "
+                    "it was written by another kind of run, start this one under another name"
+                )
+            try:
+                net.load_state_dict(saved[name])
+            except RuntimeError as error:
+                first = str(error).splitlines()[1].strip()
+                raise CheckpointError(f"{self.opt['path']['resume_state']}: {name} does not fit: {first}") from error
+        self.best_metric_results = resume_state.get("best_metric_results", {})
+        self.restore_generators(resume_state["generators"])
+        if self.opt["rank"] == 0:
+            forget_after(self.metrics_file, resume_state["iter"])
+
+
+@torch.no_grad()
+def blend_weights(target: nn.Module, source: nn.Module, keep: float) -> None:
+    """``target ← keep·target + (1 − keep)·source`` for all parameters; buffers are copied.
+
+    Multiplies first and adds then, as BasicSR's EMA does, so that a run agrees with BasicSR's to rounding.
+    """
+    targets, sources = list(target.parameters()), [parameter.detach() for parameter in source.parameters()]
+    torch._foreach_mul_(targets, keep)
+    torch._foreach_add_(targets, sources, alpha=1 - keep)
+    for ours, theirs in zip(target.buffers(), source.buffers(), strict=True):
+        ours.copy_(theirs)
+
+
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in state.items()}
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    # A Counter (BasicSR's milestones) is refused by torch.load(weights_only=True); a dict loads and compares alike.
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in state.items()}

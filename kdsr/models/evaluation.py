@@ -1,0 +1,143 @@
+"""Measures a network on a data set, image by image."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.metrics import calculate_metric
+from basicsr.utils import imwrite, tensor2img
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, default_collate
+
+from kdsr.runtime.distributed import gather_lists
+
+CSV_HEADER = ("iteration", "network", "set", "image", "metric", "value")
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image's metrics: ``values`` maps the metric's name in the options to its value."""
+
+    index: int
+    image: str
+    values: dict[str, float]
+
+
+def pad_and_restore(net: Callable[[Tensor], Tensor], lq: Tensor, multiple_of: int, scale: int) -> Tensor:
+    """Runs a network that needs sizes divisible by ``multiple_of`` on an image of any size.
+
+    The image is extended by reflection at the bottom and the right, repeatedly where it is smaller than the extension,
+    and the result is cropped.
+
+    Args:
+        net: Maps (N, C, H, W) to (N, C, H·scale, W·scale).
+        lq: (N, C, H, W).
+        multiple_of: What H and W must be divisible by; 1 for any size.
+        scale: Upscaling factor of the network.
+
+    Returns:
+        (N, C, H·scale, W·scale).
+    """
+    height, width = lq.shape[-2:]
+    padded_height, padded_width = (-(-size // multiple_of) * multiple_of for size in (height, width))
+    image = lq
+    while image.shape[-2:] != (padded_height, padded_width):  # reflection extends by at most size - 1 at a time
+        h, w = image.shape[-2:]
+        down, right = min(padded_height - h, h - 1), min(padded_width - w, w - 1)
+        mode = "reflect" if h > 1 and w > 1 else "replicate"
+        if mode == "replicate":
+            down, right = padded_height - h, padded_width - w
+        image = F.pad(image, (0, right, 0, down), mode=mode)
+    return net(image)[..., : height * scale, : width * scale]
+
+
+def _rank_share(dataloader: DataLoader, rank: int, world_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    # BasicSR's validation loaders have batch size 1 and no workers; indexing the data set lets each rank read its
+    # own images only, uneven numbers included.
+    dataset = dataloader.dataset
+    for index in range(rank, len(dataset), world_size):  # type: ignore[arg-type]
+        yield index, default_collate([dataset[index]])
+
+
+def evaluate(
+    restore: Callable[[Tensor], Tensor],
+    dataloader: DataLoader,
+    metrics: dict[str, dict[str, Any]] | None,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    save_to: Callable[[str], Path] | None = None,
+    on_image: Callable[[str], None] | None = None,
+) -> list[ImageResult]:
+    """Restores every image of a set and measures it with BasicSR's metrics on 8-bit images.
+
+    Args:
+        restore: Maps an LQ batch (1, C, H, W) in [0, 1] to the restored batch.
+        dataloader: BasicSR validation or test loader.
+        metrics: ``val.metrics`` of the options; none are computed where the set has no GT.
+        device: Where ``restore`` runs.
+        rank: This process among ``world_size``; each measures its share and all get all results.
+        world_size: Number of processes.
+        save_to: Gives the file for an image's name; the restored image is written there as PNG.
+        on_image: Called after each image with its name (progress).
+
+    Returns:
+        One result per image, in the order of the data set.
+    """
+    results = []
+    for index, data in _rank_share(dataloader, rank, world_size):
+        name = Path(data["lq_path"][0]).stem
+        with torch.no_grad():
+            output = restore(data["lq"].to(device))
+        image: np.ndarray = tensor2img([output.float().cpu()])
+        if save_to is not None:
+            imwrite(image, str(save_to(name)))
+        values = {}
+        if metrics and "gt" in data:
+            pair = {"img": image, "img2": tensor2img([data["gt"]])}
+            values = {key: float(calculate_metric(pair, opt)) for key, opt in metrics.items()}
+        results.append(ImageResult(index, name, values))
+        if on_image is not None:
+            on_image(name)
+    return sorted(gather_lists(results), key=lambda result: result.index)
+
+
+def mean_values(results: list[ImageResult]) -> dict[str, float]:
+    """Mean over the images, per metric; empty where nothing was measured."""
+    if not results:
+        return {}
+    return {key: float(np.mean([result.values[key] for result in results])) for key in results[0].values}
+
+
+def append_csv(path: Path, iteration: int | str, network: str, dataset: str, results: list[ImageResult]) -> None:
+    """Appends one row per image and metric to ``metrics.csv`` (header: ``CSV_HEADER``)."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(CSV_HEADER)
+        for result in results:
+            for metric, value in result.values.items():
+                writer.writerow((iteration, network, dataset, result.image, metric, repr(value)))
+
+
+def forget_after(path: Path, iteration: int) -> None:
+    """Drops the rows later than ``iteration``: a resumed run measures those again."""
+    if not path.exists():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file)) or [list(CSV_HEADER)]
+    kept = [row for row in rows if int(row[0]) <= iteration]
+    if len(kept) != len(rows):
+        temporary = path.with_suffix(".csv.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *kept])
+        temporary.replace(path)

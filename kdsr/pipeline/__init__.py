@@ -1,0 +1,1 @@
+"""What surrounds the training loop: options, the seam into BasicSR, progress."""

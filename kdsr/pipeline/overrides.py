@@ -1,0 +1,75 @@
+"""Overrides on the command line, ``a:b=value`` (BasicSR's ``--force_yml``), without ``exec`` or ``eval``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kdsr.runtime.errors import OptionError
+
+
+def split_override(entry: str) -> tuple[list[str], str]:
+    """Splits ``a:b=value`` at its first ``=`` into keys and the text of the value.
+
+    Raises:
+        OptionError: No ``=`` or an empty key.
+    """
+    path, equals, value = entry.partition("=")
+    keys = [key.strip() for key in path.split(":")]
+    if not equals or not all(keys):
+        raise OptionError(f"override {entry!r}: expected key:key=value, for example train:optim_g:lr=1e-4")
+    return keys, value.strip()
+
+
+def _step_into(node: Any, key: str, place: str, entry: str) -> Any:
+    """The section or list below ``node`` at ``key``; a section that is absent or off is made."""
+    if isinstance(node, list):
+        node = node[_list_index(node, key, place, entry)]
+    else:
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+    if not isinstance(node, dict | list):
+        here = f"{place}.{key}" if place else key
+        raise OptionError(f"override {entry!r}: {here} is a single value ({node!r}), not a section")
+    return node
+
+
+def _list_index(items: list[Any], key: str, place: str, entry: str) -> int:
+    if not (key.isdigit() and int(key) < len(items)):
+        raise OptionError(f"override {entry!r}: {place} is a list of {len(items)}, {key!r} is no index of it")
+    return int(key)
+
+
+def apply_overrides(
+    options: dict[str, Any], entries: Sequence[str], parse_value: Callable[[str, str], Any]
+) -> list[list[str]]:
+    """Applies overrides in place, one after the other.
+
+    Args:
+        options: The merged options.
+        entries: ``a:b=value``; a numeric key indexes a list; the value is YAML (number, boolean, null, list, section
+            or text) and may contain ``=``.
+        parse_value: ``(text, name for messages) -> value``.
+
+    Returns:
+        The keys of each override.
+
+    Raises:
+        OptionError: A malformed entry. An unknown key is left to the option check, which names the nearest ones.
+    """
+    touched = []
+    for entry in entries:
+        keys, text = split_override(entry)
+        # BasicSR's command line means null by any spelling of "none", and an empty value is empty text
+        value = None if text.lower() == "none" else "" if not text else parse_value(text, f"override {entry!r}")
+        node: Any = options
+        for depth, key in enumerate(keys[:-1]):
+            node = _step_into(node, key, ".".join(keys[:depth]), entry)
+        place = ".".join(keys[:-1])
+        if isinstance(node, list):
+            node[_list_index(node, keys[-1], place, entry)] = value
+        else:
+            node[keys[-1]] = value
+        touched.append(keys)
+    return touched

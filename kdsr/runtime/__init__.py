@@ -1,0 +1,1 @@
+"""What models stand on: errors, checkpoints, devices, precision."""

@@ -1,0 +1,39 @@
+"""Errors that a user can mend, each with the exit code of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class KdsrError(Exception):
+    """Base of all errors that kdsr explains in one or two lines.
+
+    Args:
+        problems: One message, or several that were found together (shown one per line).
+    """
+
+    exit_code = 1
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class OptionError(KdsrError):
+    """The options cannot be run as they stand. Nothing has been written when it is raised."""
+
+    exit_code = 2
+
+
+class CheckpointError(KdsrError):
+    """A checkpoint is missing, unreadable or does not fit its network."""
+
+    exit_code = 2
+
+
+class DataError(KdsrError):
+    """An image or a data set is missing, unreadable or of the wrong size."""
+
+
+class TrainingError(KdsrError):
+    """A run cannot go on."""
