@@ -1,0 +1,52 @@
+# Two commands do everything from a bare Python 3.11 or 3.12: `make demo` and `make test`.
+#   make PYTHON=/path/to/python3.12 ...   another interpreter than the first one found
+#   make VENV=/path ...                   another place for the virtual environment
+#   make TORCH_INDEX= ...                 PyPI's own torch (CUDA on Linux) instead of the CPU build
+VENV ?= .venv
+export PYTHON TORCH_INDEX
+ifeq ($(origin PYTHON),undefined)
+unexport PYTHON
+endif
+ifeq ($(origin TORCH_INDEX),undefined)
+unexport TORCH_INDEX
+endif
+
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help demo test test-slow test-all lint format venv clean
+
+help:
+	@echo "make demo      sample photographs, a student distilled by DCKD, a table and a picture (about 10 minutes)"
+	@echo "make test      the tests, without the slow ones;  make test-all: all of them"
+	@echo "make lint      ruff and mypy;  make format: ruff's formatter"
+	@echo "make venv      only the virtual environment;  make clean: removes it, the sample data and caches"
+
+venv:
+	@requirements/install.sh $(VENV)
+
+demo: venv
+	@$(BIN)/kdsr demo
+
+test: venv
+	@$(PYTEST) -m "not slow"
+
+test-slow: venv
+	@$(PYTEST) -m slow
+
+test-all: venv
+	@$(PYTEST)
+
+lint: venv
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: venv
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# Leaves experiments/ and every data set but the generated sample alone.
+clean:
+	rm -rf $(VENV) datasets/sample build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find kdsr tests -name __pycache__ -type d -prune -exec rm -rf {} +
