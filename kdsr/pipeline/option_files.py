@@ -20,6 +20,8 @@ from kdsr.runtime.errors import OptionError
 BASE_KEY = "_base_"
 REPLACE_KEY = "_replace_"
 _STANDARD_TAG = "tag:yaml.org,2002:"
+FLOAT_TAG = f"{_STANDARD_TAG}float"
+EXPONENT_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 
 
@@ -59,11 +61,7 @@ SafeOptionLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_STANDARD_TAG}timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-SafeOptionLoader.add_implicit_resolver(
-    f"{_STANDARD_TAG}float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+SafeOptionLoader.add_implicit_resolver(FLOAT_TAG, EXPONENT_FLOAT, list("-+.0123456789"))
 SafeOptionLoader.add_constructor(f"{_STANDARD_TAG}map", SafeOptionLoader.construct_mapping)
 SafeOptionLoader.add_constructor(f"{_STANDARD_TAG}seq", SafeOptionLoader.construct_sequence)
 SafeOptionLoader.add_constructor(None, SafeOptionLoader.refuse_tag)

@@ -1,0 +1,249 @@
+"""From the command line to checked options: kdsr's replacement for ``basicsr.utils.options.parse_options``.
+
+It differs from BasicSR's where that is defective: object tags and overrides never execute code, unknown keys are
+refused, the seed is drawn after the overrides and shared by all ranks, ``dist_params`` counts for every launcher, and
+``num_gpu`` means what the machine has. Everything that can be checked is checked before a process group is joined or
+a file is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import random
+import shlex
+import sys
+from collections.abc import Sequence
+from os import path as osp
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from basicsr.utils import set_random_seed
+from basicsr.utils.dist_util import get_dist_info
+
+from kdsr.pipeline.option_check import check
+from kdsr.pipeline.option_files import EXPONENT_FLOAT, FLOAT_TAG, load, load_with_origin
+from kdsr.pipeline.overrides import split_override
+from kdsr.runtime.distributed import init_distributed
+from kdsr.runtime.errors import OptionError
+
+__all__ = ["dump", "load", "parse_options"]
+
+# what parse_options adds to what the user wrote
+_DERIVED = ("is_train", "dist", "rank", "world_size", "auto_resume", "root_path", "warnings")
+_DERIVED_PATHS = ("models", "training_states", "log", "visualization")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """BasicSR's command line, with ``--local-rank`` in both spellings and ``--force_yml`` allowed more than once."""
+    parser = argparse.ArgumentParser(description="Trains or tests what an option file describes.")
+    parser.add_argument("-opt", type=str, required=True, help="option file (YAML)")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
+    parser.add_argument("--auto_resume", action="store_true", help="go on from the newest state of this run, if any")
+    parser.add_argument("--debug", action="store_true", help="validate and save every 8 iterations, as debug_NAME")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by older launchers")
+    parser.add_argument(
+        "--force_yml",
+        nargs="+",
+        action="extend",
+        default=None,
+        metavar="KEY:KEY=VALUE",
+        help="options that replace the file's, for example train:ema_decay=0.999",
+    )
+    return parser
+
+
+def _resolve_num_gpu(
+    asked: Any, *, ours: bool, args: argparse.Namespace, is_train: bool, warnings: list[str]
+) -> int:
+    """How many GPUs this process uses: 0 or 1.
+
+    Files composed of our pieces, and overrides, are taken at their word; a file written out for stock BasicSR gets
+    what the machine has, with a warning that names what was asked for.
+    """
+    count = torch.cuda.device_count()
+    if asked == "auto":
+        return min(count, 1)
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 0:
+        raise OptionError(f"num_gpu: {asked!r} is neither auto nor a number of GPUs (0 means the CPU)")
+    if args.launcher != "none":
+        return min(asked, count, 1)
+    if asked > 1 and ours:
+        script = "kdsr/train.py" if is_train else "kdsr/test.py"
+        raise OptionError(
+            f"num_gpu: {asked} needs a launcher; start it with\n  torchrun --nproc_per_node={asked} {script} "
+            f"-opt {args.opt} --launcher pytorch\nor set num_gpu: auto for one GPU or the CPU"
+        )
+    used = min(asked, count, 1)
+    if used != asked:
+        have = "one GPU" if used else "the CPU"
+        more = "; several need --launcher pytorch under torchrun" if asked > 1 and count > 1 else ""
+        warnings.append(f"num_gpu: {asked} was asked for, the run uses {have}{more}")
+    return used
+
+
+def _shared_seed(seed: int | None, world_size: int) -> int:
+    """The given seed, or one drawn once and shared by all ranks."""
+    if seed is not None:
+        return seed
+    box = [random.SystemRandom().randrange(1, 2**31)]
+    if world_size > 1:
+        torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _fill_datasets(opt: dict[str, Any]) -> None:
+    for name, dataset in opt["datasets"].items():
+        dataset["phase"] = name.split("_")[0]
+        if "scale" in opt:
+            dataset["scale"] = opt["scale"]
+        for key in ("dataroot_gt", "dataroot_lq"):
+            if dataset.get(key) is not None:
+                dataset[key] = osp.expanduser(dataset[key])
+
+
+def _fill_paths(opt: dict[str, Any], root_path: str, is_train: bool) -> None:
+    path = opt["path"]
+    for key, value in path.items():
+        if isinstance(value, str):
+            path[key] = osp.expanduser(value)
+    kind, other = ("experiments", "results") if is_train else ("results", "experiments")
+    path.pop(f"{other}_root", None)  # BasicSR would make a folder of it
+    run = osp.join(osp.abspath(path.get(f"{kind}_root") or osp.join(root_path, kind)), opt["name"])
+    path[f"{kind}_root"] = path["log"] = run
+    path["visualization"] = osp.join(run, "visualization")
+    if is_train:
+        path["models"] = osp.join(run, "models")
+        path["training_states"] = osp.join(run, "training_states")
+
+
+def _apply_debug(opt: dict[str, Any]) -> None:
+    """BasicSR's debug mode: any run with "debug" in its name logs every step and validates and saves every eight."""
+    if opt.get("val"):
+        opt["val"]["val_freq"] = 8
+    opt["logger"]["print_freq"] = 1
+    opt["logger"]["save_checkpoint_freq"] = 8
+
+
+def parse_options(
+    root_path: str, is_train: bool = True, argv: Sequence[str] | None = None
+) -> tuple[dict[str, Any], argparse.Namespace]:
+    """Parses the command line and the option file, checks everything, joins the process group, seeds.
+
+    Args:
+        root_path: Folder that gets ``experiments/NAME`` or ``results/NAME`` unless ``path.experiments_root`` or
+            ``path.results_root`` names another folder for the runs; the entry points pass the working directory.
+        is_train: Training, or testing.
+        argv: The arguments; those of the process by default.
+
+    Returns:
+        ``opt`` as BasicSR's loops and models expect it, and the arguments. ``args.resolved`` holds the options at the
+        user's level, with the seed, as :func:`dump` writes them.
+
+    Raises:
+        OptionError: All problems at once, before anything was built or written.
+    """
+    args = make_parser().parse_args(argv)
+    if args.local_rank is None:
+        args.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    elif args.launcher == "pytorch":
+        os.environ["LOCAL_RANK"] = str(args.local_rank)
+    overrides = args.force_yml or []
+    opt, composed = load_with_origin(args.opt, overrides)
+    if args.debug and isinstance(opt.get("name"), str) and not opt["name"].startswith("debug"):
+        opt["name"] = f"debug_{opt['name']}"
+    problems = check(opt, is_train)
+    if problems:
+        raise OptionError(problems)
+
+    warnings: list[str] = []
+    overridden = any(split_override(entry)[0] == ["num_gpu"] for entry in overrides)
+    num_gpu = _resolve_num_gpu(
+        opt.get("num_gpu", "auto"), ours=composed or overridden, args=args, is_train=is_train, warnings=warnings
+    )
+
+    opt["dist"] = args.launcher != "none"
+    if opt["dist"]:
+        cpu_backend = {"backend": "gloo"} if num_gpu == 0 else {}
+        init_distributed(args.launcher, {**cpu_backend, **(opt.get("dist_params") or {})})
+    opt["rank"], opt["world_size"] = get_dist_info()
+    opt["manual_seed"] = _shared_seed(opt.get("manual_seed"), opt["world_size"])
+    set_random_seed(opt["manual_seed"] + opt["rank"])
+    args.resolved = user_level(opt)
+
+    opt.update(num_gpu=num_gpu, auto_resume=args.auto_resume, is_train=is_train, warnings=warnings)
+    opt["path"] = opt.get("path") or {}
+    if is_train:
+        # BasicSR's loop reads these without a default
+        opt["logger"] = {"print_freq": 100, "save_checkpoint_freq": 5000, "use_tb_logger": False} | (
+            opt.get("logger") or {}
+        )
+    if opt.get("val"):
+        opt["val"].setdefault("save_img", False)
+        opt["val"].setdefault("suffix", None)
+    _fill_datasets(opt)
+    _fill_paths(opt, root_path, is_train)
+    if is_train and "debug" in opt["name"]:
+        _apply_debug(opt)
+    if opt["rank"] == 0:
+        for warning in warnings:
+            print(f"Warning: {warning}", file=sys.stderr, flush=True)
+    return opt, args
+
+
+def user_level(opt: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the options without what :func:`parse_options` derives."""
+    options = {key: copy.deepcopy(value) for key, value in opt.items() if key not in _DERIVED}
+    for dataset in options.get("datasets", {}).values():
+        dataset.pop("phase", None)
+        dataset.pop("scale", None)
+    path = options.get("path")
+    if path and "visualization" in path:  # the root is the run's own folder by now; options name the one above
+        for key in _DERIVED_PATHS:
+            path.pop(key, None)
+        for key in ("experiments_root", "results_root"):
+            if key in path:
+                path[key] = osp.dirname(path[key])
+    return options
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes every value out (no anchors) and keeps the order of the keys."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        return super().increase_indent(flow, False)
+
+
+def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
+    plain = not any(isinstance(item, dict | list) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=plain)
+
+
+_PlainDumper.add_representer(list, _represent_list)
+# text that our loader reads as a number ("1e5") must be quoted
+_PlainDumper.add_implicit_resolver(FLOAT_TAG, EXPONENT_FLOAT, list("-+.0123456789"))
+
+
+def dump(opt: dict[str, Any], path: str | Path) -> None:
+    """Writes the resolved options as one file that runs alone, with the command line in its header.
+
+    Relative paths stay relative to the working directory, as they were; run the file from the same directory as the
+    run it came from. It may be copied or run from the run's own folder.
+
+    Args:
+        opt: ``args.resolved`` of :func:`parse_options`, or its ``opt`` before models have taken ``type`` out of it.
+        path: The file to write.
+    """
+    from kdsr import __version__
+
+    command = shlex.join(sys.argv)
+    header = f"# Resolved options of a run: every piece, override and reference written out.\n# kdsr {__version__}\n"
+    header += f"# Command: {command}\n# Working directory: {os.getcwd()}\n\n".replace("\r", " ")
+    body = yaml.dump(user_level(opt), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=110)
+    Path(path).write_text(header + body, encoding="utf-8")
