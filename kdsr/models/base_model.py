@@ -182,21 +182,21 @@ class RestorationModel(SRModel):
 
     # -------------------------------------------------------------------------------------------- validation
 
-    def size_multiple(self) -> int:
-        """What an image's height and width must be divisible by for ``net_g``."""
+    def size_multiple(self, net: nn.Module, key: str) -> int:
+        """What an image's height and width must be divisible by for ``net``, which is ``network_<key>``."""
         val = self.opt.get("val") or {}
-        declared = self.opt["network_g"].get("window_size") or getattr(self.net_g, "multiple_of", 1)
+        declared = self.opt[f"network_{key}"].get("window_size") or getattr(net, "multiple_of", 1)
         return int(val.get("multiple_of") or val.get("window_size") or declared)
 
     def restore(self, lq: Tensor) -> Tensor:
         """Restores images of any size with the network under test (the EMA where there is one)."""
         return self.restore_with(getattr(self, "net_g_ema", self.net_g), lq)
 
-    def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
+    def restore_with(self, net: nn.Module, lq: Tensor, key: str = "g") -> Tensor:
         training = net.training
         net.eval()
         try:
-            return pad_and_restore(net, lq, self.size_multiple(), self.opt.get("scale", 1))
+            return pad_and_restore(net, lq, self.size_multiple(net, key), self.opt.get("scale", 1))
         finally:
             net.train(training)
 
@@ -285,7 +285,7 @@ class RestorationModel(SRModel):
             "epoch": epoch,
             "iter": current_iter,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [_plain(scheduler.state_dict()) for scheduler in self.schedulers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "networks": {name: _on_cpu(net.state_dict()) for name, net in self.state_networks().items()},
             "generators": self.generator_states(),
             "best_metric_results": self.best_metric_results,
@@ -344,8 +344,3 @@ def blend_weights(target: nn.Module, source: nn.Module, keep: float) -> None:
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in state.items()}
-
-
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    # A Counter (BasicSR's milestones) is refused by torch.load(weights_only=True); a dict loads and compares alike.
-    return {key: dict(value) if isinstance(value, dict) else value for key, value in state.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 
 class KdsrError(Exception):
@@ -37,3 +38,18 @@ class DataError(KdsrError):
 
 class TrainingError(KdsrError):
     """A run cannot go on."""
+
+
+def reported(run: Callable[[], None]) -> int:
+    """Runs ``run``; an error that a user can mend is printed without its traceback.
+
+    Returns:
+        The exit code: 0, or the error's.
+    """
+    try:
+        run()
+    except KdsrError as error:
+        for problem in error.problems:
+            print(f"kdsr: error: {problem}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0

@@ -1,0 +1,36 @@
+"""The ``kdsr`` command: one subcommand per entry point and tool."""
+
+from __future__ import annotations
+
+import typer
+
+import kdsr  # noqa: F401  first: makes BasicSR importable
+from kdsr import test as test_entry
+from kdsr import train as train_entry
+from kdsr.runtime.errors import reported
+from kdsr.tools.data import app as data_app
+
+app = typer.Typer(
+    help="Knowledge distillation for image restoration, inside BasicSR.", no_args_is_help=True, add_completion=False
+)
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=_PASS_ON)
+def train(context: typer.Context) -> None:
+    """Train what an option file describes: kdsr train -opt FILE [BasicSR's flags]."""
+    raise typer.Exit(train_entry.main(context.args))
+
+
+@app.command(context_settings=_PASS_ON)
+def test(context: typer.Context) -> None:
+    """Test what an option file describes: kdsr test -opt FILE [BasicSR's flags]."""
+    raise typer.Exit(test_entry.main(context.args))
+
+
+app.add_typer(data_app, name="data", help="Prepare data sets.")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    raise SystemExit(reported(app))

@@ -1,0 +1,112 @@
+"""KDModel: response distillation, and the template that every method of the package fills in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from basicsr.utils import get_root_logger
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor
+
+from kdsr.data.label_consistency import LabelConsistency
+from kdsr.models.base_model import Number, RestorationModel
+from kdsr.models.warm_start import copy_matching
+from kdsr.runtime.checkpoint import read_checkpoint, select_weights
+
+
+@MODEL_REGISTRY.register()
+class KDModel(RestorationModel):
+    """A student ``net_g`` that learns from the ground truth and from the outputs of a frozen teacher ``net_t``.
+
+    ``L = L1(S(x), y) + L1(S(x), T(x)) [+ L1(S(x), A⁻¹ T(A x))]`` — logits KD and, where ``lcr_opt`` is given, label
+    consistency (A flips, transposes or inverts). Without ``network_t`` it trains from scratch. In test mode only the
+    student is built.
+
+    Options (``train``): ``pixel_opt`` → ``l_pix``; ``logits_opt`` → ``l_ts``; ``lcr_opt`` → ``l_lcr``;
+    ``noisy.prob``: probability of each augmentation of the label consistency (0.5). ``path.init_from``: ``teacher``
+    (its matching blocks) or a checkpoint, from which the student starts. ``val.teacher``: validate the teacher once
+    at the start.
+    """
+
+    TRAIN_KEYS: dict[str, Any] = {
+        "logits_opt": (dict, type(None)),
+        "lcr_opt": (dict, type(None)),
+        "noisy": {"prob": Number},
+    }
+    NETWORK_KEYS = frozenset({"t"})
+
+    @classmethod
+    def check_options(cls, opt: dict[str, Any]) -> list[str]:
+        """Problems that show only when several options are seen together."""
+        train, path = opt.get("train") or {}, opt.get("path") or {}
+        problems = []
+        if not opt.get("network_t"):
+            problems += [
+                f"train.{key}: needs a teacher; give network_t and path.pretrain_network_t"
+                for key in ("logits_opt", "lcr_opt")
+                if train.get(key)
+            ]
+            if path.get("init_from") == "teacher":
+                problems.append("path.init_from: teacher: there is no teacher; give network_t")
+        return problems
+
+    net_t: torch.nn.Module | None = None
+
+    def build_training_networks(self) -> None:
+        super().build_training_networks()
+        if self.opt.get("network_t"):
+            self.net_t = self.build_frozen("t")
+        self.warm_start()
+
+    def build_losses(self, train_opt: dict[str, Any]) -> None:
+        super().build_losses(train_opt)
+        self.cri_logits = self.build_loss("logits_opt")
+        self.cri_lcr = self.build_loss("lcr_opt")
+        self.augmentation = LabelConsistency((train_opt.get("noisy") or {}).get("prob", 0.5))
+
+    def warm_start(self) -> None:
+        """Starts the student from ``path.init_from``: the teacher's matching blocks, or another student's file."""
+        source = self.opt["path"].get("init_from")
+        if source is None:
+            return
+        if source == "teacher":
+            assert self.net_t is not None  # check_options
+            weights = dict(self.net_t.state_dict())
+        else:
+            weights = select_weights(read_checkpoint(source), "auto", source, "path.init_from")
+        copied, total = copy_matching(self.net_g, weights, source)
+        get_root_logger().info(f"net_g starts from {source}: {copied} of {total} tensors taken over")
+
+    def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
+        losses = super().compute_losses(current_iter)
+        if self.net_t is None:
+            return losses
+        self.teacher_output, second_view = self.teach()
+        if self.cri_logits:
+            losses["l_ts"] = self.cri_logits(self.output, self.teacher_output)
+        if self.cri_lcr:
+            losses["l_lcr"] = self.cri_lcr(self.output, second_view)
+        return losses
+
+    @torch.no_grad()
+    def teach(self) -> tuple[Tensor, Tensor | None]:
+        """The teacher's output on x and, for label consistency, ``A⁻¹ T(A x)``, in one batch."""
+        assert self.net_t is not None
+        if not self.cri_lcr:
+            return self.net_t(self.lq).to(self.lq.dtype), None
+        plan = self.augmentation.draw(len(self.lq), self.generator)
+        views = torch.cat([self.lq, self.augmentation.apply(self.lq, plan)])
+        output, augmented = self.net_t(views).to(self.lq.dtype).chunk(2)
+        return output, self.augmentation.invert(augmented, plan)
+
+    def validate_teacher(self, dataloaders: list[Any]) -> None:
+        """Measures the teacher as the student will be measured: a wrong range, scale or key shows at once."""
+        if self.net_t is None:
+            return
+        teacher = self.net_t
+        for dataloader in dataloaders:
+            values = self.measure(lambda lq: self.restore_with(teacher, lq, "t"), dataloader, 0, "teacher")
+            name = dataloader.dataset.opt["name"]
+            lines = "".join(f"\t # {metric}: {value:.4f}\n" for metric, value in values.items())
+            get_root_logger().info(f"Validation of the teacher, {name}\n{lines}")

@@ -1,0 +1,87 @@
+"""A live progress line beside BasicSR's log lines."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from basicsr.utils import MessageLogger
+from basicsr.utils.dist_util import get_dist_info
+from tqdm import tqdm
+
+
+class _AboveTheLine:
+    """Stream that prints above a running progress line instead of through it."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            tqdm.write(text.rstrip("\n"), file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class Progress:
+    """One line with iterations, rate, ETA and the last losses; only on a terminal, only on rank 0."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def start(self, name: str, done: int, total: int) -> None:
+        rank, _ = get_dist_info()
+        self.bar = tqdm(
+            desc=name, initial=done, total=total, unit="it", dynamic_ncols=True, smoothing=0.05,
+            disable=rank != 0 or not sys.stderr.isatty(),
+        )  # fmt: skip
+        if self.bar.disable:
+            return
+        for handler in logging.getLogger("basicsr").handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(_AboveTheLine())  # type: ignore[arg-type]
+
+    def advance(self) -> None:
+        if self.bar is not None and self.bar.total is not None and self.bar.n < self.bar.total:
+            self.bar.update(1)
+
+    def show(self, values: dict[str, float]) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class TickingLoader:
+    """BasicSR's CPUPrefetcher, which calls back after each step and starts the workers once per epoch, not twice."""
+
+    def __init__(self, loader: Any, progress: Progress) -> None:
+        self.source = loader
+        self.batches = iter(())
+        self.progress = progress
+        self.delivered = False
+
+    def reset(self) -> None:
+        self.batches = iter(self.source)
+        self.delivered = False
+
+    def next(self) -> dict[str, Any] | None:
+        if self.delivered:  # the loop asks for the next batch when it is done with the last one
+            self.progress.advance()
+        batch = next(self.batches, None)
+        self.delivered = batch is not None
+        return batch
+
+
+class ProgressMessageLogger(MessageLogger):
+    """BasicSR's message logger; also puts the losses on the progress line."""
+
+    def __init__(self, opt: dict[str, Any], start_iter: int, tb_logger: Any, progress: Progress) -> None:
+        super().__init__(opt, start_iter, tb_logger)
+        self.progress = progress
+        progress.start(opt["name"], start_iter, int(opt["train"]["total_iter"]))
+
+    def __call__(self, log_vars: dict[str, Any]) -> None:
+        self.progress.show({name: value for name, value in log_vars.items() if name.startswith("l_")})
+        super().__call__(log_vars)

@@ -1,0 +1,92 @@
+"""The one place where names inside BasicSR are replaced, for the time of a call.
+
+``basicsr.train`` and ``basicsr.test`` import their helpers by name, so what is replaced are the names in these two
+modules. Everything else of BasicSR runs as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import basicsr.test
+import basicsr.train
+
+from kdsr.pipeline.session import Session
+
+_Table = dict[str, tuple[Callable[[Session], Any], str]]
+
+# name in basicsr.train -> (what stands in for it, the defect that this cures)
+TRAIN_SEAM: _Table = {
+    "parse_options": (
+        lambda session: session.parse_options,
+        "runs `exec` and `eval` on the command line, ignores unknown keys, seeds before the overrides apply",
+    ),
+    "load_resume_state": (
+        lambda session: session.load_resume_state,
+        "needs a CUDA device, looks beside the working directory only, takes truncated files, and rewrites the "
+        "teacher's path to a file that never existed",
+    ),
+    "make_exp_dirs": (
+        lambda session: session.make_exp_dirs,
+        "makes a folder of every entry of `path` that it does not know, fails on lists",
+    ),
+    "copy_opt_file": (
+        lambda session: session.copy_opt_file,
+        "copies one of several composed files, without the overrides, and fails on a run's own file",
+    ),
+    "create_train_val_dataloader": (
+        lambda session: session.create_train_val_dataloader,
+        "ends a run early (drop_last against ceil), orders data without regard to the seed, repeats each epoch's crops",
+    ),
+    "build_model": (
+        lambda session: session.build_model,
+        "does not look at the teacher before it teaches",
+    ),
+    "CPUPrefetcher": (
+        lambda session: session.make_prefetcher,
+        "starts the workers twice before the first batch; shows no progress",
+    ),
+    "MessageLogger": (
+        lambda session: session.make_message_logger,
+        "writes through a progress line",
+    ),
+}
+
+TEST_SEAM: _Table = {name: TRAIN_SEAM[name] for name in ("parse_options", "make_exp_dirs")}
+TEST_SEAM["build_dataset"] = (
+    lambda session: session.build_dataset,
+    "does not say which image cannot be read",
+)
+
+
+@contextmanager
+def _replaced(module: Any, table: _Table, session: Session) -> Iterator[None]:
+    originals = {name: getattr(module, name) for name in table}
+    for name, (make, _) in table.items():
+        setattr(module, name, make(session))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(module, name, original)
+
+
+def train(root_path: str, argv: list[str] | None = None) -> None:
+    """Runs ``basicsr.train.train_pipeline`` with the defects of ``TRAIN_SEAM`` cured.
+
+    Args:
+        root_path: Folder under which ``experiments/`` lies.
+        argv: Command line without the program's name; ``sys.argv`` when None.
+    """
+    session = Session(argv, is_train=True)
+    with _replaced(basicsr.train, TRAIN_SEAM, session), session:
+        basicsr.train.train_pipeline(root_path)
+
+
+def test(root_path: str, argv: list[str] | None = None) -> None:
+    """Runs ``basicsr.test.test_pipeline`` with the defects of ``TEST_SEAM`` cured; arguments as for ``train``."""
+    session = Session(argv, is_train=False)
+    with _replaced(basicsr.test, TEST_SEAM, session), session:
+        basicsr.test.test_pipeline(root_path)

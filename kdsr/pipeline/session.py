@@ -1,0 +1,212 @@
+"""What surrounds one call of BasicSR's loop: the functions that the seam puts in its place, and what they share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.data import build_dataloader
+from basicsr.models import build_model
+from basicsr.utils import check_resume, get_root_logger, make_exp_dirs
+from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
+from torch import nn
+
+from kdsr.data.samplers import PositionSampler
+from kdsr.data.seeded_dataset import SeededDataset
+from kdsr.models.base_model import RestorationModel
+from kdsr.pipeline import options
+from kdsr.pipeline.progress import Progress, ProgressMessageLogger, TickingLoader
+from kdsr.runtime.checkpoint import load_weights
+from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError
+
+_FOLDERS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
+
+
+class Session:
+    """State shared by the replaced functions during one run.
+
+    Args:
+        argv: Command line without the program's name; ``sys.argv`` when None.
+        is_train: Training, or testing.
+    """
+
+    def __init__(self, argv: list[str] | None, is_train: bool) -> None:
+        self.argv = argv
+        self.is_train = is_train
+        self.datasets: dict[str, Any] = {}
+        self.args: argparse.Namespace
+        self.resume_state: dict[str, Any] | None = None
+        self.val_loaders: list[Any] = []
+        self.progress = Progress()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.close()
+
+    # ------------------------------------------------------------------------------ before anything is written
+
+    def parse_options(self, root_path: str, is_train: bool) -> tuple[dict[str, Any], argparse.Namespace]:
+        """Options, data sets and checkpoints, all looked at before a folder is made."""
+        opt, self.args = options.parse_options(root_path, is_train, self.argv)
+        for name, dataset_opt in opt["datasets"].items():
+            self.datasets[name] = self._make_dataset(dataset_opt, opt["manual_seed"])
+        if is_train:
+            self._require_a_batch(opt)
+        check_checkpoints(opt)
+        return opt, self.args
+
+    def _make_dataset(self, dataset_opt: dict[str, Any], seed: int) -> SeededDataset:
+        # Not BasicSR's build_dataset: it opens the log, whose file does not exist yet.
+        cls = DATASET_REGISTRY._obj_map[dataset_opt["type"]]
+        return SeededDataset(cls(deepcopy(dataset_opt)), seed)
+
+    def _require_a_batch(self, opt: dict[str, Any]) -> None:
+        train = opt["datasets"]["train"]
+        images, ratio = len(self.datasets["train"]), train.get("dataset_enlarge_ratio", 1)
+        needed = train["batch_size_per_gpu"] * opt["world_size"]
+        if images * ratio < needed:
+            raise OptionError(
+                f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} are fewer than one batch of {needed}; "
+                "raise dataset_enlarge_ratio or lower batch_size_per_gpu"
+            )
+
+    # ------------------------------------------------------------------------------ names of basicsr.train
+
+    def load_resume_state(self, opt: dict[str, Any]) -> dict[str, Any] | None:
+        """The newest state that loads (``--auto_resume``) or the one that ``path.resume_state`` names."""
+        if opt["auto_resume"]:
+            state, path = newest_state(Path(opt["path"]["training_states"]))
+        else:
+            path = Path(opt["path"]["resume_state"]) if opt["path"].get("resume_state") else None
+            state = read_state(path) if path else None
+        if state is None:
+            return None
+        opt["path"]["resume_state"] = str(path)
+        if not issubclass(MODEL_REGISTRY._obj_map[opt["model_type"]], RestorationModel):
+            # BasicSR's models find their weights through the options; ours have them in the state.
+            check_resume(opt, state["iter"])
+        self.resume_state = state
+        return state
+
+    def make_exp_dirs(self, opt: dict[str, Any]) -> None:
+        """BasicSR's folders, and no others: it would make one for any entry of ``path`` that it does not know."""
+        known = {key: value for key, value in opt["path"].items() if key in _FOLDERS}
+        make_exp_dirs({**opt, "path": known})
+
+    def copy_opt_file(self, opt_file: str, experiments_root: str) -> None:
+        """Writes the resolved options beside the run."""
+        if get_dist_info()[0] == 0:
+            options.dump(self.args.resolved, Path(experiments_root) / Path(opt_file).name)
+
+    def create_train_val_dataloader(self, opt: dict[str, Any], logger: Any) -> tuple[Any, Any, list[Any], int, int]:
+        """Loaders whose epochs add up to exactly ``total_iter`` steps."""
+        train_opt = opt["datasets"]["train"]
+        ratio = train_opt.get("dataset_enlarge_ratio", 1)
+        train_set = self.datasets["train"]
+        sampler = PositionSampler(len(train_set), opt["world_size"], opt["rank"], ratio, opt["manual_seed"])
+        # prefetch_mode cpu: BasicSR's reading thread dies of an unreadable image in silence, and the run hangs.
+        plain = {**train_opt, "prefetch_mode": None if train_opt.get("prefetch_mode") == "cpu" else "cuda"}
+        loader = build_dataloader(train_set, plain, opt["num_gpu"], opt["dist"], sampler, opt["manual_seed"])
+        for name, dataset_opt in opt["datasets"].items():
+            if name.split("_")[0] == "val":
+                dataset = self.datasets[name]
+                self.val_loaders.append(build_dataloader(dataset, dataset_opt, opt["num_gpu"], opt["dist"]))
+                logger.info(f"Number of val images/folders in {dataset_opt['name']}: {len(dataset)}")
+
+        total_iters = int(opt["train"]["total_iter"])
+        start_epoch, done = (self.resume_state[key] if self.resume_state else 0 for key in ("epoch", "iter"))
+        # The loop runs epochs start..total inclusive; its own count mixes ceil with drop_last and stops early.
+        total_epochs = start_epoch + max(math.ceil((total_iters - done) / len(loader)), 1) - 1
+        logger.info(
+            f"Training statistics:\n\tNumber of train images: {len(train_set)}\n\tDataset enlarge ratio: {ratio}"
+            f"\n\tBatch size per process: {train_opt['batch_size_per_gpu']}\n\tProcesses: {opt['world_size']}"
+            f"\n\tIterations per epoch: {len(loader)}\n\tTotal epochs: {total_epochs + 1}; iters: {total_iters}."
+        )
+        return loader, sampler, self.val_loaders, total_epochs, total_iters
+
+    def build_model(self, opt: dict[str, Any]) -> Any:
+        """Builds the model and measures the teacher once, before it teaches."""
+        for warning in opt.get("warnings", ()):
+            get_root_logger().warning(warning)
+        model = build_model(opt)
+        val = opt.get("val") or {}
+        if val.get("teacher") and self.resume_state is None and hasattr(model, "validate_teacher"):
+            model.validate_teacher(self.val_loaders)
+        return model
+
+    def make_prefetcher(self, loader: Any) -> TickingLoader:
+        return TickingLoader(loader, self.progress)
+
+    def make_message_logger(self, opt: dict[str, Any], start_iter: int, tb_logger: Any) -> ProgressMessageLogger:
+        return ProgressMessageLogger(opt, start_iter, tb_logger, self.progress)
+
+    # ------------------------------------------------------------------------------ names of basicsr.test
+
+    def build_dataset(self, dataset_opt: dict[str, Any]) -> Any:
+        """The data set that was made, and checked, with the options."""
+        return next(made for made in self.datasets.values() if made.opt["name"] == dataset_opt["name"])
+
+
+def check_checkpoints(opt: dict[str, Any]) -> None:
+    """Loads every checkpoint that the options name into its network, and forgets both.
+
+    Costs a second, and means that a file that does not fit is found before the run's folder is made and an older run
+    of the same name is put aside.
+
+    Raises:
+        CheckpointError: With all the files at fault.
+    """
+    problems: list[str] = []
+    keys = [key[8:] for key, value in opt.items() if key.startswith("network_") and isinstance(value, dict)]
+    for key in keys if opt["is_train"] else ["g"]:
+        file = opt["path"].get(f"pretrain_network_{key}")
+        if file is None:
+            continue
+        network = dict(opt[f"network_{key}"])
+        cls = ARCH_REGISTRY._obj_map.get(network["type"]) or ARCH_REGISTRY._obj_map[f"{network['type']}_basicsr"]
+        del network["type"]
+        with torch.random.fork_rng():  # initial weights must not depend on whether there was a file to look at
+            net: nn.Module = cls(**network)
+        try:
+            load_weights(
+                net,
+                file,
+                param_key=opt["path"].get(f"param_key_{key}", "params" if opt["is_train"] else "auto"),
+                strict=opt["path"].get(f"strict_load_{key}", True),
+                option=f"path.pretrain_network_{key}",
+                required=getattr(net, "required_prefixes", ()),
+            )
+        except KdsrError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(problems)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A training state, on the CPU.
+
+    Raises:
+        CheckpointError: When the file is missing or cannot be read.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot be read as a training state ({type(error).__name__})") from error
+
+
+def newest_state(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
+    """The newest state in ``folder`` that loads; says which newer ones it skipped."""
+    named = [path for path in folder.glob("*.state") if path.stem.isdigit()] if folder.is_dir() else []
+    for path in sorted(named, key=lambda path: int(path.stem), reverse=True):
+        try:
+            return read_state(path), path
+        except CheckpointError as error:
+            print(f"Skipping a state that does not load: {error}", flush=True)
+    return None, None

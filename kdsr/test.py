@@ -1,0 +1,22 @@
+"""Tests what an option file describes: ``python kdsr/test.py -opt FILE [BasicSR's flags]``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if not __package__:
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # see train.py
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the test and returns the exit code: 0, 2 for options that cannot be run, 1 for a run that failed."""
+    import kdsr  # noqa: F401  first: makes BasicSR importable
+    from kdsr.pipeline import seam
+    from kdsr.runtime.errors import reported
+
+    return reported(lambda: seam.test(os.getcwd(), argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
