@@ -1,7 +1,7 @@
 """Contrastive ratio of DCKD's dynamic contrastive regularisation (arXiv 2412.08939).
 
-The student's output (anchor) is pulled towards the teacher's (positive) and pushed away from outputs of the history
-model (negatives), all of them seen through the levels of a frozen encoder.
+The student's output (anchor) is pulled towards the teacher's (positive) and pushed away from outputs of the
+history model (negatives), all of them seen through the levels of a frozen encoder.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ RATIOS = ("batch", "image")
 
 
 class _SummedDistance(torch.autograd.Function):
-    """Sum over references of the mean distance to the anchor, per image: (N, C, H, W), (K, N, C, H, W) -> (N,).
+    """Sum over K references of the mean distance to the anchor, per image.
 
-    Left to autograd, each of the K references keeps a difference of the anchor's full size (level 1 of one 192x192
-    image has 19 MB) until the backward pass. The derivative with respect to the anchor is known in the forward pass,
-    so one map is kept instead of K, and no gradient is made for references, which are frozen.
+    Anchor (N, C, H, W), references (K, N, C, H, W) -> (N,).
+
+    Left to autograd, each of the K references keeps a difference of the anchor's full size (level 1 of one
+    192x192 image has 19 MB) until the backward pass. The derivative with respect to the anchor is known in
+    the forward pass, so one map is kept instead of K, and no gradient is made for references, which are
+    frozen.
     """
 
     @staticmethod
-    def forward(ctx, anchor: Tensor, references: Tensor, distance: str) -> Tensor:  # type: ignore[override]
+    def forward(ctx, anchor: Tensor, references: Tensor, distance: str) -> Tensor:
         wide = torch.promote_types(anchor.dtype, torch.float32)  # sums of bf16 maps are taken in float32
         slope = torch.zeros_like(anchor)
         total = anchor.new_zeros(anchor.shape[0], dtype=wide)
@@ -46,7 +49,7 @@ class _SummedDistance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         scale = (grad / slope[0].numel()).to(slope.dtype)
         return slope * scale.view(-1, *[1] * (slope.dim() - 1)), None, None
@@ -69,13 +72,14 @@ def contrastive_ratio(
     Args:
         anchor: Features of the student's output, one (N, C, H, W) per level.
         positive: Features of the teacher's output, same shapes.
-        negatives: Features of the K negatives, one (K * N, C, H, W) or (K, N, C, H, W) per level. The N images of
-            negative 0 come first, then those of negative 1, as ``torch.cat([neg_0, neg_1, ...])`` orders them.
-        weights: One factor per level (the paper: 1/32, 1/16, 1/8, 1/4, 1, from the finest level to the coarsest).
+        negatives: Features of the K negatives, one (K * N, C, H, W) or (K, N, C, H, W) per level. The N
+            images of negative 0 come first, then those of negative 1, as ``torch.cat([neg_0, neg_1, ...])``
+            orders them.
+        weights: One factor per level, finest level first (the paper: 1/32, 1/16, 1/8, 1/4, 1).
         distance: ``L1`` (stated: mean absolute difference) or ``L2`` (mean squared difference).
-        ratio: Over what the two distances are averaged before they are divided. ``batch``: the whole batch, as the
-            authors' release does. ``image``: each image by itself, the ratios then averaged (our reading of the
-            paper, whose equation is written for one image). With one image they are the same.
+        ratio: Over what the two distances are averaged before they are divided. ``batch``: the whole batch,
+            as the authors' release does. ``image``: each image by itself, the ratios then averaged (our
+            reading of the paper, whose equation is written for one image). With one image they are the same.
         eps: Added to the denominator (the release's value).
 
     Returns:
@@ -86,15 +90,15 @@ def contrastive_ratio(
     """
     if not len(anchor) == len(positive) == len(negatives) == len(weights):
         raise ValueError(
-            f"contrastive ratio: {len(anchor)} anchor, {len(positive)} positive and {len(negatives)} negative levels, "
-            f"but {len(weights)} weights (option `weights`, one per level)"
+            f"contrastive ratio: {len(anchor)} levels of the anchor, {len(positive)} of the positive and "
+            f"{len(negatives)} of the negatives, but {len(weights)} weights (option `weights`, one per level)"
         )
     terms = []
     for level, (a, p, n, weight) in enumerate(zip(anchor, positive, negatives, weights, strict=True)):
         if p.shape != a.shape or n.shape[-3:] != a.shape[-3:] or n.numel() == 0 or n.numel() % a.numel():
             raise ValueError(
-                f"contrastive ratio, level {level}: anchor {tuple(a.shape)}, positive {tuple(p.shape)} and negatives "
-                f"{tuple(n.shape)} do not fit"
+                f"contrastive ratio, level {level}: anchor {tuple(a.shape)}, positive {tuple(p.shape)} "
+                f"and negatives {tuple(n.shape)} do not fit"
             )
         to_positive = _SummedDistance.apply(a, p.detach().unsqueeze(0), distance)
         to_negatives = _SummedDistance.apply(a, n.detach().reshape(-1, *a.shape), distance)
@@ -108,7 +112,7 @@ def contrastive_ratio(
 
 @LOSS_REGISTRY.register()
 class ContrasLoss(nn.Module):
-    """``contrastive_ratio`` as a loss of option files (name and options of DCKD's release; `train.cl_opt`).
+    """``contrastive_ratio`` as a loss of option files (`train.cl_opt` of DCKD's release).
 
     Args:
         loss_weight: Factor of the whole term (the paper: 0.1).
@@ -131,7 +135,9 @@ class ContrasLoss(nn.Module):
     ) -> None:
         super().__init__()
         for name, value, known in (
-            ("d_func", d_func, DISTANCES), ("reduction", reduction, ("mean",)), ("ratio", ratio, RATIOS)
+            ("d_func", d_func, DISTANCES),
+            ("reduction", reduction, ("mean",)),
+            ("ratio", ratio, RATIOS),
         ):
             if value not in known:
                 raise OptionError(f"ContrasLoss: {name} {value!r} is unknown; it can be {' or '.join(known)}")
@@ -140,7 +146,9 @@ class ContrasLoss(nn.Module):
         self.distance = d_func
         self.ratio = ratio
 
-    def forward(self, anchor: Sequence[Tensor], positive: Sequence[Tensor], negatives: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, anchor: Sequence[Tensor], positive: Sequence[Tensor], negatives: Sequence[Tensor]
+    ) -> Tensor:
         """Features as in ``contrastive_ratio`` -> scalar."""
         value = contrastive_ratio(
             anchor, positive, negatives, self.weights, distance=self.distance, ratio=self.ratio

@@ -1,7 +1,7 @@
 """Cross-entropy between the code distributions of teacher and student (DCKD's distribution mapping module).
 
-A frozen VQGAN compares each token of an image with every entry of its codebook (arXiv 2412.08939, Eq. 8 and 9). How near
-each entry is becomes a categorical distribution; the student's shall be the teacher's.
+A frozen VQGAN compares each token of an image with every entry of its codebook (arXiv 2412.08939, Eq. 8 and
+9). How near each entry is becomes a categorical distribution; the student's shall be the teacher's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _widened(logits: Tensor) -> Tensor:
 def code_distribution(code_logits: Tensor) -> Tensor:
     """C = softmax(-||F - e||^2): how likely each of M codes is for each token.
 
-    The paper's Eq. 8 prints no minus sign; the authors' release has it, and without it the farthest code would win.
+    The paper's Eq. 8 prints no minus sign. The authors' release has it; without it the farthest code wins.
 
     Args:
         code_logits: (tokens, M), the negative squared distances.
@@ -43,9 +43,10 @@ def distribution_cross_entropy(
     Args:
         student_logits: (tokens, M), negative squared distances to the codes for the student's output.
         teacher_logits: The same for the teacher's output.
-        variant: ``equation_9`` is the paper's Eq. 9. ``released`` is what the authors' release computes: it hands
-            probabilities to a function that expects logits, so that softmax is applied twice to the student. For 1024
-            codes that value lies between 5.93 and 6.93 whatever the images are, and carries almost no signal.
+        variant: ``equation_9`` is the paper's Eq. 9. ``released`` is what the authors' release computes: it
+            hands probabilities to a function that expects logits, so that softmax is applied twice to the
+            student. For 1024 codes that value lies between 5.93 and 6.93 whatever the images are, and carries
+            almost no signal.
         reduction: ``mean`` or ``sum`` over tokens.
 
     Returns:
@@ -58,13 +59,13 @@ def distribution_cross_entropy(
 
 @LOSS_REGISTRY.register()
 class CELoss(nn.Module):
-    """``distribution_cross_entropy`` as a loss of option files (name and options of DCKD's release; `train.ce_opt`).
+    """``distribution_cross_entropy`` as a loss of option files (`train.ce_opt` of DCKD's release).
 
     Args:
         loss_weight: Factor of the term (the paper: 0.001).
         reduction: ``mean`` or ``sum`` over tokens.
-        variant: ``released`` by default, so that the release's option files, which have no such key, compute what
-            they computed there; the templates of this project say ``equation_9``.
+        variant: ``released`` by default, so that the release's option files, which have no such key, compute
+            what they computed there; the templates of this project say ``equation_9``.
 
     Raises:
         OptionError: A value is none of those.

@@ -1,0 +1,43 @@
+"""The exact vectors of DCKD's release, with the VQGAN they were made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from kdsr.archs.vqgan_arch import VQGAN
+from torch import Tensor
+
+
+@dataclass
+class Golden:
+    """One vector file and what its VQGAN makes of the images in it."""
+
+    vector: dict[str, Any]
+    student: Tensor  # a leaf that asks for its gradient
+    features: dict[str, list[Tensor]]
+    logits: dict[str, Tensor]
+
+    def relative_error(self, value: Tensor, name: str) -> float:
+        """|value - vector[name]| / |vector[name]| by norm."""
+        expected = torch.as_tensor(self.vector[name])
+        return float((value.detach() - expected).norm() / expected.norm())
+
+
+@pytest.fixture(params=["dckd_a.pt", "dckd_b.pt"])
+def golden(request, shared) -> Golden:
+    vector = torch.load(shared / "golden" / request.param, weights_only=True)
+    net = VQGAN(**vector["config"])
+    net.load_state_dict(vector["state_dict"], strict=False)
+    net.eval().requires_grad_(False)
+    student = vector["student"].clone().requires_grad_()
+    negatives = torch.cat(vector["negatives"])
+    seen = {"student": net(student), "teacher": net(vector["teacher"]), "negatives": net(negatives)}
+    return Golden(
+        vector,
+        student,
+        features={name: features for name, (features, _) in seen.items()},
+        logits={name: logits for name, (_, logits) in seen.items()},
+    )
