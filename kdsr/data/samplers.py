@@ -1,0 +1,57 @@
+"""The order of a training set: a function of (seed, epoch) alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sized
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+class PositionSampler(Sampler[tuple[int, int]]):
+    """Yields ``(epoch, position)`` for a :class:`~kdsr.data.seeded_dataset.SeededDataset`.
+
+    A position is an index *before* the modulo of the enlarged data set: with ratio 100 every image occurs at
+    100 positions of an epoch, each with its own crop. The permutation has ``ceil(len(dataset) * ratio)``
+    entries whatever the number of ranks, and rank r takes every ``num_replicas``-th one from the r-th on.
+    What is left over is dropped, so every rank has the same number of positions, and the k-th batch of all
+    ranks together holds the same images as the k-th batch of one process with the whole batch size.
+
+    It takes the arguments of BasicSR's ``EnlargedSampler``, whose order ignores the seed and changes with the
+    number of ranks.
+
+    Args:
+        dataset: The training set; its ``seed`` is used where none is given.
+        num_replicas: Number of processes.
+        rank: This process.
+        ratio: How often the set occurs in one epoch.
+        seed: Not negative.
+    """
+
+    def __init__(
+        self, dataset: Sized, num_replicas: int, rank: int, ratio: float = 1, seed: int | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.seed = getattr(dataset, "seed", 0) if seed is None else seed
+        self.epoch = 0
+        self.total_size = math.ceil(len(dataset) * ratio)
+        self.num_samples = self.total_size // num_replicas
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        entropy = np.random.SeedSequence(self.seed, spawn_key=(0, self.epoch)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(entropy[0] >> 1))  # a seed is a signed 64-bit number
+        order = torch.randperm(self.total_size, generator=generator)
+        epoch = self.epoch
+        for position in order[self.rank :: self.num_replicas][: self.num_samples].tolist():
+            yield epoch, position
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the permutation of the next iteration over the sampler."""
+        self.epoch = epoch

@@ -1,0 +1,192 @@
+"""A wrapper round any BasicSR data set: seeded items, and errors that name the file."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import numpy as np
+from torch.utils.data import Dataset
+
+from kdsr.data.image_header import image_size, sizes_match
+from kdsr.runtime.errors import DataError
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, position: int) -> Iterator[None]:
+    """Seeds Python's and NumPy's global generators for one item, and puts back what they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    words = np.random.SeedSequence(seed, spawn_key=(1, epoch, position)).generate_state(8)
+    np.random.seed(words[:4])
+    random.seed(int.from_bytes(words[4:].tobytes(), "little"))
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+class SeededDataset(Dataset):
+    """Makes a data set's random numbers a function of (seed, epoch, position).
+
+    An item ``(epoch, position)``, as :class:`~kdsr.data.samplers.PositionSampler` yields it, is item
+    ``position % len(dataset)`` of the wrapped set with Python's and NumPy's generators (BasicSR crops and
+    flips with the former) seeded from the three numbers, whichever worker loads it and whatever was loaded
+    before. A plain index works too (validation). Items are ordered by their path, not as the file system
+    happens to list them, so that index 3 is the same image on every machine, on disk and in LMDB. All other
+    attributes are those of the wrapped set.
+
+    BasicSR fails on a bad image with an error that does not name it, and in validation crops a GT image of
+    the wrong size to fit. Here both are a :class:`DataError` with the file's name.
+
+    Args:
+        dataset: Any map-style data set of BasicSR.
+        seed: Not negative.
+    """
+
+    def __init__(self, dataset: Any, seed: int = 0) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self._order = _order_by_path(dataset)
+        self._size_checked: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":  # not there yet while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Any:
+        """Loads an item.
+
+        Raises:
+            DataError: The image cannot be read, GT and LQ do not match the scale, or GT is smaller than the
+                patch.
+        """
+        if isinstance(item, tuple):
+            epoch, position = item
+            with _seeded(self.seed, epoch, position):
+                return self._load(self._order[position % len(self._order)])
+        return self._load(self._order[item])
+
+    def _load(self, index: int) -> Any:
+        try:
+            result = self.dataset[index]
+        except DataError:
+            raise
+        except Exception as error:
+            problem = _find_problem(self.dataset, index)
+            if problem is None:  # a defect of the program, not of the data
+                raise
+            raise DataError(problem) from error
+        if index not in self._size_checked and _opt(self.dataset, "phase") != "train":
+            problem = _size_problem(self.dataset, index)
+            if problem is not None:
+                raise DataError(problem)
+            self._size_checked.add(index)
+        return result
+
+
+def _opt(dataset: Any, key: str) -> Any:
+    return getattr(dataset, "opt", {}).get(key)
+
+
+def _order_by_path(dataset: Any) -> list[int]:
+    """The indices of a set in the order of its paths, extensions aside (LMDB keys have none)."""
+    order = list(range(len(dataset)))
+    paths = getattr(dataset, "paths", None)
+    if not isinstance(paths, list) or len(paths) != len(order):
+        return order
+    first = [min(map(str, path.values())) if isinstance(path, dict) else str(path) for path in paths]
+    return sorted(order, key=lambda index: os.path.splitext(first[index])[0])
+
+
+def _files(dataset: Any, index: int) -> dict[str, tuple[str, str]]:
+    """Names an item's files: role ('gt', 'lq') -> (path or LMDB key, name for a message)."""
+    paths = getattr(dataset, "paths", None)
+    if not isinstance(paths, list):
+        return {}
+    entry = paths[index]
+    if not isinstance(entry, dict):
+        role = "lq" if _opt(dataset, "dataroot_lq") else "gt"
+        entry = {f"{role}_path": entry}
+    files = {}
+    for key, path in entry.items():
+        role = key.removesuffix("_path")
+        is_lmdb = (_opt(dataset, "io_backend") or {}).get("db_paths") is not None
+        files[role] = (path, f"{_opt(dataset, f'dataroot_{role}')}: {path}" if is_lmdb else path)
+    return files
+
+
+def _bytes(dataset: Any, path: str, role: str) -> bytes | None:
+    content = dataset.file_client.get(path, role)
+    return None if content is None else bytes(content)
+
+
+def _find_problem(dataset: Any, index: int) -> str | None:
+    """Looks for what may have made an item fail; None if its files are in order."""
+    files = _files(dataset, index)
+    if not files or getattr(dataset, "file_client", None) is None:
+        return None
+    sizes = {}
+    for role, (path, name) in files.items():
+        try:
+            content = _bytes(dataset, path, role)
+        except OSError as error:
+            return f"Cannot read image {name}: {error.strerror or error}"
+        if content is None:
+            return f"Cannot read image {name}: no such key in the LMDB"
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+        if image is None:
+            return f"Cannot read image {name}: it is damaged or not an image ({len(content)} bytes)"
+        sizes[role] = image.shape[:2]
+    return _mismatch(dataset, files, sizes) or _patch_problem(dataset, files, sizes)
+
+
+def _size_problem(dataset: Any, index: int) -> str | None:
+    """Compares the stored sizes of a GT/LQ pair; what a data set returns is cropped already."""
+    files = _files(dataset, index)
+    if not {"gt", "lq"} <= files.keys() or not _opt(dataset, "scale"):
+        return None
+    sizes = {}
+    for role in ("gt", "lq"):
+        path, name = files[role]
+        content = _bytes(dataset, path, role)
+        try:
+            sizes[role] = image_size(io.BytesIO(content or b""))
+        except OSError:  # OpenCV could decode it: a format that Pillow does not know
+            return None
+    return _mismatch(dataset, files, sizes)
+
+
+def _mismatch(
+    dataset: Any, files: dict[str, tuple[str, str]], sizes: dict[str, tuple[int, int]]
+) -> str | None:
+    scale = _opt(dataset, "scale")
+    if not {"gt", "lq"} <= sizes.keys() or not scale:
+        return None
+    gt, lq = sizes["gt"], sizes["lq"]
+    if sizes_match(gt, lq, scale, allow_remainder=_opt(dataset, "phase") != "train"):
+        return None
+    return (
+        f"GT and LQ do not match scale {scale}: {files['gt'][1]} is {gt[0]}x{gt[1]} (height x width), "
+        f"{files['lq'][1]} is {lq[0]}x{lq[1]}"
+    )
+
+
+def _patch_problem(
+    dataset: Any, files: dict[str, tuple[str, str]], sizes: dict[str, tuple[int, int]]
+) -> str | None:
+    patch = _opt(dataset, "gt_size")
+    if _opt(dataset, "phase") != "train" or not patch or "gt" not in sizes or min(sizes["gt"]) >= patch:
+        return None
+    height, width = sizes["gt"]
+    name = files["gt"][1]
+    return f"gt_size {patch} is larger than the image {name} ({height}x{width}): lower it or remove the image"

@@ -1,0 +1,212 @@
+"""SeededDataset: items by (seed, epoch, position), and errors that name the file."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+import torch
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.utils.lmdb_util import make_lmdb_from_imgs
+
+from kdsr.data.samplers import PositionSampler
+from kdsr.data.seeded_dataset import SeededDataset
+from kdsr.runtime.errors import DataError
+
+Options = Callable[..., dict[str, Any]]
+SCALE = 2
+
+
+def write_pair(root: Path, name: str, gt: tuple[int, int], lq: tuple[int, int], value: int) -> None:
+    """Writes a GT/LQ pair of noise, so that every crop is its own."""
+    rng = np.random.default_rng(value)
+    for folder, size in (("GT", gt), ("LQ", lq)):
+        (root / folder).mkdir(exist_ok=True)
+        cv2.imwrite(str(root / folder / f"{name}.png"), rng.integers(0, 256, (*size, 3), np.uint8))
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Options:
+    """Options of a paired set of five images of 24x32 at scale 2."""
+    for number in range(5):
+        write_pair(tmp_path, f"im{number}", (24, 32), (12, 16), number)
+
+    def options(backend: str = "disk", phase: str = "train", **changes: Any) -> dict[str, Any]:
+        suffix = ""
+        if backend == "lmdb":
+            suffix = ".lmdb"
+            for folder in ("GT", "LQ"):
+                if not (tmp_path / f"{folder}.lmdb").exists():
+                    names = sorted(path.name for path in (tmp_path / folder).iterdir())
+                    make_lmdb_from_imgs(
+                        str(tmp_path / folder), str(tmp_path / f"{folder}.lmdb"), names,
+                        [name.split(".")[0] for name in names], map_size=2**20,
+                    )  # fmt: skip
+        return {
+            "name": "pairs", "type": "PairedImageDataset", "phase": phase, "scale": SCALE,
+            "dataroot_gt": str(tmp_path / f"GT{suffix}"), "dataroot_lq": str(tmp_path / f"LQ{suffix}"),
+            "io_backend": {"type": backend}, "gt_size": 8, "use_hflip": True, "use_rot": True,
+            "num_worker_per_gpu": 0, "batch_size_per_gpu": 4,
+        } | changes  # fmt: skip
+
+    return options
+
+
+def loader(opt: dict[str, Any], seed: int = 1, epoch: int = 0, ratio: int = 3) -> Any:
+    dataset = SeededDataset(build_dataset(opt), seed)
+    sampler = PositionSampler(dataset, 1, 0, ratio)
+    sampler.set_epoch(epoch)
+    return build_dataloader(dataset, opt, num_gpu=0, sampler=sampler, seed=seed)
+
+
+def batches(opt: dict[str, Any], **kwargs: Any) -> list[torch.Tensor]:
+    return [torch.cat([b["gt"].flatten(1), b["lq"].flatten(1)], dim=1) for b in loader(opt, **kwargs)]
+
+
+@pytest.mark.parametrize("backend", ["disk", "lmdb"])
+def test_batches_do_not_depend_on_workers(pairs: Options, backend: str) -> None:
+    opt = pairs(backend)
+    alone = batches(opt)
+    assert len(alone) == 15 // 4  # drop_last
+    shared = batches(opt | {"num_worker_per_gpu": 2})
+    for ours, theirs in zip(alone, shared, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_disk_and_lmdb_give_the_same(pairs: Options) -> None:
+    for disk, database in zip(batches(pairs()), batches(pairs("lmdb")), strict=True):
+        assert torch.equal(disk, database)
+
+
+def test_epochs_and_seeds_differ_and_repeat(pairs: Options) -> None:
+    opt = pairs()
+    first, second, third = (
+        torch.cat(batches(opt, seed=seed, epoch=epoch)) for seed, epoch in ((1, 0), (1, 1), (2, 0))
+    )
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, third)
+    assert torch.equal(second, torch.cat(batches(opt, seed=1, epoch=1)))
+
+
+def test_occurrences_of_an_image_get_their_own_crop(pairs: Options) -> None:
+    dataset = SeededDataset(build_dataset(pairs(gt_size=6)), 0)
+    crops = {dataset[0, 5 * occurrence]["gt"].numpy().tobytes() for occurrence in range(8)}
+    assert len(crops) == 8
+    assert {dataset[0, 5 * n]["gt_path"] for n in range(8)} == {dataset[0]["gt_path"]}
+
+
+def test_loading_leaves_the_global_generators_alone(pairs: Options) -> None:
+    dataset = SeededDataset(build_dataset(pairs()), 0)
+    random.seed(5), np.random.seed(5)
+    expected = random.random(), np.random.rand()
+    random.seed(5), np.random.seed(5)
+    dataset[0, 3]
+    assert (random.random(), np.random.rand()) == expected
+
+
+def test_keeps_the_attributes_of_the_wrapped_set(pairs: Options) -> None:
+    inner = build_dataset(pairs())
+    dataset = SeededDataset(inner, 0)
+    assert dataset.opt is inner.opt and dataset.paths is inner.paths and len(dataset) == 5
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        dataset.no_such_thing  # noqa: B018
+
+
+def test_order_is_that_of_the_names(pairs: Options) -> None:
+    inner = build_dataset(pairs(phase="val"))
+    inner.paths = [inner.paths[index] for index in (3, 0, 4, 1, 2)]  # os.scandir promises no order
+    dataset = SeededDataset(inner, 0)
+    assert [Path(dataset[index]["gt_path"]).stem for index in range(5)] == [f"im{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_unreadable_image_is_named(pairs: Options, tmp_path: Path, content: bytes | None) -> None:
+    dataset = SeededDataset(build_dataset(pairs(phase="val")), 0)
+    bad = tmp_path / "LQ" / "im3.png"
+    if content is None:
+        bad.unlink()
+    else:
+        bad.write_bytes(content)
+    with pytest.raises(DataError, match=f"Cannot read image {bad}"):
+        dataset[3]
+
+
+def test_truncated_image_is_named(pairs: Options, tmp_path: Path) -> None:
+    bad = tmp_path / "GT" / "im1.png"
+    bad.write_bytes(bad.read_bytes()[:-40])
+    with pytest.raises(DataError, match=f"Cannot read image {bad}: it is damaged"):
+        SeededDataset(build_dataset(pairs()), 0)[0, 1]
+
+
+def test_unreadable_image_in_an_lmdb_is_named(pairs: Options, tmp_path: Path) -> None:
+    opt = pairs("lmdb")
+    with lmdb.open(opt["dataroot_gt"], map_size=2**20) as env, env.begin(write=True) as transaction:
+        transaction.put(b"im2", b"rubbish")
+        transaction.delete(b"im4")
+    dataset = SeededDataset(build_dataset(opt), 0)
+    with pytest.raises(DataError, match=r"GT\.lmdb: im2.* damaged"):
+        dataset[0, 2]
+    with pytest.raises(DataError, match=r"GT\.lmdb: im4.* no such key"):
+        dataset[0, 4]
+
+
+def test_error_survives_a_worker(pairs: Options, tmp_path: Path) -> None:
+    bad = tmp_path / "GT" / "im1.png"
+    bad.write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        batches(pairs(num_worker_per_gpu=2))
+    last_line = str(caught.value).strip().splitlines()[-1]
+    assert last_line.endswith(f"Cannot read image {bad}: it is damaged or not an image (8 bytes)")
+
+
+@pytest.mark.parametrize("backend", ["disk", "lmdb"])
+@pytest.mark.parametrize(
+    ("phase", "gt", "accepted"),
+    [
+        ("train", (24, 33), False),  # BasicSR refuses, without naming the file
+        ("val", (25, 33), True),  # the usual mod-crop case
+        ("val", (26, 32), False),  # BasicSR crops silently
+        ("val", (24, 31), False),
+    ],
+)
+def test_gt_and_lq_must_match_the_scale(
+    pairs: Options, tmp_path: Path, backend: str, phase: str, gt: tuple[int, int], accepted: bool
+) -> None:
+    write_pair(tmp_path, "im2", gt, (12, 16), 7)
+    dataset = SeededDataset(build_dataset(pairs(backend, phase)), 0)
+    item = (0, 2) if phase == "train" else 2
+    if accepted:
+        assert dataset[item]["gt"].shape == (3, 24, 32)
+        return
+    with pytest.raises(DataError, match=rf"do not match scale 2: .*im2.* is {gt[0]}x{gt[1]} .* is 12x16"):
+        dataset[item]
+
+
+def test_patch_larger_than_the_image(pairs: Options, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"gt_size 28 .*{tmp_path}/GT/im0.png \(24x32\)"):
+        SeededDataset(build_dataset(pairs(gt_size=28)), 0)[0, 0]
+
+
+def test_a_defect_of_the_program_is_not_called_bad_data(pairs: Options) -> None:
+    opt = pairs()
+    del opt["use_rot"]
+    with pytest.raises(KeyError, match="use_rot"):
+        SeededDataset(build_dataset(opt), 0)[0, 0]
+
+
+def test_set_without_gt(pairs: Options, tmp_path: Path) -> None:
+    opt = {
+        "name": "single", "type": "SingleImageDataset", "phase": "test", "scale": SCALE,
+        "dataroot_lq": str(tmp_path / "LQ"), "io_backend": {"type": "disk"},
+    }  # fmt: skip
+    dataset = SeededDataset(build_dataset(opt), 0)
+    assert dataset[0]["lq"].shape == (3, 12, 16)
+    (tmp_path / "LQ" / "im1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="LQ/im1.png"):
+        dataset[1]
