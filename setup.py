@@ -32,7 +32,6 @@ setup(
         "lmdb",
         "matplotlib",
         "numpy>=2.0",
-        "opencv-python",
         "pandas",
         "pillow",
         "pyyaml",

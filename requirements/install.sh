@@ -41,18 +41,22 @@ fi
 moved=no # an environment holds absolute paths
 if [ -f "$installed" ] && [ "$(head -n 1 "$installed")" != "$(pwd)" ]; then moved=yes; fi
 if [ -e "$unfinished" ] || [ $moved = yes ] || ! supported "$venv/bin/python"; then
-    echo "Creating $venv with $("$python" --version)"
+    echo "kdsr: creating $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
 fi
 touch "$unfinished"
 rm -f "$installed"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 
-echo "Installing into $venv (a few minutes the first time)"
-pip install --quiet --no-deps ${torch_index:+--extra-index-url "$torch_index"} -r requirements/torch.txt
-pip install --quiet -c requirements/constraints.txt -r requirements/build.txt
-pip install --quiet -c requirements/constraints.txt -r requirements/base.txt -r requirements/dev.txt
-pip install --quiet --no-deps --no-build-isolation -r requirements/basicsr.txt
-pip install --quiet --no-deps --no-build-isolation --editable .
+say() { echo "kdsr: $*"; }
+say "installing into $venv; the first time this takes some minutes"
+say "torch and torchvision"
+pip install -qq --no-deps ${torch_index:+--extra-index-url "$torch_index"} -r requirements/torch.txt
+say "libraries and tools"
+pip install -qq -c requirements/constraints.txt \
+    -r requirements/build.txt -r requirements/base.txt -r requirements/dev.txt
+say "basicsr and kdsr"
+pip install -qq --no-deps --no-build-isolation -r requirements/basicsr.txt
+pip install -qq --no-deps --no-build-isolation --editable .
 printf '%s' "$wanted" >"$installed"
 rm -f "$unfinished"
