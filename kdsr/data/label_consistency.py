@@ -1,0 +1,102 @@
+"""Label consistency of DCKD's release: the teacher sees an augmented view, its answer is brought back.
+
+``L_lcr = L1(S(x), A⁻¹ T(A x))``. A inverts the colours, flips and transposes, each for some of the samples. A
+restoration network ought to commute with A and does so only nearly, so that the second view is a second
+opinion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdsr.runtime.errors import OptionError
+
+
+@dataclass(frozen=True)
+class AugmentationPlan:
+    """Which samples each augmentation applies to: boolean masks of shape (N,), on the CPU."""
+
+    invert: Tensor
+    hflip: Tensor
+    vflip: Tensor
+    transpose: Tensor
+
+
+def _where(mask: Tensor, changed: Tensor, x: Tensor) -> Tensor:
+    return torch.where(mask.to(x.device, non_blocking=True).view(-1, 1, 1, 1), changed, x)
+
+
+def _transposed(x: Tensor, mask: Tensor) -> Tensor:
+    # the masks are on the CPU: asking them costs no sync
+    return _where(mask, x.transpose(2, 3), x) if mask.any() else x
+
+
+def check_square(height: int, width: int) -> None:
+    """Raises OptionError unless patches of this size can be transposed within a batch."""
+    if height != width:
+        raise OptionError(
+            f"train.lcr_opt: its transposition needs square patches, these are {height}x{width}; "
+            "train on square crops (datasets.train.gt_size) or leave lcr_opt out"
+        )
+
+
+def augment(x: Tensor, plan: AugmentationPlan) -> Tensor:
+    """A x: inverts colours (1 - x), flips left-right, flips up-down, transposes; each where the plan says.
+
+    Args:
+        x: (N, C, H, W) in [0, 1]; square when anything is to be transposed.
+        plan: Masks for N samples.
+
+    Raises:
+        OptionError: A transposition of patches that are not square.
+    """
+    if plan.transpose.any():
+        check_square(*x.shape[2:])
+    x = _where(plan.invert, 1 - x, x)
+    x = _where(plan.hflip, x.flip(3), x)
+    x = _where(plan.vflip, x.flip(2), x)
+    return _transposed(x, plan.transpose)
+
+
+def restore(y: Tensor, plan: AugmentationPlan) -> Tensor:
+    """A⁻¹ y: the inverse steps of ``augment``, in reverse order. y may have another resolution than x had."""
+    y = _transposed(y, plan.transpose)
+    y = _where(plan.vflip, y.flip(2), y)
+    y = _where(plan.hflip, y.flip(3), y)
+    return _where(plan.invert, 1 - y, y)
+
+
+class LabelConsistency:
+    """Draws plans and applies them.
+
+    Args:
+        prob: Probability of each of the four augmentations, for each sample by itself. The release's option
+            `train.noisy.prob` is read as this number (our reading of an undocumented key); the method's own
+            value, stated, is 0.5.
+
+    Raises:
+        OptionError: prob lies outside [0, 1].
+    """
+
+    def __init__(self, prob: float = 0.5) -> None:
+        if not 0 <= prob <= 1:
+            raise OptionError(f"train.noisy.prob: {prob} is no probability; give a number from 0 to 1")
+        self.prob = prob
+
+    def draw(self, samples: int, generator: torch.Generator) -> AugmentationPlan:
+        """Masks for so many samples, from a generator of the CPU (its state is all that a resume needs)."""
+        chances = torch.rand(4, samples, generator=generator, dtype=torch.float64)
+        return AugmentationPlan(*(chances < self.prob))
+
+    def apply(self, x: Tensor, plan: AugmentationPlan) -> Tensor:
+        """``augment``, which also refuses a patch size that only a later draw would stumble over."""
+        if self.prob > 0:
+            check_square(*x.shape[2:])
+        return augment(x, plan)
+
+    def invert(self, y: Tensor, plan: AugmentationPlan) -> Tensor:
+        """``restore``."""
+        return restore(y, plan)
