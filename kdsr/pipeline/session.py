@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 from copy import deepcopy
 from pathlib import Path
@@ -13,6 +14,7 @@ from basicsr.data import build_dataloader
 from basicsr.models import build_model
 from basicsr.utils import check_resume, get_root_logger, make_exp_dirs
 from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.logger import initialized_logger
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
 from torch import nn
 
@@ -45,6 +47,7 @@ class Session:
         self.progress = Progress()
 
     def __enter__(self) -> Session:
+        forget_logger()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,6 +63,7 @@ class Session:
         if is_train:
             self._require_a_batch(opt)
         check_checkpoints(opt)
+        forget_logger()
         return opt, self.args
 
     def _make_dataset(self, dataset_opt: dict[str, Any], seed: int) -> SeededDataset:
@@ -110,7 +114,7 @@ class Session:
         train_opt = opt["datasets"]["train"]
         ratio = train_opt.get("dataset_enlarge_ratio", 1)
         train_set = self.datasets["train"]
-        sampler = PositionSampler(len(train_set), opt["world_size"], opt["rank"], ratio, opt["manual_seed"])
+        sampler = PositionSampler(train_set, opt["world_size"], opt["rank"], ratio, opt["manual_seed"])
         # prefetch_mode cpu: BasicSR's reading thread dies of an unreadable image in silence, and the run hangs.
         plain = {**train_opt, "prefetch_mode": None if train_opt.get("prefetch_mode") == "cpu" else "cuda"}
         loader = build_dataloader(train_set, plain, opt["num_gpu"], opt["dist"], sampler, opt["manual_seed"])
@@ -152,6 +156,14 @@ class Session:
     def build_dataset(self, dataset_opt: dict[str, Any]) -> Any:
         """The data set that was made, and checked, with the options."""
         return next(made for made in self.datasets.values() if made.opt["name"] == dataset_opt["name"])
+
+
+def forget_logger() -> None:
+    """Lets the next run open its own log file: BasicSR's logger keeps the first that it was given, or none."""
+    if initialized_logger.pop("basicsr", None):
+        for handler in list(logging.getLogger("basicsr").handlers):
+            logging.getLogger("basicsr").removeHandler(handler)
+            handler.close()
 
 
 def check_checkpoints(opt: dict[str, Any]) -> None:
