@@ -1,22 +1,232 @@
-"""Checks options before anything is built: all problems at once, with the nearest valid names."""
+"""Checks options before anything is built: all problems at once, with the nearest valid names.
+
+A network's and a loss's options are bound to the constructor that gets them; what takes one dict declares its keys:
+models ``TRAIN_KEYS`` (and ``NETWORK_KEYS``, ``VAL_KEYS``, ``PATH_KEYS``, ``TOP_KEYS``), data sets ``OPTION_KEYS``,
+merged over the bases. BasicSR's own classes are declared in ``option_tables``. A class that declares nothing is
+foreign: its keys are not judged, everything else is.
+"""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
+from os import path as osp
 from typing import Any
+
+import torch
+from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+
+from kdsr.models.base_model import RestorationModel
+from kdsr.pipeline import option_tables as tables
+from kdsr.pipeline.option_check_data import check_datasets
+from kdsr.pipeline.option_check_geometry import check_geometry
+from kdsr.pipeline.option_names import check_call, check_kind, check_table, describe, find_type, nearest, registered
+from kdsr.runtime.precision import Precision
+
+_SCHEDULERS = {
+    "MultiStepLR": MultiStepRestartLR,
+    "MultiStepRestartLR": MultiStepRestartLR,
+    "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
+}
+# lowest values that make sense, by place
+_LOWEST = {
+    "scale": 1,
+    "manual_seed": 0,
+    "train.total_iter": 1,
+    "train.ema_decay": 0,
+    "val.val_freq": 1,
+    "logger.print_freq": 1,
+    "logger.save_checkpoint_freq": 1,
+}
 
 
 def check(opt: dict[str, Any], is_train: bool) -> list[str]:
     """All problems of an option tree at the user's level; empty when it can be run.
 
     Args:
-        opt: As the option file has it, pieces and overrides applied.
-        is_train: Training needs ``train``, ``logger`` and a set ``train``; testing only networks and sets.
+        opt: As the option file has it: pieces, overrides and references applied, nothing derived.
+        is_train: Training needs ``train`` and a set ``train``; testing ``val`` and sets to test.
     """
     problems: list[str] = []
-    required = {"name": str, "model_type": str, "datasets": dict, "network_g": dict}
-    if is_train:
-        required["train"] = dict
-    for key, kind in required.items():
-        if not isinstance(opt.get(key), kind):
-            problems.append(f"{key}: is required" if opt.get(key) is None else f"{key}: {opt[key]!r} is no {kind}")
+    model = _find_model(opt, problems)
+    keys = ModelKeys(model)
+    _check_top(opt, keys, is_train, problems)
+    _check_networks(opt, problems)
+    for section, check_section in (("train", _check_train), ("val", _check_val)):
+        options = opt.get(section)
+        if isinstance(options, dict):
+            check_section(options, keys, is_train, problems)
+    _check_paths(opt, keys, is_train, problems)
+    for section, table in (("logger", tables.LOGGER), ("dist_params", tables.DIST_PARAMS)):
+        if isinstance(opt.get(section), dict):
+            check_table(opt[section], table, section, problems)
+    if keys.ours and isinstance(opt.get("precision"), dict):
+        check_table(opt["precision"], Precision.KEYS, "precision", problems)
+    _check_lowest(opt, problems)
+    check_datasets(opt, is_train, problems)
+    check_geometry(opt, is_train, problems)
+    if not problems and hasattr(model, "check_options"):
+        # a class may rely on what was checked so far: kinds are right, required keys are there
+        problems += model.check_options(opt)
     return problems
+
+
+class ModelKeys:
+    """The option keys that a model class reads; ``strict`` says whether it declares them at all."""
+
+    def __init__(self, model: type | None) -> None:
+        self.name = model.__name__ if model else "the model"
+        self.ours = model is not None and issubclass(model, RestorationModel)
+        self.train: dict[str, Any] = {}
+        self.networks: frozenset[str] = frozenset()
+        self.path, self.val, self.top = dict(tables.PATH), dict(tables.VAL), dict(tables.TOP)
+        if model is not None and self.name in tables.STOCK_MODELS and not self.ours:
+            self.train, self.networks = tables.STOCK_MODELS[self.name]
+        for base in reversed(model.__mro__ if model else ()):
+            self.train = self.train | vars(base).get("TRAIN_KEYS", {})
+            self.networks |= vars(base).get("NETWORK_KEYS", frozenset())
+            self.path |= vars(base).get("PATH_KEYS", {})
+            self.val |= vars(base).get("VAL_KEYS", {})
+            self.top |= vars(base).get("TOP_KEYS", {})
+        self.strict = bool(self.train)
+        if self.ours:
+            self.path |= tables.OUR_PATH
+            self.val |= tables.OUR_VAL
+            self.top["precision"] = (dict, tables.NONE)
+        for network in self.networks:
+            self.top[f"network_{network}"] = (dict, bool, tables.NONE) if network == "his" else (dict, tables.NONE)
+            self.path |= {f"{key}_{network}": kind for key, kind in tables.PATH_OF_NETWORK.items()}
+
+
+def _find_model(opt: dict[str, Any], problems: list[str]) -> type | None:
+    name = opt.get("model_type")
+    if name is None:
+        problems.append("model_type: is required")
+        return None
+    known = registered(MODEL_REGISTRY)
+    if name in known:
+        return known[name]
+    problems.append(f"model_type: {describe(name)} is not known; {nearest(str(name), known)}")
+    meant = difflib.get_close_matches(str(name), known, n=1)  # judge the rest as if it had been spelt right
+    return known[meant[0]] if meant else None
+
+
+def _check_top(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
+    required = ["name", "datasets", "network_g"] + (["train"] if is_train else ["val"])
+    unjudged = ["model_type"] if keys.strict else [key for key in opt if key not in keys.top]
+    check_table(opt, keys.top, "", problems, required=required, skip=[*unjudged, "num_gpu"])
+    if opt.get("name") == "":
+        problems.append("name: is required")
+    asked = opt.get("num_gpu", "auto")
+    if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 0):
+        problems.append(f"num_gpu: {asked!r} is neither auto nor a number of GPUs (0 means the CPU)")
+
+
+def _check_networks(opt: dict[str, Any], problems: list[str]) -> None:
+    known = registered(ARCH_REGISTRY)
+    for key, options in opt.items():
+        if key.startswith("network_") and isinstance(options, dict):
+            network = find_type(options, known, key, problems)
+            if network is not None:
+                check_call(network, options, key, problems)
+
+
+def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
+    required = [k for k in ("total_iter", "optim_g", "scheduler") if is_train and keys.strict and k in keys.train]
+    unjudged = [] if keys.strict else list(train)
+    check_table(train, keys.train, "train", problems, required=required, skip=unjudged)
+    losses = registered(LOSS_REGISTRY)
+    for key, options in train.items():
+        place = f"train.{key}"
+        if not isinstance(options, dict) or not (key in keys.train or not keys.strict):
+            continue
+        if key.startswith("optim_"):
+            _check_optimizer(options, place, problems)
+        elif key == "scheduler":
+            _check_scheduler(options, train.get("total_iter"), problems)
+        elif key.endswith("_opt") and (keys.strict or options.get("type") in losses):
+            loss = find_type(options, losses, place, problems)
+            if loss is not None:
+                check_call(loss, options, place, problems)
+
+
+def _check_optimizer(options: dict[str, Any], place: str, problems: list[str]) -> None:
+    optimizers = {
+        name: cls
+        for name, cls in vars(torch.optim).items()
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer
+    }
+    optimizer = find_type(options, optimizers, place, problems)
+    if optimizer is not None:
+        check_call(optimizer, options, place, problems, given=["params"])
+        if "lr" not in options:
+            problems.append(f"{place}.lr: is required")
+
+
+def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[str]) -> None:
+    place = "train.scheduler"
+    scheduler = find_type(options, _SCHEDULERS, place, problems)
+    if scheduler is None:
+        return
+    before = len(problems)
+    check_call(scheduler, options, place, problems, given=["optimizer", "last_epoch"])
+    for key in ("milestones", "periods", "restarts", "restart_weights"):
+        if key in options and check_kind(options[key], list, f"{place}.{key}", problems):
+            for index, item in enumerate(options[key]):
+                check_kind(item, float, f"{place}.{key}.{index}", problems)
+    if len(problems) > before:
+        return
+    parts = "periods" if scheduler is CosineAnnealingRestartLR else "restarts"
+    lengths = [len(options.get(key, (1,))) for key in (parts, "restart_weights")]
+    if lengths[0] != lengths[1]:
+        problems.append(f"{place}.restart_weights: {lengths[1]} weights for {lengths[0]} {parts}")
+    # past its last period BasicSR's scheduler fails, at the end of a long run
+    if parts == "periods" and isinstance(total_iter, int | float) and sum(options["periods"]) < total_iter - 1:
+        problems.append(f"{place}.periods: last {sum(options['periods'])} iterations, train.total_iter is {total_iter}")
+
+
+def _check_val(val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
+    unjudged = [] if keys.strict else [key for key in val if key not in keys.val]
+    check_table(val, keys.val, "val", problems, required=["val_freq"] if is_train else [], skip=unjudged)
+    metrics = registered(METRIC_REGISTRY)
+    if not isinstance(val.get("metrics"), Mapping):
+        return
+    for name, options in val["metrics"].items():
+        place = f"val.metrics.{name}"
+        if not check_kind(options, dict, place, problems):
+            continue
+        metric = find_type(options, metrics, place, problems)
+        if metric is not None:
+            check_call(metric, options, place, problems, given=["img", "img2"], extra=["better"])
+        if options.get("better", "higher") not in ("higher", "lower"):
+            problems.append(f"{place}.better: {options['better']!r} is neither higher nor lower")
+
+
+def _check_paths(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
+    path = opt.get("path")
+    if not isinstance(path, dict):
+        return
+    unjudged = [] if keys.strict else [key for key in path if key not in keys.path]
+    check_table(path, keys.path, "path", problems, skip=unjudged)
+    needed = ["resume_state"] if is_train else []
+    for key in path:
+        network = key.removeprefix("pretrain_")
+        if network != key and opt.get(network) and (is_train or network == "network_g"):  # a test builds the student
+            needed.append(key)
+    if is_train and path.get("init_from") != "teacher":
+        needed.append("init_from")
+    for key in needed:
+        file = path.get(key)
+        if isinstance(file, str) and not osp.isfile(osp.expanduser(file)):
+            away = "" if osp.isabs(osp.expanduser(file)) else " (relative to the working directory)"
+            problems.append(f"path.{key}: there is no file {file}{away}")
+
+
+def _check_lowest(opt: dict[str, Any], problems: list[str]) -> None:
+    for place, lowest in _LOWEST.items():
+        value: Any = opt
+        for key in place.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, int | float) and not isinstance(value, bool) and value < lowest:
+            problems.append(f"{place}: {value} is below {lowest}")

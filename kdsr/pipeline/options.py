@@ -67,8 +67,6 @@ def _resolve_num_gpu(
     count = torch.cuda.device_count()
     if asked == "auto":
         return min(count, 1)
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 0:
-        raise OptionError(f"num_gpu: {asked!r} is neither auto nor a number of GPUs (0 means the CPU)")
     if args.launcher != "none":
         return min(asked, count, 1)
     if asked > 1 and ours:
@@ -96,6 +94,7 @@ def _shared_seed(seed: int | None, world_size: int) -> int:
 
 
 def _fill_datasets(opt: dict[str, Any]) -> None:
+    opt["datasets"] = {name: dataset for name, dataset in opt["datasets"].items() if dataset is not None}
     for name, dataset in opt["datasets"].items():
         dataset["phase"] = name.split("_")[0]
         if "scale" in opt:
@@ -197,9 +196,10 @@ def parse_options(
 def user_level(opt: dict[str, Any]) -> dict[str, Any]:
     """A copy of the options without what :func:`parse_options` derives."""
     options = {key: copy.deepcopy(value) for key, value in opt.items() if key not in _DERIVED}
-    for dataset in options.get("datasets", {}).values():
-        dataset.pop("phase", None)
-        dataset.pop("scale", None)
+    for dataset in (options.get("datasets") or {}).values():
+        if dataset is not None:
+            dataset.pop("phase", None)
+            dataset.pop("scale", None)
     path = options.get("path")
     if path and "visualization" in path:  # the root is the run's own folder by now; options name the one above
         for key in _DERIVED_PATHS:

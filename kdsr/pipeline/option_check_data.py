@@ -1,0 +1,84 @@
+"""The part of the option check that looks at ``datasets``: keys, loaders, and the files behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import basicsr.data  # noqa: F401  registers its data sets
+from basicsr.utils.registry import DATASET_REGISTRY
+
+from kdsr.pipeline import option_tables as tables
+from kdsr.pipeline.option_names import check_kind, check_table, find_type, nearest, registered
+
+
+def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
+    """Checks every set of ``datasets``; a set that is null is switched off."""
+    datasets = opt.get("datasets")
+    if not isinstance(datasets, dict):
+        return
+    phases = ("train", "val") if is_train else ("test", "val")
+    if is_train and not datasets.get("train"):
+        problems.append("datasets.train: is required")
+    if not any(datasets.values()):
+        problems.append("datasets: names no set")
+    names: dict[str, str] = {}
+    for key, dataset in datasets.items():
+        place = f"datasets.{key}"
+        phase = key.split("_")[0]
+        if phase not in phases:
+            doing = "training" if is_train else "a test"
+            problems.append(f"{place}: {doing} knows sets named {' or '.join(f'{p}, {p}_NAME' for p in phases)}")
+            continue
+        if dataset is None or not check_kind(dataset, dict, place, problems):
+            continue
+        _check_keys(dataset, phase, place, problems)
+        name = dataset.get("name")
+        if isinstance(name, str) and phase != "train" and names.setdefault(name, place) != place:
+            problems.append(f"{place}.name: {name} is the name of {names[name]} too; results are told apart by it")
+
+
+def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[str]) -> None:
+    known = registered(DATASET_REGISTRY)
+    cls = find_type(dataset, known, place, problems)
+    required = ["name"]
+    if phase == "train":
+        required += ["batch_size_per_gpu", "num_worker_per_gpu"]
+    declared: dict[str, Any] | None = None
+    if cls is not None and cls.__name__ in tables.STOCK_DATASETS:
+        declared, always, in_training = tables.STOCK_DATASETS[cls.__name__]
+        required += [*always, "io_backend"]
+        required += in_training if phase == "train" else ()
+    elif cls is not None and hasattr(cls, "OPTION_KEYS"):
+        declared = {}
+        for base in reversed(cls.__mro__):
+            declared |= vars(base).get("OPTION_KEYS", {})
+    table = tables.ANY_DATASET | (declared or {})
+    unjudged = [] if declared is not None else [key for key in dataset if key not in table]
+    check_table(dataset, table, place, problems, required=required, skip=[*unjudged, "io_backend"])
+    if "io_backend" in dataset and check_kind(dataset["io_backend"], dict, f"{place}.io_backend", problems):
+        _check_backend(dataset["io_backend"], f"{place}.io_backend", problems)
+    _check_loader(dataset, place, problems)
+
+
+def _check_backend(options: dict[str, Any], place: str, problems: list[str]) -> None:
+    backend = options.get("type")
+    if backend is None:
+        problems.append(f"{place}.type: is required")
+    elif backend not in tables.IO_BACKENDS:
+        problems.append(f"{place}.type: {backend!r} is not known; {nearest(str(backend), tables.IO_BACKENDS)}")
+    check_table(options, tables.IO_BACKEND, place, problems, skip=["type"])
+
+
+def _check_loader(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
+    for key, lowest in (("batch_size_per_gpu", 1), ("num_worker_per_gpu", 0), ("num_prefetch_queue", 1)):
+        value = dataset.get(key)
+        if isinstance(value, int) and value < lowest:
+            problems.append(f"{place}.{key}: {value} is below {lowest}")
+    ratio = dataset.get("dataset_enlarge_ratio")
+    if isinstance(ratio, int | float) and ratio <= 0:
+        problems.append(f"{place}.dataset_enlarge_ratio: {ratio} is not above 0")
+    mode = dataset.get("prefetch_mode")
+    if mode not in (None, "cpu", "cuda"):
+        problems.append(f"{place}.prefetch_mode: {mode!r} is neither cpu nor cuda nor null")
+    elif mode == "cuda" and dataset.get("pin_memory") is not True:
+        problems.append(f"{place}.pin_memory: must be true for prefetch_mode: cuda")

@@ -1,0 +1,76 @@
+"""The part of the option check that looks at sizes: scale, patch, and what the networks can take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from basicsr.utils.registry import ARCH_REGISTRY
+
+from kdsr.pipeline.option_names import parameters_of, registered
+
+_SCALE_PARAMETERS = ("upscale", "scale")
+
+
+def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
+    """Checks that data, student and teacher agree in scale, and that a training patch fits every network."""
+    scale = opt.get("scale", 1)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or scale < 1:
+        return
+    for key in ("network_g", "network_t"):
+        _check_scale(opt, key, scale, problems)
+    train = (opt.get("datasets") or {}).get("train") if isinstance(opt.get("datasets"), dict) else None
+    size = train.get("gt_size") if is_train and isinstance(train, dict) else None
+    if isinstance(size, bool) or not isinstance(size, int):
+        return
+    place = "datasets.train.gt_size"
+    if size < 1 or size % scale:
+        problems.append(f"{place}: {size} is no positive multiple of scale {scale}")
+        return
+    patch = int(size // scale)
+    for key in ("network_g", "network_t"):
+        _check_window(opt.get(key), key, patch, f"{place}: {size} gives LQ patches of {patch}", problems)
+    _check_vqgan(opt.get("network_vqgan"), size, place, problems)
+
+
+def _effective(options: dict[str, Any], name: str) -> Any:
+    """A network's parameter: as given, else its constructor's default; None where it has none."""
+    if name in options:
+        return options[name]
+    network = registered(ARCH_REGISTRY).get(str(options.get("type")))
+    parameter = parameters_of(network).get(name) if network is not None else None
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str]) -> None:
+    options = opt.get(key)
+    if not isinstance(options, dict):
+        return
+    if options.get("type") == "SwinIR" and not options.get("upsampler"):
+        return  # without an upsampler it keeps the size, whatever its upscale says
+    for name in _SCALE_PARAMETERS:
+        value = _effective(options, name)
+        if isinstance(value, int) and value != scale:
+            how = "" if name in options else " by default"
+            said = f"scale is {scale:g}" if "scale" in opt else "scale is not given"
+            problems.append(f"{key}.{name}: is {value}{how}, but {said}")
+
+
+def _check_window(options: Any, key: str, patch: int, said: str, problems: list[str]) -> None:
+    """BasicSR's SwinIR does not pad: it takes multiples of its window only."""
+    if not isinstance(options, dict) or options.get("type") != "SwinIR":
+        return
+    window, image = _effective(options, "window_size"), _effective(options, "img_size")
+    if isinstance(window, int) and isinstance(image, int):
+        window = min(window, image)
+        if window > 0 and patch % window:
+            problems.append(f"{said}, but {key} takes multiples of its window_size {window}")
+
+
+def _check_vqgan(options: Any, size: int, place: str, problems: list[str]) -> None:
+    if not isinstance(options, dict) or not isinstance(options.get("ddconfig"), dict):
+        return
+    levels = options["ddconfig"].get("ch_mult")
+    if isinstance(levels, list) and levels:
+        factor = 2 ** (len(levels) - 1)
+        if size % factor:
+            problems.append(f"{place}: {size} is no multiple of {factor}, by which network_vqgan reduces an image")

@@ -1,0 +1,216 @@
+"""Names, kinds and signatures: what the option check is made of."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+NUMBER = (int, float)
+
+
+def _close(name: str, candidates: list[str]) -> list[str]:
+    """At most three candidates like ``name``, and only those nearly as like it as the best one."""
+    close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.6)
+    likeness = [difflib.SequenceMatcher(None, candidate, name).ratio() for candidate in close]
+    return [candidate for candidate, ratio in zip(close, likeness, strict=True) if ratio > likeness[0] - 0.1]
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest valid ones, or all where they are few."""
+    names = sorted(set(valid))
+    # compared without case first: L1loss is L1Loss before it is anything else
+    folded = {candidate.lower(): candidate for candidate in names}
+    close = _close(name.lower(), list(folded))
+    if close:
+        close = [folded[match] for match in close]
+        return f"did you mean {' or '.join(close)}?"
+    if not names:
+        return "nothing is valid here"
+    shown = names if len(names) <= 20 else [*names[:20], "…"]
+    return f"valid: {', '.join(shown)}"
+
+
+def registered(registry: Any) -> dict[str, Any]:
+    """What a BasicSR registry offers, by the names that options may use (``NAME`` also finds ``NAME_basicsr``)."""
+    entries = dict(iter(registry))
+    for name, entry in list(entries.items()):
+        if name.endswith("_basicsr"):
+            entries.setdefault(name.removesuffix("_basicsr"), entry)
+    return entries
+
+
+def find_type(options: Mapping[str, Any], known: Mapping[str, Any], place: str, problems: list[str]) -> Any | None:
+    """The entry that ``options['type']`` names; reports an absent or unknown one. Prints nothing."""
+    name = options.get("type")
+    if name is None:
+        problems.append(f"{place}.type: is required")
+    elif not isinstance(name, str) or name not in known:
+        problems.append(f"{place}.type: {name!r} is not known; {nearest(str(name), known)}")
+    else:
+        return known[name]
+    return None
+
+
+def describe(value: Any) -> str:
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    return "a section" if isinstance(value, dict) else repr(value)
+
+
+_KIND_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    tuple: "a list",
+    dict: "a section",
+    types.NoneType: "null",
+}
+
+
+def is_kind(value: Any, kind: type) -> bool:
+    """Whether an option's value is of a kind; a whole float is an ``int``, an ``int`` is a ``float``, a list a tuple."""
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is int:
+        return not isinstance(value, bool) and (
+            isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        )
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, list | tuple) if kind in (list, tuple) else isinstance(value, kind)
+
+
+def check_kind(
+    value: Any, kinds: type | tuple[type, ...], place: str, problems: list[str], shown: type | None = None
+) -> bool:
+    """Reports a value that is of none of the kinds (the message speaks of ``shown``); returns whether it is fine."""
+    wanted = kinds if isinstance(kinds, tuple) else (kinds,)
+    if any(is_kind(value, kind) for kind in wanted):
+        return True
+    wanted = wanted if shown is None else (shown,)
+    names = list(dict.fromkeys(_KIND_NAMES.get(kind, kind.__name__) for kind in wanted))
+    if int in wanted and float in wanted:
+        names.remove(_KIND_NAMES[int])
+    problems.append(f"{place}: expected {' or '.join(names)}, got {describe(value)}")
+    return False
+
+
+def check_table(
+    options: Any,
+    table: Mapping[str, Any],
+    place: str,
+    problems: list[str],
+    *,
+    required: Iterable[str] = (),
+    skip: Iterable[str] = (),
+) -> None:
+    """Checks a section against a table ``key -> kind, kinds, or a table of its own``.
+
+    Args:
+        options: The section.
+        table: The valid keys.
+        place: The section's name, for messages.
+        problems: Gets what is wrong.
+        required: Keys that must be there and not null.
+        skip: Keys that somebody else checks.
+    """
+    if not check_kind(options, dict, place, problems):
+        return
+    ignored = set(skip)
+    for key, value in options.items():
+        if key in ignored:
+            continue
+        here = f"{place}.{key}" if place else key
+        if key not in table:
+            problems.append(f"{here}: unknown key; {nearest(key, {*table, *ignored})}")
+        elif isinstance(table[key], Mapping):
+            if value is not None:
+                check_table(value, table[key], here, problems)
+        else:
+            check_kind(value, table[key], here, problems)
+    for key in required:
+        if options.get(key) is None:
+            problems.append(f"{place}.{key}: is required" if place else f"{key}: is required")
+
+
+def _kinds_of_annotation(annotation: Any) -> tuple[type, ...] | None:
+    """Plain kinds that an annotation allows; None where it says something else."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        parts = [_kinds_of_annotation(part) for part in typing.get_args(annotation)]
+        return None if None in parts else tuple(kind for part in parts if part for kind in part)
+    if isinstance(origin, type):
+        annotation = list if issubclass(origin, Sequence) else origin
+    if annotation is float:
+        return NUMBER
+    return (annotation,) if annotation in _KIND_NAMES else None
+
+
+def _kinds_of_default(default: Any) -> tuple[type, ...] | None:
+    """What a default says about a parameter without annotation: only what cannot be mistaken."""
+    if isinstance(default, bool):
+        return (bool, int, types.NoneType)
+    if isinstance(default, int | float):
+        return (*NUMBER, bool, list, types.NoneType)  # img_size=64 may be a pair
+    if isinstance(default, str):
+        return (str, types.NoneType)
+    if isinstance(default, list | tuple):
+        return (list, types.NoneType)
+    return None
+
+
+def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The named parameters of a constructor or function; ``**kwargs`` counts as none."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: p for name, p in inspect.signature(target).parameters.items() if p.kind in named}
+
+
+def check_call(
+    target: Callable[..., Any],
+    options: Mapping[str, Any],
+    place: str,
+    problems: list[str],
+    *,
+    given: Iterable[str] = (),
+    extra: Iterable[str] = (),
+) -> None:
+    """Checks options against the signature of what they are passed to.
+
+    Args:
+        target: A class or function.
+        options: Its keyword arguments, beside ``type``.
+        place: The section's name, for messages.
+        problems: Gets unknown names, missing arguments and values of an obviously wrong kind.
+        given: Parameters that the caller fills in (an optimizer's ``params``); options cannot set them.
+        extra: Keys that are valid here though no parameter (a metric's ``better``).
+    """
+    taken = set(given)
+    parameters = {name: p for name, p in parameters_of(target).items() if name not in taken}
+    valid = {*parameters, *extra}
+    name = getattr(target, "__name__", str(target))
+    try:
+        annotations = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
+    except (NameError, TypeError):  # an annotation that exists for the type checker only
+        annotations = {}
+    for key, value in options.items():
+        if key == "type":
+            continue
+        if key not in valid:
+            problems.append(f"{place}.{key}: {name} has no such parameter; {nearest(key, valid)}")
+            continue
+        if key not in parameters:
+            continue
+        default = parameters[key].default
+        annotated = key in annotations
+        kinds = _kinds_of_annotation(annotations[key]) if annotated else _kinds_of_default(default)
+        if kinds and not (value is None and default is None):
+            check_kind(value, kinds, f"{place}.{key}", problems, None if annotated else type(default))
+    for key, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and key not in options:
+            problems.append(f"{place}.{key}: is required by {name}")
