@@ -1,0 +1,238 @@
+"""VQGAN: the frozen extractor of DCKD (features and code distribution), and what trains one of your own.
+
+Esser et al., "Taming Transformers for High-Resolution Image Synthesis", CVPR 2021 (arXiv 2012.09841);
+in distillation: DCKD (arXiv 2412.08939). Files of taming-transformers load by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from kdsr.archs.vqgan_blocks import NORM_GROUPS, Decoder, Encoder, level_has_attention
+from kdsr.runtime.errors import DataError, OptionError
+
+
+@dataclass(frozen=True)
+class DDConfig:
+    """taming-transformers' ``ddconfig``: the shape of encoder and decoder.
+
+    Args:
+        ch: Width of the first level; level i has ``ch * ch_mult[i]`` channels.
+        ch_mult: One factor per level; the image is halved between levels.
+        num_res_blocks: Residual blocks per level of the encoder (the decoder has one more).
+        z_channels: Channels of the encoding before ``quant_conv``.
+        resolution: Side of the images it was designed for: says with ``attn_resolutions`` which levels have
+            attention. Images of other sizes are welcome.
+        attn_resolutions: Sides of the feature maps with attention.
+        in_channels: Channels of the image.
+        out_ch: Channels of the reconstruction.
+        dropout: Dropout rate in the residual blocks.
+        double_z: Must be false (a KL autoencoder's option).
+    """
+
+    ch: int
+    ch_mult: Sequence[int]
+    num_res_blocks: int
+    z_channels: int
+    resolution: int
+    attn_resolutions: Sequence[int] = field(default_factory=list)
+    in_channels: int = 3
+    out_ch: int = 3
+    dropout: float = 0.0
+    double_z: bool = False
+
+    @classmethod
+    def problems(cls, options: Mapping[str, Any]) -> list[str]:
+        """All that is wrong with a ``ddconfig`` of an option file, one line each."""
+        known = [entry.name for entry in fields(cls)]
+        required = known[: known.index("attn_resolutions")]
+        found = []
+        for key in options:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=2)
+                hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+                found.append(f"ddconfig.{key}: no such key; {hint}")
+        found += [f"ddconfig.{key}: missing" for key in required if key not in options]
+        lists = ("ch_mult", "attn_resolutions")
+        found += [
+            f"ddconfig.{key}: is a list of whole numbers" for key in lists if not _whole(options.get(key, []))
+        ]
+        numbers = set(known) - {*lists, "dropout", "double_z"}
+        found += [
+            f"ddconfig.{key}: is a whole number" for key in numbers if not _whole([options.get(key, 1)])
+        ]
+        if found:
+            return found
+        if options.get("double_z"):
+            found.append("ddconfig.double_z: must be false, a VQGAN has codes and no variances")
+        if not options["ch_mult"]:
+            found.append("ddconfig.ch_mult: needs at least one level")
+        for width in sorted({options["ch"], *(options["ch"] * factor for factor in options["ch_mult"])}):
+            if width % NORM_GROUPS:
+                found.append(
+                    f"ddconfig: ch and every ch * ch_mult must be a multiple of {NORM_GROUPS}, not {width}"
+                )
+        return found
+
+
+def _whole(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(type(value) is int for value in values)
+
+
+class Reconstruction(NamedTuple):
+    """What an image becomes: (N, C, H, W) in [0, 1], its encoding and codes.
+
+    ``encoding`` and ``quantized`` are (N, embed_dim, h, w); the gradient of ``image`` reaches the encoder
+    straight through the quantization, that of ``quantized`` the codebook. ``codes`` is (N, h, w).
+    """
+
+    image: Tensor
+    encoding: Tensor
+    quantized: Tensor
+    codes: Tensor
+
+
+class Codebook(nn.Module):
+    """``n_embed`` vectors of ``embed_dim`` numbers."""
+
+    def __init__(self, n_embed: int, embed_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_embed, embed_dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / n_embed, 1.0 / n_embed)
+
+    def logits(self, z: Tensor) -> Tensor:
+        """Negative squared distances of (N, embed_dim, h, w) to every code: (N*h*w, n_embed)."""
+        # Small differences of large squares: never in half precision, whatever autocast says.
+        with torch.autocast(z.device.type, enabled=False):
+            dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+            codes = self.embedding.weight.to(dtype)
+            tokens = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).to(dtype)
+            squares = tokens.square().sum(1, keepdim=True) + codes.square().sum(1)
+            return torch.addmm(squares, tokens, codes.t(), alpha=-2.0).neg()
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """(N, h, w) indices -> (N, embed_dim, h, w)."""
+        return self.embedding(codes).permute(0, 3, 1, 2)
+
+
+@ARCH_REGISTRY.register()
+class VQGAN(nn.Module):
+    """VQGAN with the parameter names of taming-transformers.
+
+    Any image whose sides are at least ``multiple_of`` pixels can be encoded; where a side is no multiple of
+    it, the encoding is rounded down, as taming-transformers does. ``reconstruct`` needs multiples.
+
+    Args:
+        embed_dim: Length of a code.
+        n_embed: Number of codes.
+        ddconfig: See :class:`DDConfig`; every key is checked.
+        input_range: Images in [0, 1] are mapped to it linearly before the encoder. (0, 1) is what DCKD's
+            release feeds; (-1, 1) is what taming-transformers' weights were trained on.
+        decoder: Whether to build ``post_quant_conv`` and the decoder, which ``reconstruct`` needs.
+
+    Raises:
+        OptionError: Naming each wrong key of ``ddconfig``.
+    """
+
+    required_prefixes = ("encoder.", "quant_conv.", "quantize.")
+
+    def __init__(
+        self,
+        embed_dim: int,
+        n_embed: int,
+        ddconfig: Mapping[str, Any],
+        input_range: Sequence[float] = (0.0, 1.0),
+        decoder: bool = False,
+    ) -> None:
+        super().__init__()
+        if problems := self.option_problems({"ddconfig": ddconfig, "input_range": input_range}):
+            raise OptionError([f"VQGAN: {problem}" for problem in problems])
+        config = DDConfig(**ddconfig)
+        self.low, self.high = float(input_range[0]), float(input_range[1])
+        self.multiple_of = 2 ** (len(config.ch_mult) - 1)
+        shape: dict[str, Any] = {
+            "ch": config.ch,
+            "ch_mult": config.ch_mult,
+            "num_res_blocks": config.num_res_blocks,
+            "attention": level_has_attention(config.resolution, len(config.ch_mult), config.attn_resolutions),
+            "dropout": config.dropout,
+            "z_channels": config.z_channels,
+        }
+        self.encoder = Encoder(in_channels=config.in_channels, **shape)
+        self.quant_conv = nn.Conv2d(config.z_channels, embed_dim, 1)
+        self.quantize = Codebook(n_embed, embed_dim)
+        if decoder:
+            self.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
+            self.decoder = Decoder(out_ch=config.out_ch, **shape)
+
+    @classmethod
+    def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
+        """What the constructor's signature cannot tell about its options; empty when it can be built."""
+        found = DDConfig.problems(options.get("ddconfig") or {})
+        low_high = options.get("input_range", (0.0, 1.0))
+        if not (isinstance(low_high, list | tuple) and len(low_high) == 2 and low_high[0] < low_high[1]):
+            found.append(f"input_range: is [low, high], not {low_high}")
+        return found
+
+    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Encoding (N, embed_dim, h, w) of images (N, C, H, W) in [0, 1], and the features of each level.
+
+        Raises:
+            DataError: An image is smaller than ``multiple_of`` pixels.
+        """
+        if min(x.shape[-2:]) < self.multiple_of:
+            raise DataError(
+                f"VQGAN: images of {x.shape[-2]}x{x.shape[-1]} pixels are too small, it halves them to 1/"
+                f"{self.multiple_of}; enlarge gt_size to {self.multiple_of} or more"
+            )
+        if (self.low, self.high) != (0.0, 1.0):
+            x = x * (self.high - self.low) + self.low
+        z, features = self.encoder(x)
+        return self.quant_conv(z), features
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Features and codes of images in one pass.
+
+        Args:
+            x: (N, C, H, W) in [0, 1].
+
+        Returns:
+            Per level the output of its first residual block, before attention (taming's f16: 5 levels of 128,
+            128, 256, 256 and 512 channels at 1, 1/2, 1/4, 1/8, 1/16); and the code logits ``-||F - e||^2``,
+            negative squared distances of each token to each code: (N*h*w, n_embed), rows ordered by n, h, w,
+            never below float32.
+        """
+        z, features = self.encode(x)
+        return features, self.quantize.logits(z)
+
+    def reconstruct(self, x: Tensor) -> Reconstruction:
+        """Encodes, replaces each token by its nearest code, decodes. Needs ``decoder=True``.
+
+        Args:
+            x: (N, C, H, W) in [0, 1], sides multiples of ``multiple_of``.
+        """
+        if any(side % self.multiple_of for side in x.shape[-2:]):
+            raise DataError(
+                f"VQGAN: images of {x.shape[-2]}x{x.shape[-1]} pixels cannot be reconstructed, "
+                f"their sides must be multiples of {self.multiple_of}"
+            )
+        z, _ = self.encode(x)
+        codes = self.quantize.logits(z.detach()).argmax(1).view(z.shape[0], *z.shape[2:])
+        quantized = self.quantize.look_up(codes)
+        # straight through: the decoder sees the codes, the encoder gets the decoder's gradient
+        image = self.decode(z + (quantized - z).detach())
+        return Reconstruction(image, z, quantized, codes)
+
+    def decode(self, quantized: Tensor) -> Tensor:
+        """Images in [0, 1] (unclipped) of (N, embed_dim, h, w)."""
+        image = self.decoder(self.post_quant_conv(quantized))
+        if (self.low, self.high) != (0.0, 1.0):
+            image = (image - self.low) / (self.high - self.low)
+        return image
