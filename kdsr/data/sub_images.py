@@ -1,0 +1,122 @@
+"""Ground truth and bicubic LQ images of one photograph, whole or cut into sub-images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kdsr.data.resize import imresize
+from kdsr.runtime.errors import DataError
+
+Image = NDArray[np.uint8]
+GT = 1  # the key of the ground truth among the scales
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How photographs become training images.
+
+    All sizes are pixels of the ground truth.
+
+    Args:
+        scales: Factors of the LQ images.
+        multiple_of: Height and width of the ground truth are cropped to a multiple of it; a multiple of every
+            scale.
+        crop: Side of the square sub-images, a multiple of ``multiple_of``; 0 keeps images whole. A photograph
+            smaller than that in one dimension is not cut in that dimension.
+        step: Distance of neighbouring sub-images, a multiple of ``multiple_of``.
+        thresh: A rest at the right or lower border up to this size is left out, a larger one gets a sub-image
+            that ends at the border.
+    """
+
+    scales: tuple[int, ...]
+    multiple_of: int
+    crop: int = 0
+    step: int = 0
+    thresh: int = 0
+
+    def starts(self, length: int) -> list[int]:
+        """Where sub-images begin along a dimension of ``length`` pixels (a multiple of ``multiple_of``)."""
+        if self.crop == 0 or length <= self.crop:
+            return [0]
+        last = length - self.crop
+        starts = list(range(0, last + 1, self.step))
+        if last - starts[-1] > self.thresh:
+            starts.append(last)
+        return starts
+
+
+def common_multiple(scales: Sequence[int]) -> int:
+    """The smallest number that every scale divides."""
+    return math.lcm(*scales)
+
+
+def read_image(path: Path) -> Image:
+    """Reads an image as 8-bit BGR or grey, (H, W, 3) or (H, W).
+
+    Raises:
+        DataError: It cannot be read, or is not an 8-bit image of one, three or four channels.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read image {path}: {error.strerror or error}") from error
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    if image is None:
+        raise DataError(f"Cannot read image {path}: it is damaged or not an image ({len(content)} bytes)")
+    if image.dtype != np.uint8:
+        raise DataError(f"{path} has {8 * image.dtype.itemsize} bits per channel; convert it to 8 bits")
+    if image.ndim == 3 and image.shape[2] == 4:
+        if image[..., 3].min() < 255:
+            raise DataError(f"{path} is partly transparent; flatten it first")
+        image = image[..., :3]
+    return np.ascontiguousarray(image, np.uint8)
+
+
+def mod_crop(image: Image, multiple_of: int) -> Image:
+    """Crops height and width, at the bottom and the right, to multiples of a number."""
+    height, width = (size - size % multiple_of for size in image.shape[:2])
+    return image[:height, :width]
+
+
+def cut(image: Image, cutting: Cutting) -> Iterator[tuple[str, dict[int, Image]]]:
+    """Makes the LQ images of a photograph and cuts all of them at the same places.
+
+    Cutting comes last: the border of a sub-image is made of its real neighbours.
+
+    Args:
+        image: (H, W) or (H, W, C), uint8.
+        cutting: The sizes.
+
+    Yields:
+        The ending of the sub-image's name (``_s001``, row by row; empty for whole images) and its images by
+        scale, the ground truth under :data:`GT`.
+    """
+    whole = {GT: mod_crop(image, cutting.multiple_of)}
+    if 0 in whole[GT].shape:
+        return
+    for scale in cutting.scales:
+        whole[scale] = imresize(whole[GT], 1 / scale)
+    height, width = whole[GT].shape[:2]
+    number = 0
+    for top in cutting.starts(height):
+        for left in cutting.starts(width):
+            number += 1
+            bottom, right = (min(start + cutting.crop, size) if cutting.crop else size
+                             for start, size in ((top, height), (left, width)))  # fmt: skip
+            pieces = {
+                scale: part[top // scale : bottom // scale, left // scale : right // scale]
+                for scale, part in whole.items()
+            }
+            yield f"_s{number:03d}" if cutting.crop else "", pieces
+
+
+def encode_png(image: Image) -> bytes:
+    """Encodes an image as PNG, quickly rather than small (the level of BasicSR's LMDBs)."""
+    return cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
