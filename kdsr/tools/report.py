@@ -1,0 +1,120 @@
+"""The table of a comparison: what several methods make of the same photographs.
+
+Images are RGB, uint8, (H, W, 3). PSNR and SSIM are BasicSR's, on the Y channel without ``border`` pixels at each
+side, as super-resolution papers give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from basicsr.metrics import calculate_psnr, calculate_ssim
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One column of a comparison.
+
+    Attributes:
+        name: What the table and the picture call it.
+        images: The restored image for each photograph's name.
+        parameters: Number of trained values; None for a filter.
+        competes: Whether the picture marks its value where it is the best (a teacher does not compete).
+    """
+
+    name: str
+    images: Mapping[str, Image]
+    parameters: int | None = None
+    competes: bool = True
+
+
+def load_rgb(path: str | Path) -> Image:
+    """Reads an image file as RGB."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise FileNotFoundError(f"{path}: not an image that can be read")
+    return np.asarray(image[..., ::-1], dtype=np.uint8)
+
+
+def measure(image: Image, gt: Image, border: int) -> tuple[float, float]:
+    """PSNR in dB and SSIM of ``image`` against ``gt`` on the Y channel."""
+    options = {"crop_border": border, "test_y_channel": True}
+    bgr, gt_bgr = image[..., ::-1], gt[..., ::-1]  # BasicSR's order
+    return float(calculate_psnr(bgr, gt_bgr, **options)), float(calculate_ssim(bgr, gt_bgr, **options))
+
+
+def score(photographs: Mapping[str, Image], methods: Sequence[Method], border: int) -> pd.DataFrame:
+    """Measures every method on every photograph.
+
+    Returns:
+        For each method a row per photograph, then one with the means (``image`` is ``"mean"``); columns method,
+        parameters (nullable integer), image, psnr, ssim.
+    """
+    rows: list[tuple[str, int | None, str, float, float]] = []
+    for method in methods:
+        values = [measure(method.images[name], gt, border) for name, gt in photographs.items()]
+        means = np.mean(values, axis=0)
+        scored = [*zip(photographs, values, strict=True), (MEAN, (float(means[0]), float(means[1])))]
+        rows += [(method.name, method.parameters, name, psnr, ssim) for name, (psnr, ssim) in scored]
+    table = pd.DataFrame(rows, columns=["method", "parameters", "image", "psnr", "ssim"])
+    return table.astype({"parameters": "Int64"})
+
+
+def mean_scores(scores: pd.DataFrame, method: str) -> tuple[float, float]:
+    """Mean PSNR and SSIM of a method over the photographs."""
+    row = scores[(scores["method"] == method) & (scores["image"] == MEAN)].iloc[0]
+    return float(row["psnr"]), float(row["ssim"])
+
+
+def comparison(scores: pd.DataFrame) -> pd.DataFrame:
+    """The table that is read, as text: a row per photograph, the means, the parameters; a column per method."""
+    methods = list(dict.fromkeys(scores["method"]))
+    images = list(dict.fromkeys(scores["image"]))
+    cells = {(row.method, row.image): f"{row.psnr:.2f} / {row.ssim:.4f}" for row in scores.itertuples()}
+    table = pd.DataFrame(
+        {method: [cells[method, image] for image in images] for method in methods}, index=images
+    )
+    parameters = scores.groupby("method", sort=False)["parameters"].first()
+    table.loc["parameters"] = [
+        "–" if pd.isna(parameters[method]) else f"{parameters[method]:,}" for method in methods
+    ]
+    table.index.name = "PSNR (dB) / SSIM"
+    return table
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """A comparison for the terminal: columns aligned, lines round the means."""
+    rows = [
+        [str(table.index.name), *table.columns],
+        *([str(index), *values] for index, values in table.iterrows()),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """A comparison as a Markdown table."""
+    lines = [[str(table.index.name), *table.columns], ["---", *["---:"] * len(table.columns)]]
+    lines += [[str(index), *values] for index, values in table.iterrows()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def write_table(scores: pd.DataFrame, folder: str | Path, stem: str = "comparison") -> tuple[Path, Path]:
+    """Writes ``stem.csv`` (every value, as ``score`` returns them) and ``stem.md`` (the comparison)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    csv_file, markdown_file = folder / f"{stem}.csv", folder / f"{stem}.md"
+    scores.to_csv(csv_file, index=False)
+    markdown_file.write_text(as_markdown(comparison(scores)), encoding="utf-8")
+    return csv_file, markdown_file
