@@ -1,9 +1,9 @@
 """Checks options before anything is built: all problems at once, with the nearest valid names.
 
-A network's and a loss's options are bound to the constructor that gets them; what takes one dict declares its keys:
-models ``TRAIN_KEYS`` (and ``NETWORK_KEYS``, ``VAL_KEYS``, ``PATH_KEYS``, ``TOP_KEYS``), data sets ``OPTION_KEYS``,
-merged over the bases. BasicSR's own classes are declared in ``option_tables``. A class that declares nothing is
-foreign: its keys are not judged, everything else is.
+A network's and a loss's options are bound to the constructor that gets them; what takes one dict declares its
+keys: models ``TRAIN_KEYS`` (and ``NETWORK_KEYS``, ``VAL_KEYS``, ``PATH_KEYS``, ``TOP_KEYS``), data sets
+``OPTION_KEYS``, merged over the bases. BasicSR's own classes are declared in ``option_tables``. A class that
+declares nothing is foreign: its keys are not judged, everything else is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from kdsr.models.base_model import RestorationModel
 from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.option_check_data import check_datasets
 from kdsr.pipeline.option_check_geometry import check_geometry
-from kdsr.pipeline.option_names import check_call, check_kind, check_table, describe, find_type, nearest, registered
+from kdsr.pipeline.option_names import (
+    check_call,
+    check_kind,
+    check_table,
+    describe,
+    find_type,
+    nearest,
+    registered,
+)
 from kdsr.runtime.precision import Precision
 
 _SCHEDULERS = {
@@ -66,9 +74,13 @@ def check(opt: dict[str, Any], is_train: bool) -> list[str]:
     _check_lowest(opt, problems)
     check_datasets(opt, is_train, problems)
     check_geometry(opt, is_train, problems)
-    if not problems and hasattr(model, "check_options"):
-        # a class may rely on what was checked so far: kinds are right, required keys are there
-        problems += model.check_options(opt)
+    if model is not None and hasattr(model, "check_options"):
+        found = len(problems)
+        try:
+            problems += model.check_options(opt)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            if not found:  # else it stumbled over what has just been reported
+                raise
     return problems
 
 
@@ -95,7 +107,9 @@ class ModelKeys:
             self.val |= tables.OUR_VAL
             self.top["precision"] = (dict, tables.NONE)
         for network in self.networks:
-            self.top[f"network_{network}"] = (dict, bool, tables.NONE) if network == "his" else (dict, tables.NONE)
+            # the release says network_his: true, for the history is a copy of the student
+            kinds = (dict, tables.NONE, bool) if network == "his" else (dict, tables.NONE)
+            self.top[f"network_{network}"] = kinds
             self.path |= {f"{key}_{network}": kind for key, kind in tables.PATH_OF_NETWORK.items()}
 
 
@@ -133,7 +147,8 @@ def _check_networks(opt: dict[str, Any], problems: list[str]) -> None:
 
 
 def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
-    required = [k for k in ("total_iter", "optim_g", "scheduler") if is_train and keys.strict and k in keys.train]
+    needed = ("total_iter", "optim_g", "scheduler") if is_train and keys.strict else ()
+    required = [key for key in needed if key in keys.train]
     unjudged = [] if keys.strict else list(train)
     check_table(train, keys.train, "train", problems, required=required, skip=unjudged)
     losses = registered(LOSS_REGISTRY)
@@ -155,7 +170,9 @@ def _check_optimizer(options: dict[str, Any], place: str, problems: list[str]) -
     optimizers = {
         name: cls
         for name, cls in vars(torch.optim).items()
-        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer
+        if isinstance(cls, type)
+        and issubclass(cls, torch.optim.Optimizer)
+        and cls is not torch.optim.Optimizer
     }
     optimizer = find_type(options, optimizers, place, problems)
     if optimizer is not None:
@@ -182,8 +199,9 @@ def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[st
     if lengths[0] != lengths[1]:
         problems.append(f"{place}.restart_weights: {lengths[1]} weights for {lengths[0]} {parts}")
     # past its last period BasicSR's scheduler fails, at the end of a long run
-    if parts == "periods" and isinstance(total_iter, int | float) and sum(options["periods"]) < total_iter - 1:
-        problems.append(f"{place}.periods: last {sum(options['periods'])} iterations, train.total_iter is {total_iter}")
+    whole = sum(options.get("periods", ()))
+    if parts == "periods" and isinstance(total_iter, int | float) and whole < total_iter - 1:
+        problems.append(f"{place}.periods: last {whole} iterations, train.total_iter is {total_iter}")
 
 
 def _check_val(val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
@@ -212,7 +230,8 @@ def _check_paths(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems:
     needed = ["resume_state"] if is_train else []
     for key in path:
         network = key.removeprefix("pretrain_")
-        if network != key and opt.get(network) and (is_train or network == "network_g"):  # a test builds the student
+        built = is_train or network == "network_g"  # a test builds the student only
+        if network != key and opt.get(network) and built:
             needed.append(key)
     if is_train and path.get("init_from") != "teacher":
         needed.append("init_from")

@@ -27,14 +27,15 @@ def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str]) -> 
         phase = key.split("_")[0]
         if phase not in phases:
             doing = "training" if is_train else "a test"
-            problems.append(f"{place}: {doing} knows sets named {' or '.join(f'{p}, {p}_NAME' for p in phases)}")
+            known = " or ".join(f"{phase}, {phase}_NAME" for phase in phases)
+            problems.append(f"{place}: {doing} knows sets named {known}")
             continue
         if dataset is None or not check_kind(dataset, dict, place, problems):
             continue
         _check_keys(dataset, phase, place, problems)
         name = dataset.get("name")
         if isinstance(name, str) and phase != "train" and names.setdefault(name, place) != place:
-            problems.append(f"{place}.name: {name} is the name of {names[name]} too; results are told apart by it")
+            problems.append(f"{place}.name: {name} names {names[name]} too; results are told apart by it")
 
 
 def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[str]) -> None:
@@ -65,7 +66,8 @@ def _check_backend(options: dict[str, Any], place: str, problems: list[str]) -> 
     if backend is None:
         problems.append(f"{place}.type: is required")
     elif backend not in tables.IO_BACKENDS:
-        problems.append(f"{place}.type: {backend!r} is not known; {nearest(str(backend), tables.IO_BACKENDS)}")
+        offer = nearest(str(backend), tables.IO_BACKENDS)
+        problems.append(f"{place}.type: {backend!r} is not known; {offer}")
     check_table(options, tables.IO_BACKEND, place, problems, skip=["type"])
 
 

@@ -73,4 +73,4 @@ def _check_vqgan(options: Any, size: int, place: str, problems: list[str]) -> No
     if isinstance(levels, list) and levels:
         factor = 2 ** (len(levels) - 1)
         if size % factor:
-            problems.append(f"{place}: {size} is no multiple of {factor}, by which network_vqgan reduces an image")
+            problems.append(f"{place}: {size} is no multiple of {factor}, which network_vqgan needs")

@@ -1,7 +1,7 @@
 """Reads option files: safe YAML, ``_base_`` pieces, deep merge and ``${reference}`` interpolation.
 
-No object tag is ever executed, a key that occurs twice is an error, and ``1e-4`` is a number (plain YAML 1.1 reads a
-string there).
+No object tag is ever executed, a key that occurs twice is an error, and ``1e-4`` is a number (plain YAML 1.1
+reads a string there).
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def parse_yaml(text: str, where: str) -> Any:
         where: Name for the messages: a file or an override.
 
     Raises:
-        OptionError: Syntax error, duplicate key, object tag or several documents; names ``where`` and the line.
+        OptionError: Syntax error, duplicate key, object tag or several documents; names ``where`` and the
+            line.
     """
     try:
         # a shared anchor must not become one dict in two places: a later change would reach both
@@ -91,17 +92,18 @@ def parse_yaml(text: str, where: str) -> Any:
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Merges two option trees into a new one: sections merge, anything else (lists too) replaces.
 
-    A section of ``over`` that says ``_replace_: true`` replaces the one of ``base`` as a whole; ``null`` switches it off.
+    A section of ``over`` that says ``_replace_: true`` replaces the one of ``base`` as a whole; ``null``
+    switches it off.
     """
     merged = dict(base)
     for key, value in over.items():
         if not isinstance(value, dict):
             merged[key] = value
             continue
-        below = merged.get(key)
-        replace = value.get(REPLACE_KEY) is True or not isinstance(below, dict)
+        below: Any = merged.get(key)
+        merges = isinstance(below, dict) and value.get(REPLACE_KEY) is not True
         kept = {k: v for k, v in value.items() if k != REPLACE_KEY}
-        merged[key] = merge({} if replace else below, kept)
+        merged[key] = merge(below if merges else {}, kept)
     return merged
 
 
@@ -191,7 +193,7 @@ def interpolate(options: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Loads an option file: pieces merged, overrides applied, references resolved. Nothing is checked or built.
+    """Loads an option file: pieces merged, overrides applied, references resolved; nothing is checked.
 
     Args:
         path: The YAML file.
@@ -208,7 +210,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def load_with_origin(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], bool]:
-    """As :func:`load`, and whether the file is composed of ``_base_`` pieces (ours) or written out (foreign)."""
+    """As :func:`load`, and whether the file is composed of ``_base_`` pieces or written out."""
     options, composed = read_file(Path(path).expanduser())
     apply_overrides(options, overrides, parse_yaml)
     return interpolate(options, str(path)), composed

@@ -35,7 +35,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def registered(registry: Any) -> dict[str, Any]:
-    """What a BasicSR registry offers, by the names that options may use (``NAME`` also finds ``NAME_basicsr``)."""
+    """What a BasicSR registry offers, by name; as in BasicSR, ``NAME`` also finds ``NAME_basicsr``."""
     entries = dict(iter(registry))
     for name, entry in list(entries.items()):
         if name.endswith("_basicsr"):
@@ -43,7 +43,9 @@ def registered(registry: Any) -> dict[str, Any]:
     return entries
 
 
-def find_type(options: Mapping[str, Any], known: Mapping[str, Any], place: str, problems: list[str]) -> Any | None:
+def find_type(
+    options: Mapping[str, Any], known: Mapping[str, Any], place: str, problems: list[str]
+) -> Any | None:
     """The entry that ``options['type']`` names; reports an absent or unknown one. Prints nothing."""
     name = options.get("type")
     if name is None:
@@ -74,7 +76,7 @@ _KIND_NAMES = {
 
 
 def is_kind(value: Any, kind: type) -> bool:
-    """Whether an option's value is of a kind; a whole float is an ``int``, an ``int`` is a ``float``, a list a tuple."""
+    """Whether a value is of a kind; a whole float is an ``int``, an ``int`` a ``float``, a list a tuple."""
     if kind is bool:
         return isinstance(value, bool)
     if kind is int:
@@ -89,7 +91,7 @@ def is_kind(value: Any, kind: type) -> bool:
 def check_kind(
     value: Any, kinds: type | tuple[type, ...], place: str, problems: list[str], shown: type | None = None
 ) -> bool:
-    """Reports a value that is of none of the kinds (the message speaks of ``shown``); returns whether it is fine."""
+    """Reports a value of none of the kinds (``shown`` stands for them); returns whether it is fine."""
     wanted = kinds if isinstance(kinds, tuple) else (kinds,)
     if any(is_kind(value, kind) for kind in wanted):
         return True
@@ -195,7 +197,8 @@ def check_call(
     valid = {*parameters, *extra}
     name = getattr(target, "__name__", str(target))
     try:
-        annotations = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
+        made_by: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+        annotations = typing.get_type_hints(made_by)
     except (NameError, TypeError):  # an annotation that exists for the type checker only
         annotations = {}
     for key, value in options.items():

@@ -78,8 +78,8 @@ _GAN_TRAIN: dict[str, Any] = _SR_TRAIN | {
     "net_d_iters": int,
     "net_d_init_iters": int,
 }
-# BasicSR's model class -> keys of train, networks. A class that is neither here nor declares TRAIN_KEYS is foreign:
-# its keys are its own business.
+# BasicSR's model class -> keys of train, networks. A class that is neither here nor declares TRAIN_KEYS is
+# foreign: its keys are its own business.
 STOCK_MODELS: dict[str, tuple[dict[str, Any], frozenset[str]]] = {
     "SRModel": (_SR_TRAIN, frozenset({"g"})),
     "SwinIRModel": (_SR_TRAIN, frozenset({"g"})),
@@ -111,7 +111,8 @@ _IMAGES: dict[str, Any] = {
 # BasicSR's data set class -> its keys, those it needs, and those it needs in training
 STOCK_DATASETS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     "PairedImageDataset": (
-        _IMAGES | {"dataroot_gt": str, "filename_tmpl": str, "gt_size": int, "use_hflip": bool, "use_rot": bool},
+        _IMAGES
+        | {"dataroot_gt": str, "filename_tmpl": str, "gt_size": int, "use_hflip": bool, "use_rot": bool},
         ("dataroot_gt", "dataroot_lq"),
         ("gt_size", "use_hflip", "use_rot"),
     ),

@@ -1,9 +1,9 @@
 """From the command line to checked options: kdsr's replacement for ``basicsr.utils.options.parse_options``.
 
-It differs from BasicSR's where that is defective: object tags and overrides never execute code, unknown keys are
-refused, the seed is drawn after the overrides and shared by all ranks, ``dist_params`` counts for every launcher, and
-``num_gpu`` means what the machine has. Everything that can be checked is checked before a process group is joined or
-a file is written.
+It differs from BasicSR's where that is defective: object tags and overrides never execute code, unknown keys
+are refused, the seed is drawn after the overrides and shared by all ranks, ``dist_params`` counts for every
+launcher, and ``num_gpu`` means what the machine has. Everything that can be checked is checked before a
+process group is joined or a file is written.
 """
 
 from __future__ import annotations
@@ -38,12 +38,18 @@ _DERIVED_PATHS = ("models", "training_states", "log", "visualization")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """BasicSR's command line, with ``--local-rank`` in both spellings and ``--force_yml`` allowed more than once."""
+    """BasicSR's command line; ``--local-rank`` in both spellings, ``--force_yml`` more than once."""
     parser = argparse.ArgumentParser(description="Trains or tests what an option file describes.")
     parser.add_argument("-opt", type=str, required=True, help="option file (YAML)")
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher")
-    parser.add_argument("--auto_resume", action="store_true", help="go on from the newest state of this run, if any")
-    parser.add_argument("--debug", action="store_true", help="validate and save every 8 iterations, as debug_NAME")
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher"
+    )
+    parser.add_argument(
+        "--auto_resume", action="store_true", help="go on from the newest state of this run, if any"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="validate and save every 8 iterations, as debug_NAME"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by older launchers")
     parser.add_argument(
         "--force_yml",
@@ -61,8 +67,8 @@ def _resolve_num_gpu(
 ) -> int:
     """How many GPUs this process uses: 0 or 1.
 
-    Files composed of our pieces, and overrides, are taken at their word; a file written out for stock BasicSR gets
-    what the machine has, with a warning that names what was asked for.
+    Files composed of our pieces, and overrides, are taken at their word; a file written out for stock BasicSR
+    gets what the machine has, with a warning that names what was asked for.
     """
     count = torch.cuda.device_count()
     if asked == "auto":
@@ -120,7 +126,7 @@ def _fill_paths(opt: dict[str, Any], root_path: str, is_train: bool) -> None:
 
 
 def _apply_debug(opt: dict[str, Any]) -> None:
-    """BasicSR's debug mode: any run with "debug" in its name logs every step and validates and saves every eight."""
+    """BasicSR's debug mode: a run with "debug" in its name logs every step, validates and saves every 8."""
     if opt.get("val"):
         opt["val"]["val_freq"] = 8
     opt["logger"]["print_freq"] = 1
@@ -133,14 +139,15 @@ def parse_options(
     """Parses the command line and the option file, checks everything, joins the process group, seeds.
 
     Args:
-        root_path: Folder that gets ``experiments/NAME`` or ``results/NAME`` unless ``path.experiments_root`` or
-            ``path.results_root`` names another folder for the runs; the entry points pass the working directory.
+        root_path: Folder that gets ``experiments/NAME`` or ``results/NAME`` unless ``path.experiments_root``
+            or ``path.results_root`` names another folder for the runs; the entry points pass the working
+            directory.
         is_train: Training, or testing.
         argv: The arguments; those of the process by default.
 
     Returns:
-        ``opt`` as BasicSR's loops and models expect it, and the arguments. ``args.resolved`` holds the options at the
-        user's level, with the seed, as :func:`dump` writes them.
+        ``opt`` as BasicSR's loops and models expect it, and the arguments. ``args.resolved`` holds the
+        options at the user's level, with the seed, as :func:`dump` writes them.
 
     Raises:
         OptionError: All problems at once, before anything was built or written.
@@ -161,7 +168,11 @@ def parse_options(
     warnings: list[str] = []
     overridden = any(split_override(entry)[0] == ["num_gpu"] for entry in overrides)
     num_gpu = _resolve_num_gpu(
-        opt.get("num_gpu", "auto"), ours=composed or overridden, args=args, is_train=is_train, warnings=warnings
+        opt.get("num_gpu", "auto"),
+        ours=composed or overridden,
+        args=args,
+        is_train=is_train,
+        warnings=warnings,
     )
 
     opt["dist"] = args.launcher != "none"
@@ -201,7 +212,7 @@ def user_level(opt: dict[str, Any]) -> dict[str, Any]:
             dataset.pop("phase", None)
             dataset.pop("scale", None)
     path = options.get("path")
-    if path and "visualization" in path:  # the root is the run's own folder by now; options name the one above
+    if path and "visualization" in path:  # derived: the root is the run's folder by now, not the one above
         for key in _DERIVED_PATHS:
             path.pop(key, None)
         for key in ("experiments_root", "results_root"):
@@ -233,17 +244,19 @@ _PlainDumper.add_implicit_resolver(FLOAT_TAG, EXPONENT_FLOAT, list("-+.012345678
 def dump(opt: dict[str, Any], path: str | Path) -> None:
     """Writes the resolved options as one file that runs alone, with the command line in its header.
 
-    Relative paths stay relative to the working directory, as they were; run the file from the same directory as the
-    run it came from. It may be copied or run from the run's own folder.
+    Relative paths stay relative to the working directory, as they were; run the file from the same directory
+    as the run it came from. It may be copied or run from the run's own folder.
 
     Args:
-        opt: ``args.resolved`` of :func:`parse_options`, or its ``opt`` before models have taken ``type`` out of it.
+        opt: ``args.resolved`` of :func:`parse_options`, or its ``opt`` before models have taken ``type`` out
+            of it.
         path: The file to write.
     """
     from kdsr import __version__
 
     command = shlex.join(sys.argv)
-    header = f"# Resolved options of a run: every piece, override and reference written out.\n# kdsr {__version__}\n"
+    header = "# Resolved options of a run: every piece, override and reference written out.\n"
+    header += f"# kdsr {__version__}\n"
     header += f"# Command: {command}\n# Working directory: {os.getcwd()}\n\n".replace("\r", " ")
     body = yaml.dump(user_level(opt), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=110)
     Path(path).write_text(header + body, encoding="utf-8")

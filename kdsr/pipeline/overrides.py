@@ -48,21 +48,23 @@ def apply_overrides(
 
     Args:
         options: The merged options.
-        entries: ``a:b=value``; a numeric key indexes a list; the value is YAML (number, boolean, null, list, section
-            or text) and may contain ``=``.
+        entries: ``a:b=value``; a numeric key indexes a list; the value is YAML (number, boolean, null, list,
+            section or text) and may contain ``=``.
         parse_value: ``(text, name for messages) -> value``.
 
     Returns:
         The keys of each override.
 
     Raises:
-        OptionError: A malformed entry. An unknown key is left to the option check, which names the nearest ones.
+        OptionError: A malformed entry. An unknown key is left to the option check, which names the nearest
+            ones.
     """
     touched = []
     for entry in entries:
         keys, text = split_override(entry)
-        # BasicSR's command line means null by any spelling of "none", and an empty value is empty text
-        value = None if text.lower() == "none" else "" if not text else parse_value(text, f"override {entry!r}")
+        value = parse_value(text, f"override {entry!r}")
+        if not text or text.lower() == "none":  # as on BasicSR's command line: empty text, null
+            value = None if text else ""
         node: Any = options
         for depth, key in enumerate(keys[:-1]):
             node = _step_into(node, key, ".".join(keys[:depth]), entry)
