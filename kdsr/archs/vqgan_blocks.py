@@ -77,7 +77,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, with attention after each where it has it; then the next size."""
+    """The residual blocks of one resolution, attention after each where it has it; then the next size."""
 
     def __init__(
         self,
