@@ -31,9 +31,9 @@ def _luma(image: Image) -> NDArray[np.float32]:
 def pick_crop(gt: Image, images: Sequence[Image], size: int, border: int = 0) -> tuple[int, int]:
     """Where to look: the square on which the methods disagree most, among details of the ground truth.
 
-    The choice depends on how much the methods differ from one another, never on which of them is better: it is
-    the square with the largest sum of (standard deviation across the methods) × (gradient of the ground truth),
-    on the Y channel.
+    The choice depends on how much the methods differ from one another, never on which of them is better: it
+    is the square with the largest sum of (standard deviation across the methods) × (gradient of the ground
+    truth) on the Y channel.
 
     Args:
         gt: Ground truth.
@@ -84,7 +84,7 @@ def draw(
     Args:
         photographs: Ground truth by name, a row each.
         methods: A column each, after the photograph and its ground-truth crop.
-        scores: What ``report.score`` returned for them; the values of the whole photograph stand under each crop.
+        scores: What ``report.score`` returned; the values of the whole photograph stand under each crop.
         title: Line above the picture.
         caption: Line below it.
         crop: Side of the crops in pixels.
@@ -97,7 +97,8 @@ def draw(
     figure_height = head + foot + len(photographs) * (_CELL + below)
     figure = Figure(figsize=(figure_width, figure_height), facecolor="white")
     FigureCanvasAgg(figure)
-    values = {(row.method, row.image): (float(row.psnr), float(row.ssim)) for row in scores.itertuples()}
+    keys = zip(scores["method"], scores["image"], strict=True)
+    values = dict(zip(keys, scores[["psnr", "ssim"]].to_numpy(float).tolist(), strict=True))
 
     def cell(row: int, column: int) -> Axes:
         left = gap + sum(widths[:column]) * _CELL + gap * column

@@ -1,7 +1,7 @@
 """The table of a comparison: what several methods make of the same photographs.
 
-Images are RGB, uint8, (H, W, 3). PSNR and SSIM are BasicSR's, on the Y channel without ``border`` pixels at each
-side, as super-resolution papers give them.
+Images are RGB, uint8, (H, W, 3). PSNR and SSIM are BasicSR's, on the Y channel without ``border`` pixels at
+each side, as super-resolution papers give them.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def score(photographs: Mapping[str, Image], methods: Sequence[Method], border: i
     """Measures every method on every photograph.
 
     Returns:
-        For each method a row per photograph, then one with the means (``image`` is ``"mean"``); columns method,
-        parameters (nullable integer), image, psnr, ssim.
+        For each method a row per photograph, then one with the means (``image`` is ``"mean"``); columns
+        method, parameters (nullable integer), image, psnr, ssim.
     """
     rows: list[tuple[str, int | None, str, float, float]] = []
     for method in methods:
@@ -76,7 +76,7 @@ def mean_scores(scores: pd.DataFrame, method: str) -> tuple[float, float]:
 
 
 def comparison(scores: pd.DataFrame) -> pd.DataFrame:
-    """The table that is read, as text: a row per photograph, the means, the parameters; a column per method."""
+    """The table that is read, as text: rows photographs, means and parameters; columns methods."""
     methods = list(dict.fromkeys(scores["method"]))
     images = list(dict.fromkeys(scores["image"]))
     cells = {(row.method, row.image): f"{row.psnr:.2f} / {row.ssim:.4f}" for row in scores.itertuples()}
