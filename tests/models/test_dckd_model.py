@@ -1,0 +1,165 @@
+"""DCKDModel against the authors' release, and its own promises."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdsr.models.dckd_model import DCKDModel, history_step
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def relative_distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    names = [name for name, value in theirs.items() if value.is_floating_point()]
+    assert names
+    return max(
+        float((ours[name] - theirs[name]).norm() / theirs[name].norm().clamp_min(1e-12)) for name in names
+    )
+
+
+def test_six_steps_of_the_release(shared: Path, float64: None) -> None:
+    """The whole method in float64, every draw off: losses to 1e-9, weights of student, EMA and history to 1e-8."""
+    golden = torch.load(shared / "golden" / "dckd_steps.pt", weights_only=True)
+    model = DCKDModel(golden["options"])
+    for name, weights in golden["initial"].items():
+        getattr(model, name).load_state_dict(weights)
+    for iteration, (batch, losses) in enumerate(zip(golden["batches"], golden["losses"], strict=True), 1):
+        model.update_learning_rate(iteration, warmup_iter=-1)
+        model.feed_data(batch)
+        model.optimize_parameters(iteration)
+        logged = {name: float(value) for name, value in model.log_dict.items()}
+        assert logged == pytest.approx(losses, rel=1e-9, abs=0)
+    for name, weights in golden["final"].items():
+        assert relative_distance(getattr(model, name).state_dict(), weights) < 1e-8, name
+
+
+@pytest.fixture
+def model(dckd_options: dict[str, Any]) -> DCKDModel:
+    dckd_options.update(num_gpu=0, dist=False, rank=0, world_size=1, is_train=True)
+    torch.manual_seed(0)
+    return DCKDModel(dckd_options)
+
+
+def batch(samples: int = 2) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    lq = torch.rand(samples, 3, 8, 8, generator=generator)
+    return {"lq": lq, "gt": lq.repeat_interleave(4, 2).repeat_interleave(4, 3)}
+
+
+def step(model: DCKDModel, iteration: int) -> None:
+    model.feed_data(batch())
+    model.optimize_parameters(iteration)
+
+
+def test_all_five_losses_are_logged_and_finite(model: DCKDModel) -> None:
+    step(model, 1)
+    log = model.get_current_log()
+    assert list(log) == ["l_pix", "l_ts", "l_lcr", "l_cl", "l_ce"]
+    assert all(value == value and 0 < value < 100 for value in log.values())
+
+
+def test_only_the_student_learns(model: DCKDModel) -> None:
+    frozen = {name: getattr(model, name) for name in ("net_t", "net_vqgan", "net_his")}
+    before = {name: copy.deepcopy(net.state_dict()) for name, net in frozen.items()}
+    student = copy.deepcopy(model.net_g.state_dict())
+    step(model, 1)
+    for name, net in frozen.items():
+        assert not net.training, name
+        assert not any(parameter.requires_grad or parameter.grad is not None for parameter in net.parameters())
+        assert relative_distance(net.state_dict(), before[name]) == 0
+    assert relative_distance(model.net_g.state_dict(), student) > 0
+    assert not model.teacher_output.requires_grad
+
+
+def test_each_loss_of_the_method_moves_the_student(model: DCKDModel) -> None:
+    model.feed_data(batch())
+    model.output = model.net_g(model.lq)
+    losses = model.compute_losses(1)
+    for name in ("l_ts", "l_lcr", "l_cl", "l_ce"):
+        gradient = torch.autograd.grad(losses[name], model.net_g.conv_last.weight, retain_graph=True)[0]
+        assert gradient.abs().sum() > 0, name
+
+
+def test_history_follows_every_second_step(model: DCKDModel) -> None:
+    start = copy.deepcopy(model.net_his.state_dict())
+    step(model, 1)
+    assert relative_distance(model.net_his.state_dict(), start) == 0
+    step(model, 2)
+    expected = {
+        name: 0.1 * start[name] + 0.9 * value for name, value in model.net_g_ema.named_parameters()
+    }
+    assert relative_distance(model.net_his.state_dict(), expected) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("iteration", "expected"),
+    [(1, 1000), (100_000, 1000), (100_001, 2000), (300_000, 3000), (300_001, 3000), (10**7, 3000)],
+)
+def test_history_schedule_holds_its_last_value(iteration: int, expected: int) -> None:
+    assert history_step([1, 1000, 2000, 3000], iteration) == expected
+    assert history_step(500, iteration) == 500
+
+
+def test_chunks_give_the_same_features(model: DCKDModel) -> None:
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    whole_levels, whole_codes = model.extract_frozen(images)
+    model.opt["train"]["vqgan_chunk"] = 2
+    levels, codes = model.extract_frozen(images)
+    for part, whole in zip([*levels, codes], [*whole_levels, whole_codes], strict=True):
+        torch.testing.assert_close(part, whole)
+
+
+def test_negatives_are_degraded_copies_and_the_clean_input(model: DCKDModel) -> None:
+    model.feed_data(batch())
+    negatives = model.draw_negatives()
+    clean = model.net_his(model.lq)
+    assert negatives.shape == (3 * 2, 3, 32, 32)
+    torch.testing.assert_close(negatives[4:], clean)
+    assert (negatives[:2] - clean).abs().mean() > 1e-4
+    model.opt["train"]["clean_negative"] = False
+    assert model.draw_negatives().shape[0] == 2 * 2
+
+
+def test_a_saved_state_goes_on_with_the_same_bits(model: DCKDModel, dckd_options: dict[str, Any], tmp_path: Path) -> None:
+    dckd_options["path"].update(models=str(tmp_path), training_states=str(tmp_path), experiments_root=str(tmp_path))
+    for iteration in (1, 2, 3):
+        step(model, iteration)
+    model.save(0, 3)
+    step(model, 4)
+
+    torch.manual_seed(99)
+    resumed = DCKDModel(dckd_options)
+    resumed.resume_training(torch.load(tmp_path / "3.state", weights_only=True))
+    step(resumed, 4)
+    for name in ("net_g", "net_g_ema", "net_his"):
+        ours, theirs = getattr(resumed, name).state_dict(), getattr(model, name).state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+
+
+def test_the_students_file_holds_the_student_alone(model: DCKDModel, dckd_options: dict[str, Any], tmp_path: Path) -> None:
+    dckd_options["path"].update(models=str(tmp_path), training_states=str(tmp_path))
+    model.save(0, 1)
+    saved = torch.load(tmp_path / "net_g_1.pth", weights_only=True)
+    assert set(saved) == {"params", "params_ema"}
+    assert set(saved["params"]) == set(model.net_g.state_dict())
+
+
+def test_options_that_do_not_go_together(dckd_options: dict[str, Any]) -> None:
+    assert DCKDModel.check_options(dckd_options) == []
+    dckd_options["network_vqgan"] = None
+    dckd_options["train"].update(num_neg=0, clean_negative=False, step=[1, 0], history_source="teacher")
+    problems = DCKDModel.check_options(dckd_options)
+    assert [problem.split(":")[0] for problem in problems] == [
+        "network_vqgan", "train.num_neg", "train.step", "train.history_source",
+    ]  # fmt: skip
