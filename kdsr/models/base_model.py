@@ -25,7 +25,8 @@ from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
 from kdsr.models.evaluation import append_csv, evaluate, forget_after, mean_values, pad_and_restore
-from kdsr.runtime.checkpoint import load_weights, save_file
+from kdsr.models.pretrained import load_pretrained
+from kdsr.runtime.checkpoint import save_file
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.precision import Precision
@@ -60,6 +61,7 @@ class RestorationModel(SRModel):
         self.log_dict: dict[str, Tensor] = OrderedDict()
         self.best_metric_results: dict[str, dict[str, Any]] = {}
         self.metric_results: dict[str, float] = {}
+        self._validated: set[tuple[str, Any]] = set()
         # What the model draws on the host; its state is part of the training state.
         self.generator = torch.Generator().manual_seed(opt.get("manual_seed", 0) + opt.get("rank", 0))
         self.net_g = self.build("g")
@@ -71,7 +73,7 @@ class RestorationModel(SRModel):
     def build(self, key: str) -> nn.Module:
         """Builds ``network_<key>`` on the run's device and loads ``path.pretrain_network_<key>`` where given."""
         net = self.precision.place(build_network(self.opt[f"network_{key}"]))
-        self.load_pretrained(net, key)
+        load_pretrained(net, key, self.opt)
         parameters = sum(parameter.numel() for parameter in net.parameters())
         get_root_logger().info(f"net_{key}: {type(net).__name__}, {parameters:,d} parameters")
         return net
@@ -80,23 +82,6 @@ class RestorationModel(SRModel):
         """A network that only teaches: eval mode, no gradients, never wrapped, never saved."""
         net = self.build(key).eval()
         return net.requires_grad_(False)
-
-    def load_pretrained(self, net: nn.Module, key: str, param_key: str | None = None) -> None:
-        """Loads ``path.pretrain_network_<key>`` into ``net``, where the options name one."""
-        path = self.opt["path"]
-        file = path.get(f"pretrain_network_{key}")
-        if file is None:
-            return
-        # A student under test is its EMA where there is one; everything else says which weights it wants.
-        default = "params" if self.is_train else "auto"
-        load_weights(
-            net,
-            file,
-            param_key=param_key or path.get(f"param_key_{key}", default),
-            strict=path.get(f"strict_load_{key}", True),
-            option=f"path.pretrain_network_{key}",
-            required=getattr(net, "required_prefixes", ()),
-        )
 
     def build_training_networks(self) -> None:
         """Builds what training needs beside ``net_g``. Called before the EMA, the DDP wrapper and the optimizer."""
@@ -210,6 +195,9 @@ class RestorationModel(SRModel):
             # BasicSR's last validation comes with an iteration past the end.
             current_iter = min(current_iter, self.opt["train"]["total_iter"])
         dataset_name = dataloader.dataset.opt["name"]
+        if (dataset_name, current_iter) in self._validated:
+            return  # BasicSR validates once more at the end of training
+        self._validated.add((dataset_name, current_iter))
         values = self.measure(self.restore, dataloader, current_iter, "student", save_img)
         if not values:
             return

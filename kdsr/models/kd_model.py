@@ -11,8 +11,7 @@ from torch import Tensor
 
 from kdsr.data.label_consistency import LabelConsistency
 from kdsr.models.base_model import Number, RestorationModel
-from kdsr.models.warm_start import copy_matching
-from kdsr.runtime.checkpoint import read_checkpoint, select_weights
+from kdsr.models.pretrained import warm_start
 
 
 @MODEL_REGISTRY.register()
@@ -57,26 +56,15 @@ class KDModel(RestorationModel):
         super().build_training_networks()
         if self.opt.get("network_t"):
             self.net_t = self.build_frozen("t")
-        self.warm_start()
+        started = warm_start(self.net_g, self.opt, self.net_t)
+        if started:
+            get_root_logger().info(started)
 
     def build_losses(self, train_opt: dict[str, Any]) -> None:
         super().build_losses(train_opt)
         self.cri_logits = self.build_loss("logits_opt")
         self.cri_lcr = self.build_loss("lcr_opt")
         self.augmentation = LabelConsistency((train_opt.get("noisy") or {}).get("prob", 0.5))
-
-    def warm_start(self) -> None:
-        """Starts the student from ``path.init_from``: the teacher's matching blocks, or another student's file."""
-        source = self.opt["path"].get("init_from")
-        if source is None:
-            return
-        if source == "teacher":
-            assert self.net_t is not None  # check_options
-            weights = dict(self.net_t.state_dict())
-        else:
-            weights = select_weights(read_checkpoint(source), "auto", source, "path.init_from")
-        copied, total = copy_matching(self.net_g, weights, source)
-        get_root_logger().info(f"net_g starts from {source}: {copied} of {total} tensors taken over")
 
     def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
         losses = super().compute_losses(current_iter)

@@ -15,16 +15,15 @@ from basicsr.models import build_model
 from basicsr.utils import check_resume, get_root_logger, make_exp_dirs
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.logger import initialized_logger
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
-from torch import nn
+from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 from kdsr.data.samplers import PositionSampler
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.models.base_model import RestorationModel
 from kdsr.pipeline import options
+from kdsr.pipeline.preflight import check_checkpoints
 from kdsr.pipeline.progress import Progress, ProgressMessageLogger, TickingLoader
-from kdsr.runtime.checkpoint import load_weights
-from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError
+from kdsr.runtime.errors import CheckpointError, OptionError
 
 _FOLDERS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
 
@@ -164,41 +163,6 @@ def forget_logger() -> None:
         for handler in list(logging.getLogger("basicsr").handlers):
             logging.getLogger("basicsr").removeHandler(handler)
             handler.close()
-
-
-def check_checkpoints(opt: dict[str, Any]) -> None:
-    """Loads every checkpoint that the options name into its network, and forgets both.
-
-    Costs a second, and means that a file that does not fit is found before the run's folder is made and an older run
-    of the same name is put aside.
-
-    Raises:
-        CheckpointError: With all the files at fault.
-    """
-    problems: list[str] = []
-    keys = [key[8:] for key, value in opt.items() if key.startswith("network_") and isinstance(value, dict)]
-    for key in keys if opt["is_train"] else ["g"]:
-        file = opt["path"].get(f"pretrain_network_{key}")
-        if file is None:
-            continue
-        network = dict(opt[f"network_{key}"])
-        cls = ARCH_REGISTRY._obj_map.get(network["type"]) or ARCH_REGISTRY._obj_map[f"{network['type']}_basicsr"]
-        del network["type"]
-        with torch.random.fork_rng():  # initial weights must not depend on whether there was a file to look at
-            net: nn.Module = cls(**network)
-        try:
-            load_weights(
-                net,
-                file,
-                param_key=opt["path"].get(f"param_key_{key}", "params" if opt["is_train"] else "auto"),
-                strict=opt["path"].get(f"strict_load_{key}", True),
-                option=f"path.pretrain_network_{key}",
-                required=getattr(net, "required_prefixes", ()),
-            )
-        except KdsrError as error:
-            problems += error.problems
-    if problems:
-        raise CheckpointError(problems)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""Gives networks their weights: from the checkpoints that the options name, whole or in part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdsr.runtime.checkpoint import load_weights, read_checkpoint, select_weights
+from kdsr.runtime.errors import CheckpointError
+
+
+def load_pretrained(net: nn.Module, key: str, opt: dict[str, Any]) -> None:
+    """Loads ``path.pretrain_network_<key>`` into ``net``, where the options name one.
+
+    ``path.param_key_<key>`` says which weights of the file; when it is not given, ``params`` in training and, under
+    test, the EMA where there is one. ``path.strict_load_<key>``: whether the names must be the network's.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable or does not fit.
+    """
+    path = opt["path"]
+    file = path.get(f"pretrain_network_{key}")
+    if file is None:
+        return
+    load_weights(
+        net,
+        file,
+        param_key=path.get(f"param_key_{key}", "params" if opt["is_train"] else "auto"),
+        strict=path.get(f"strict_load_{key}", True),
+        option=f"path.pretrain_network_{key}",
+        required=getattr(net, "required_prefixes", ()),
+    )
+
+
+def warm_start(net: nn.Module, opt: dict[str, Any], teacher: nn.Module | None) -> str | None:
+    """Starts a student from ``path.init_from``: the ``teacher``'s matching blocks, or another student's file.
+
+    Returns:
+        What was taken over, for the log; None without the option.
+
+    Raises:
+        CheckpointError: The file cannot be read, or nothing of it fits.
+    """
+    source = opt["path"].get("init_from")
+    if source is None:
+        return None
+    if source == "teacher":
+        assert teacher is not None  # the option check saw to it
+        weights = dict(teacher.state_dict())
+    else:
+        weights = select_weights(read_checkpoint(source), "auto", source, "path.init_from")
+    copied, total = copy_matching(net, weights, source)
+    return f"net_g starts from {source}: {copied} of {total} tensors taken over"
+
+
+def copy_matching(net: nn.Module, weights: dict[str, Tensor], source: str) -> tuple[int, int]:
+    """Copies every parameter and buffer that ``weights`` has under the same name and in the same shape.
+
+    Serves the teacher's matching blocks (RCAN and EDSR of equal width: the student's first blocks) and a ×2 student
+    as the start of a ×4 one (all but the upsampler).
+
+    Args:
+        net: The student; changed in place.
+        weights: State dict of the source.
+        source: What the weights came from, for the error.
+
+    Returns:
+        How many tensors were copied, and how many the student has.
+
+    Raises:
+        CheckpointError: When nothing matches.
+    """
+    own = net.state_dict()
+    matching = {name for name, tensor in own.items() if name in weights and weights[name].shape == tensor.shape}
+    # A bias of three colours fits everywhere and says nothing.
+    kernels = {name for name, parameter in net.named_parameters() if parameter.dim() > 1}
+    if not matching & kernels:
+        example = next((name for name in own if name in kernels and name in weights), None)
+        why = (
+            f"for instance {example} is {tuple(weights[example].shape)} there and {tuple(own[example].shape)} here"
+            if example
+            else "no name of a parameter is the same"
+        )
+        raise CheckpointError(f"path.init_from: nothing of {source} fits the student ({why}); take the option out")
+    with torch.no_grad():
+        for name in matching:
+            own[name].copy_(weights[name])
+    return len(matching), len(own)

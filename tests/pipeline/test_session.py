@@ -1,0 +1,170 @@
+"""Whole runs through BasicSR's loop: exact lengths, resume, what is refused before anything is written."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from kdsr import train as train_entry
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(options: dict[str, Any], *flags: str) -> int:
+    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    return train_entry.main(["-opt", "run.yml", *flags])
+
+
+def saved(iteration: int | str = "latest", name: str = "run") -> dict[str, Any]:
+    return torch.load(f"experiments/{name}/models/net_g_{iteration}.pth", weights_only=True)
+
+
+def validations(name: str = "run") -> list[tuple[str, str, str]]:
+    with open(f"experiments/{name}/metrics.csv", newline="", encoding="utf-8") as file:
+        return [(row["iteration"], row["network"], row["image"]) for row in csv.DictReader(file)]
+
+
+IMAGES = ["astronaut", "cat", "coffee", "rocket"]
+
+
+@pytest.mark.parametrize(("ratio", "total"), [(1, 7), (3, 7), (1, 2), (2.5, 5)])
+def test_a_run_makes_exactly_total_iter_steps(
+    run_options: dict[str, Any], ratio: float, total: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 images and batches of 3: drop_last loses an image per epoch, and BasicSR's count of epochs is too small."""
+    from kdsr.models.kd_model import KDModel
+
+    steps = []
+    original = KDModel.optimize_parameters
+    monkeypatch.setattr(
+        KDModel, "optimize_parameters", lambda self, n: (steps.append(n), original(self, n))[1]
+    )
+    run_options["datasets"]["train"].update(batch_size_per_gpu=3, dataset_enlarge_ratio=ratio)
+    run_options["train"]["total_iter"] = total
+    assert run(run_options) == 0
+    assert steps == list(range(1, total + 1))
+    assert set(saved()) == {"params", "params_ema"}
+    assert validations() == [(str(total), "student", image) for image in IMAGES]
+
+
+def test_fewer_images_than_a_batch_is_an_error(
+    run_options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["datasets"]["train"]["batch_size_per_gpu"] = 5
+    assert run(run_options) == 2
+    assert "4 images × dataset_enlarge_ratio 1 are fewer than one batch of 5" in capsys.readouterr().err
+    assert not Path("experiments").exists()
+
+
+def test_auto_resume_restores_everything_that_dckd_trains(dckd_options: dict[str, Any]) -> None:
+    dckd_options["logger"]["save_checkpoint_freq"] = 2
+    dckd_options["val"].update(teacher=True, val_freq=2)
+    dckd_options["train"]["total_iter"] = 2
+    assert run(dckd_options, "--auto_resume") == 0
+    first = torch.load("experiments/run/training_states/2.state", weights_only=True)
+
+    dckd_options["train"]["total_iter"] = 4
+    assert run(dckd_options, "--auto_resume") == 0
+    state = torch.load("experiments/run/training_states/4.state", weights_only=True)
+    assert set(state["networks"]) == {"net_g", "net_g_ema", "net_his"}
+    assert state["iter"] == 4
+    steps = [entry["step"].item() for entry in state["optimizers"][0]["state"].values()]
+    assert steps == [4] * len(steps)  # Adam counted on
+    moved = state["networks"]["net_his"]["conv_first.weight"] - first["networks"]["net_his"]["conv_first.weight"]
+    assert moved.abs().sum() > 0
+    # the teacher was validated once, at the very start; the student after each two iterations
+    expected = [("0", "teacher"), ("2", "student"), ("4", "student")]
+    assert validations() == [(*row, image) for row in expected for image in IMAGES]
+    assert list(Path("experiments").iterdir()) == [Path("experiments/run")]  # nothing was put aside
+
+
+def test_resume_takes_the_newest_state_that_loads(
+    run_options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 1
+    assert run(run_options) == 0
+    newest = Path("experiments/run/training_states/3.state")
+    newest.write_bytes(newest.read_bytes()[:200])
+    run_options["train"]["total_iter"] = 4
+    assert run(run_options, "--auto_resume") == 0
+    captured = capsys.readouterr()
+    assert "3.state" in captured.out and "does not load" in captured.out
+    assert "Resuming training from epoch: 0, iter: 2" in captured.err
+
+
+def test_the_resolved_file_runs_alone_from_the_runs_folder(run_options: dict[str, Any]) -> None:
+    assert run(run_options, "--force_yml", "train:total_iter=1") == 0
+    assert train_entry.main(["-opt", "experiments/run/run.yml"]) == 0
+    assert validations() == [("1", "student", image) for image in IMAGES]
+
+
+def test_a_checkpoint_of_another_shape_puts_no_run_aside(
+    dckd_options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(dckd_options) == 0
+    before = sorted(Path("experiments").rglob("*"))
+    dckd_options["network_t"]["num_feat"] = 16
+    assert run(dckd_options) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "path.pretrain_network_t" in error and "conv_first.weight (12, 3, 3, 3) in the file" in error
+    assert sorted(Path("experiments").rglob("*")) == before
+
+
+def test_init_from_the_teacher_takes_its_matching_blocks(dckd_options: dict[str, Any]) -> None:
+    dckd_options["network_g"].update(num_feat=12)
+    dckd_options["path"]["init_from"] = "teacher"
+    dckd_options["train"].update(total_iter=1, optim_g={"type": "SGD", "lr": 0.0})
+    assert run(dckd_options) == 0
+    teacher = torch.load(dckd_options["path"]["pretrain_network_t"], weights_only=True)["params"]
+    student = saved()["params"]
+    assert all(torch.equal(value, teacher[name]) for name, value in student.items())
+    assert len(student) < len(teacher)
+
+
+def test_init_from_a_student_of_another_scale(run_options: dict[str, Any], photos: Path, tmp_path: Path) -> None:
+    assert run(run_options, "--force_yml", "name=x4") == 0
+    x4 = saved(name="x4")["params_ema"]
+    run_options.update(scale=2)
+    run_options["network_g"]["upscale"] = 2
+    for dataset in run_options["datasets"].values():
+        dataset["dataroot_lq"] = str(photos / "LR_x2")
+    run_options["path"]["init_from"] = "experiments/x4/models/net_g_latest.pth"
+    run_options["train"].update(total_iter=1, optim_g={"type": "SGD", "lr": 0.0})
+    assert run(run_options, "--force_yml", "name=x2") == 0
+    x2 = saved(name="x2")["params"]
+    assert torch.equal(x2["body.0.conv1.weight"], x4["body.0.conv1.weight"])
+    assert set(x2) < set(x4)
+
+
+def test_init_from_what_has_nothing_in_common(
+    dckd_options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dckd_options["path"]["init_from"] = "teacher"
+    assert run(dckd_options) == 2
+    assert "path.init_from: nothing of teacher fits" in capsys.readouterr().err
+
+
+def test_an_unreadable_image_stops_the_run_with_its_path(
+    run_options: dict[str, Any], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    shutil.copytree(photos, tmp_path / "damaged")
+    damaged = tmp_path / "damaged" / "LR_x4" / "cat.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    train = run_options["datasets"]["train"]
+    train.update(
+        dataroot_gt=str(tmp_path / "damaged/GT"), dataroot_lq=str(tmp_path / "damaged/LR_x4"),
+        num_worker_per_gpu=1, prefetch_mode="cpu", batch_size_per_gpu=4,
+    )  # fmt: skip
+    assert run(run_options) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("kdsr: error: ") and str(damaged) in error
