@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from kdsr.archs.vqgan_arch import VQGAN
 from torch import Tensor
+
+from kdsr.archs.vqgan_arch import VQGAN
 
 
 @dataclass
@@ -20,13 +21,17 @@ class Golden:
     features: dict[str, list[Tensor]]
     logits: dict[str, Tensor]
 
+    def gradient(self, loss: Tensor) -> Tensor:
+        """d loss / d student's image; the graph stays for the next test."""
+        return torch.autograd.grad(loss, self.student, retain_graph=True)[0]
+
     def relative_error(self, value: Tensor, name: str) -> float:
         """|value - vector[name]| / |vector[name]| by norm."""
         expected = torch.as_tensor(self.vector[name])
         return float((value.detach() - expected).norm() / expected.norm())
 
 
-@pytest.fixture(params=["dckd_a.pt", "dckd_b.pt"])
+@pytest.fixture(scope="session", params=["dckd_a.pt", "dckd_b.pt"])
 def golden(request, shared) -> Golden:
     vector = torch.load(shared / "golden" / request.param, weights_only=True)
     net = VQGAN(**vector["config"])
