@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
-from kdsr.data.image_header import image_size, sizes_match
+from kdsr.data.image_files import image_size, sizes_match
 from kdsr.runtime.errors import DataError
 
 

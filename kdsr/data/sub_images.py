@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from kdsr.data.resize import imresize
-from kdsr.runtime.errors import DataError
 
 Image = NDArray[np.uint8]
 GT = 1  # the key of the ground truth among the scales
@@ -55,28 +53,6 @@ class Cutting:
 def common_multiple(scales: Sequence[int]) -> int:
     """The smallest number that every scale divides."""
     return math.lcm(*scales)
-
-
-def read_image(path: Path) -> Image:
-    """Reads an image as 8-bit BGR or grey, (H, W, 3) or (H, W).
-
-    Raises:
-        DataError: It cannot be read, or is not an 8-bit image of one, three or four channels.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"Cannot read image {path}: {error.strerror or error}") from error
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
-    if image is None:
-        raise DataError(f"Cannot read image {path}: it is damaged or not an image ({len(content)} bytes)")
-    if image.dtype != np.uint8:
-        raise DataError(f"{path} has {8 * image.dtype.itemsize} bits per channel; convert it to 8 bits")
-    if image.ndim == 3 and image.shape[2] == 4:
-        if image[..., 3].min() < 255:
-            raise DataError(f"{path} is partly transparent; flatten it first")
-        image = image[..., :3]
-    return np.ascontiguousarray(image, np.uint8)
 
 
 def mod_crop(image: Image, multiple_of: int) -> Image:

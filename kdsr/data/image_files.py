@@ -1,0 +1,95 @@
+"""Image files: which there are, their sizes without decoding them, their pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kdsr.runtime.errors import DataError
+
+EXTENSIONS = frozenset(
+    (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm")
+)
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSED = range(5, 9)  # the orientations that swap height and width
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Lists the images of a folder and the folders in it, hidden ones aside, ordered by path.
+
+    Raises:
+        DataError: There is no such folder, or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}")
+    images = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+    if not images:
+        raise DataError(f"There is no image in {folder}")
+    return sorted(images)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Reads an image as 8-bit BGR or grey, (H, W, 3) or (H, W).
+
+    Raises:
+        DataError: It cannot be read, is partly transparent, or has other than 8 bits per channel.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read image {path}: {error.strerror or error}") from error
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    if image is None:
+        raise DataError(f"Cannot read image {path}: it is damaged or not an image ({len(content)} bytes)")
+    if image.dtype != np.uint8:
+        raise DataError(f"{path} has {8 * image.dtype.itemsize} bits per channel; convert it to 8 bits")
+    if image.ndim == 3 and image.shape[2] == 4:
+        if image[..., 3].min() < 255:
+            raise DataError(f"{path} is partly transparent; flatten it first")
+        image = image[..., :3]
+    return np.ascontiguousarray(image, np.uint8)
+
+
+def image_size(image: str | Path | IO[bytes]) -> tuple[int, int]:
+    """Reads the size of an encoded image from its header, as OpenCV would decode it (EXIF orientation
+    applied).
+
+    Args:
+        image: File name or open file.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        OSError: It cannot be read, or is no image (``PIL.UnidentifiedImageError`` is an OSError).
+    """
+    with Image.open(image) as header:
+        width, height = header.size
+        turned = header.getexif().get(_EXIF_ORIENTATION, 1) in _TRANSPOSED
+    return (width, height) if turned else (height, width)
+
+
+def sizes_match(gt: tuple[int, int], lq: tuple[int, int], scale: int, *, allow_remainder: bool) -> bool:
+    """Whether a GT image has ``scale`` times the size of its LQ image.
+
+    Args:
+        gt: Height and width.
+        lq: Height and width.
+        scale: Upscaling factor.
+        allow_remainder: Accepts a GT up to ``scale - 1`` pixels larger, as LQ images made of uncropped GT
+            are.
+    """
+    slack = scale - 1 if allow_remainder else 0
+    return all(0 <= size - small * scale <= slack for size, small in zip(gt, lq, strict=True))

@@ -1,0 +1,199 @@
+"""Writes GT/LQ folders and LMDBs in the layout that BasicSR reads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+from basicsr.utils.lmdb_util import LmdbMaker
+
+from kdsr.data.image_files import read_image
+from kdsr.data.sub_images import GT, Cutting, cut, encode_png, mod_crop
+from kdsr.runtime.errors import DataError, OptionError
+
+_PNG_COMPRESSION = 1
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A source image.
+
+    Args:
+        name: Start of the names of what is made of it.
+        path: Its file.
+        window: Top, left, height and width of the part that is used; None for all of it.
+    """
+
+    name: str
+    path: Path
+    window: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What :func:`write_pairs` has made: numbers of images, and the photographs that were too small."""
+
+    photographs: int
+    pairs: int
+    too_small: tuple[str, ...]
+
+
+Shape = tuple[int, ...]
+_Shapes = list[tuple[str, dict[int, Shape]]]
+
+
+def _write_one(photograph: Photograph, cutting: Cutting, folders: dict[int, str], min_size: int) -> _Shapes:
+    """Writes the images of one photograph; gives their names and shapes, nothing if it is too small."""
+    image = read_image(photograph.path)
+    if photograph.window is not None:
+        top, left, height, width = photograph.window
+        image = image[top : top + height, left : left + width]
+    if min(mod_crop(image, cutting.multiple_of).shape[:2]) < max(min_size, 1):
+        return []
+    shapes = []
+    for ending, pieces in cut(image, cutting):
+        name = photograph.name + ending
+        for scale, piece in pieces.items():
+            Path(folders[scale], f"{name}.png").write_bytes(encode_png(piece))
+        shapes.append((name, {scale: piece.shape for scale, piece in pieces.items()}))
+    return shapes
+
+
+def _map_processes(
+    work: Callable[[Photograph], _Shapes], photographs: Sequence[Photograph], workers: int
+) -> Iterator[_Shapes]:
+    if workers <= 1 or len(photographs) <= 1:
+        yield from map(work, photographs)
+        return
+    context = multiprocessing.get_context()
+    # OpenCV's own threads would multiply with the processes
+    with ProcessPoolExecutor(
+        min(workers, len(photographs)), context, initializer=cv2.setNumThreads, initargs=(0,)
+    ) as pool:
+        yield from pool.map(work, photographs)
+
+
+def write_lmdb(folder: Path, target: Path, shapes: dict[str, Shape]) -> None:
+    """Packs PNG files into an LMDB with BasicSR's ``meta_info.txt``, byte by byte as they are.
+
+    Args:
+        folder: Holds ``NAME.png``.
+        target: The LMDB's folder, which must not exist; its name ends in ``.lmdb``.
+        shapes: (H, W) or (H, W, C) by name.
+    """
+    sizes = [(folder / f"{name}.png").stat().st_size for name in shapes]
+    # each value begins on a page of its own; half as much again for the tree
+    map_size = int(1.5 * sum(size + 2 * 4096 for size in sizes)) + 2**20
+    maker = LmdbMaker(str(target), map_size=map_size, compress_level=_PNG_COMPRESSION)
+    try:
+        for name in sorted(shapes):
+            height, width, channels = (*shapes[name], 1)[:3]
+            maker.put((folder / f"{name}.png").read_bytes(), name, (height, width, channels))
+    finally:
+        maker.close()
+
+
+@contextmanager
+def fresh_folder(parent: Path) -> Iterator[Path]:
+    """A temporary folder beside what it will become, removed at the end with what is still in it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".kdsr-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Puts a part of a :func:`fresh_folder` in its place; what was there goes with the temporary folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        os.replace(target, new.with_name(f"{new.name}.replaced"))
+    os.replace(new, target)
+
+
+def check_names(photographs: Iterable[Photograph]) -> None:
+    """Refuses photographs whose results would overwrite each other, or be misread by BasicSR.
+
+    Raises:
+        DataError: Two photographs have the same name, or a name is not plain ASCII without dots and spaces.
+    """
+    seen: dict[str, Path] = {}
+    for photograph in photographs:
+        name, path = photograph.name, photograph.path
+        if name in seen:
+            raise DataError(f"{seen[name]} and {path} would both become {name}; rename one")
+        if not name.isascii() or any(character in ". \t\n" for character in name):
+            # BasicSR cuts LMDB keys at the first dot and the names of meta_info files at the first space
+            raise DataError(f"{path}: rename it; BasicSR needs ASCII names without dots and spaces")
+        seen[name] = path
+
+
+def write_pairs(
+    photographs: Sequence[Photograph],
+    cutting: Cutting,
+    out: Path,
+    folders: dict[int, str],
+    *,
+    lmdbs: dict[int, str] | None = None,
+    min_size: int = 1,
+    workers: int = 1,
+    force: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Written:
+    """Makes GT and LQ images of photographs, as PNG files and, if asked, as LMDBs.
+
+    Folders are written beside their place and moved there when all of them are complete.
+
+    Args:
+        photographs: The sources.
+        cutting: Scales and sizes.
+        out: Where the folders are made.
+        folders: By scale (ground truth: ``GT``), the folder's path within ``out``.
+        lmdbs: The same for LMDBs; None makes none.
+        min_size: Photographs with a smaller side (after the crop to ``cutting.multiple_of``) are left out.
+        workers: Number of processes.
+        force: Replaces folders that exist.
+        progress: Called with 1 after each photograph.
+
+    Raises:
+        DataError: A photograph cannot be read or has an unfit name, or none is large enough.
+        OptionError: A folder exists and is not empty, and ``force`` is false.
+    """
+    check_names(photographs)
+    targets = [*folders.values(), *(lmdbs or {}).values()]
+    for target in targets:
+        if not force and (out / target).exists() and any((out / target).iterdir()):
+            raise OptionError(f"{out / target} exists already; add --force to replace it")
+    with fresh_folder(out) as temporary:
+        for folder in folders.values():
+            (temporary / folder).mkdir(parents=True)
+        here = {scale: str(temporary / folder) for scale, folder in folders.items()}
+        work = partial(_write_one, cutting=cutting, folders=here, min_size=min_size)
+        shapes: dict[int, dict[str, Shape]] = {scale: {} for scale in folders}
+        too_small = []
+        for photograph, result in zip(photographs, _map_processes(work, photographs, workers), strict=True):
+            for name, by_scale in result:
+                for scale in folders:
+                    shapes[scale][name] = by_scale[scale]
+            if not result:
+                too_small.append(photograph.name)
+            if progress is not None:
+                progress(1)
+        if not shapes[GT]:
+            raise DataError(f"None of the {len(photographs)} images has sides of {max(min_size, 1)} pixels")
+        for scale, target in (lmdbs or {}).items():
+            (temporary / target).parent.mkdir(parents=True, exist_ok=True)
+            write_lmdb(temporary / folders[scale], temporary / target, shapes[scale])
+        for target in targets:
+            replace_folder(temporary / target, out / target)
+    return Written(len(photographs) - len(too_small), len(shapes[GT]), tuple(too_small))
