@@ -94,9 +94,14 @@ class RestorationModel(SRModel):
         if self.ema_decay > 0:
             self.net_g_ema = deepcopy(self.net_g).eval().requires_grad_(False)
         self.build_losses(train_opt)
-        self.bundle = wrap_ddp(self.net_g, self.device, self.opt.get("find_unused_parameters", False))
+        find_unused = self.opt.get("find_unused_parameters", False)
+        self.bundle = wrap_ddp(self.trained_module(), self.device, find_unused)
         self.setup_optimizers()
         self.setup_schedulers()
+
+    def trained_module(self) -> nn.Module:
+        """What maps ``lq`` to the output in training: what DDP wraps and the optimizer sees."""
+        return self.net_g
 
     def build_losses(self, train_opt: dict[str, Any]) -> None:
         """Builds the losses that the options name, as attributes ``cri_*`` (None where there is none)."""
