@@ -34,3 +34,7 @@ app.add_typer(data_app, name="data", help="Prepare data sets.")
 def main() -> None:
     """Entry point of the console script."""
     raise SystemExit(reported(app))
+
+
+if __name__ == "__main__":
+    main()
