@@ -104,10 +104,15 @@ def as_text(table: pd.DataFrame) -> str:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """A comparison as a Markdown table."""
-    lines = [[str(table.index.name), *table.columns], ["---", *["---:"] * len(table.columns)]]
-    lines += [[str(index), *values] for index, values in table.iterrows()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    """A table of text as Markdown, its columns aligned for those who read the source."""
+    rows = [
+        [str(table.index.name), *table.columns],
+        *([str(index), *values] for index, values in table.iterrows()),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def write_table(scores: pd.DataFrame, folder: str | Path, stem: str = "comparison") -> tuple[Path, Path]:

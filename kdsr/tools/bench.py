@@ -1,0 +1,256 @@
+"""``kdsr bench step``: where the time and the memory of one training step go.
+
+The step is the model's own ``optimize_parameters``. Hooks on its networks tell which part is at work, so that
+every moment of a step belongs to exactly one part and the parts add up to the step. Weights and images are
+random: neither data nor checkpoints are needed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+from basicsr.models import build_model
+from basicsr.utils import set_random_seed
+from torch import Tensor
+
+from kdsr.pipeline.option_check import check
+from kdsr.pipeline.options import load
+from kdsr.runtime.errors import OptionError
+from kdsr.tools.report import as_markdown
+
+app = typer.Typer(no_args_is_help=True)
+
+STUDENT = "student, forward and backward"
+TEACHER = "teacher"
+HISTORY = "history model"
+VQGAN_FROZEN = "VQGAN without gradient"
+VQGAN_GRADIENT = "VQGAN with gradient, forward and backward"
+REST = "rest (degradations, losses, update, EMA)"
+_MIB = 2**20
+
+
+class Memory:
+    """Peak memory between two calls: of the process on a CPU (Linux), of torch's allocator on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def start(self) -> None:
+        """Forgets the peak so far."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to what is resident now
+
+    def peak(self) -> float:
+        """Highest use since ``start``, in MiB."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / _MIB
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+@dataclass
+class Clock:
+    """Attributes time and peak memory to the part that is at work."""
+
+    memory: Memory
+    part: str = REST
+    since: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, float] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Begins a step; what has been measured before is forgotten."""
+        self.seconds, self.peaks, self.part = {}, {}, REST
+        self.memory.start()
+        self.since = self._now()
+
+    def switch(self, part: str) -> str:
+        """From now on ``part`` is at work; returns the one that was."""
+        now, before = self._now(), self.part
+        self.seconds[before] = self.seconds.get(before, 0.0) + now - self.since
+        self.peaks[before] = max(self.peaks.get(before, 0.0), self.memory.peak())
+        self.memory.start()
+        self.part, self.since = part, self._now()
+        return before
+
+    def _now(self) -> float:
+        if self.memory.device.type == "cuda":
+            torch.cuda.synchronize(self.memory.device)
+        return time.perf_counter()
+
+
+@contextmanager
+def watched(model: Any, clock: Clock) -> Iterator[None]:
+    """Hooks ``clock`` to the networks, the backward pass and the optimizer of a model."""
+    handles = []
+
+    def watch(net: torch.nn.Module, part: Callable[[], str]) -> None:
+        stack: list[str] = []
+        handles.append(net.register_forward_pre_hook(lambda *_: stack.append(clock.switch(part()))))
+        handles.append(net.register_forward_hook(lambda *_: clock.switch(stack.pop()) and None))
+
+    watch(model.net_g, lambda: STUDENT)
+    if getattr(model, "net_t", None) is not None:
+        watch(model.net_t, lambda: TEACHER)
+    if getattr(model, "net_his", None) is not None:
+        watch(model.net_his, lambda: HISTORY)
+    has_vqgan = getattr(model, "net_vqgan", None) is not None
+    if has_vqgan:
+        watch(model.net_vqgan, lambda: VQGAN_GRADIENT if torch.is_grad_enabled() else VQGAN_FROZEN)
+
+    compute_losses = model.compute_losses
+
+    def compute_losses_then_backward(current_iter: int) -> dict[str, Tensor]:
+        # Backward passes the losses and the VQGAN first; once the gradient at the student's output is
+        # complete, the student's own pass begins.
+        model.output.register_hook(lambda gradient: clock.switch(STUDENT) and None)
+        losses = compute_losses(current_iter)
+        clock.switch(VQGAN_GRADIENT if has_vqgan else REST)
+        return losses
+
+    model.compute_losses = compute_losses_then_backward
+    handles.append(model.optimizer_g.register_step_pre_hook(lambda *_: clock.switch(REST) and None))
+    try:
+        yield
+    finally:
+        del model.compute_losses
+        for handle in handles:
+            handle.remove()
+
+
+def prepare(file: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -> dict[str, Any]:
+    """The option file as a model takes it, without checkpoints and data.
+
+    Raises:
+        OptionError: The options cannot be run.
+    """
+    opt = {**load(file, overrides), "path": {}}
+    problems = check(opt, True)
+    if problems:
+        raise OptionError(problems)
+    derived = {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
+    return {**opt, **derived, "num_gpu": int(device == "cuda")}
+
+
+def measure(model: Any, batch: dict[str, Tensor], *, warmup: int, repeat: int) -> tuple[pd.DataFrame, float]:
+    """Runs training steps and measures their parts.
+
+    Args:
+        model: A model of this package, in training.
+        batch: What its ``feed_data`` takes.
+        warmup: Steps that are not counted.
+        repeat: Steps that are.
+
+    Returns:
+        One row per part and counted step (columns step, part, seconds, peak_mib), and the memory in MiB with
+        which the first counted step began.
+    """
+    clock = Clock(Memory(model.device))
+    rows: list[tuple[int, str, float, float]] = []
+    before = 0.0
+    with watched(model, clock):
+        for step in range(warmup + repeat):
+            if step == warmup:
+                clock.memory.start()
+                before = clock.memory.peak()
+            clock.start()
+            model.feed_data(batch)
+            model.optimize_parameters(step + 1)
+            clock.switch(REST)
+            if step >= warmup:
+                rows += [(step, part, clock.seconds[part], clock.peaks[part]) for part in clock.seconds]
+    return pd.DataFrame(rows, columns=["step", "part", "seconds", "peak_mib"]), before
+
+
+def summary(measured: pd.DataFrame) -> pd.DataFrame:
+    """The table that is read: a row per part, their sum, and the whole step (text)."""
+    order = [STUDENT, TEACHER, HISTORY, VQGAN_FROZEN, VQGAN_GRADIENT, REST]
+    parts = [part for part in order if part in set(measured["part"])]
+    wholes = measured.groupby("step")["seconds"].sum().tolist()
+    samples = {part: measured[measured["part"] == part]["seconds"].tolist() for part in parts}
+    medians = {part: statistics.median(values) for part, values in samples.items()}
+    total = sum(medians.values())
+    peaks = measured.groupby("part")["peak_mib"].max()
+    table = pd.DataFrame(columns=["median s", "min–max s", "share", "peak MiB"], dtype=object)
+    for part in parts:
+        values = samples[part]
+        spread = f"{min(values):.3f}–{max(values):.3f}"
+        table.loc[part] = [
+            f"{medians[part]:.3f}",
+            spread,
+            f"{medians[part] / total:.1%}",
+            f"{peaks[part]:,.0f}",
+        ]
+    table.loc["sum of the parts"] = [f"{total:.3f}", "", "100.0%", ""]
+    spread = f"{min(wholes):.3f}–{max(wholes):.3f}"
+    table.loc["whole step"] = [f"{statistics.median(wholes):.3f}", spread, "", f"{peaks.max():,.0f}"]
+    table.index.name = "part"
+    return table
+
+
+def machine(device: str, threads: int) -> str:
+    """One line on what the measurement ran on."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    if device == "cuda":
+        name = f"{torch.cuda.get_device_name()}, {name}"
+    return f"{name}, {threads} of {os.cpu_count()} CPU threads, torch {torch.__version__}"
+
+
+@app.callback()
+def bench() -> None:
+    """Measure time and memory."""
+
+
+@app.command()
+def step(
+    opt: Annotated[str, typer.Option("-opt", "--opt", help="Option file of a training run.")],
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    repeat: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 7,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before them that are not.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    force_yml: Annotated[
+        list[str] | None, typer.Option("--force_yml", help="KEY:KEY=VALUE, as in training.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
+) -> None:
+    """Time and peak memory of a training step, part by part: random weights and images, no data needed."""
+    torch.set_num_threads(threads)
+    options = prepare(opt, force_yml or (), device)
+    size = options["datasets"]["train"]["gt_size"]
+    scale = options.get("scale", 1)
+    set_random_seed(options.get("manual_seed") or 0)
+    model = build_model(options)
+    images = {
+        "lq": torch.rand(batch, 3, size // scale, size // scale),
+        "gt": torch.rand(batch, 3, size, size),
+    }
+    measured, before = measure(model, images, warmup=warmup, repeat=repeat)
+    memory = "memory of the process" if device == "cpu" else "memory allocated by torch"
+    text = (
+        f"One training step of {options['name']} (batch {batch}, {size}×{size} ground truth), {repeat} steps "
+        f"after {warmup} to warm up.\n{machine(device, threads)}.\nPeak MiB: {memory} while the part is at "
+        f"work, networks and libraries included; {before:,.0f} MiB before the first measured step.\n\n"
+        f"{as_markdown(summary(measured))}"
+    )
+    typer.echo(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")

@@ -1,0 +1,155 @@
+"""``kdsr bench step``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from basicsr.models import build_model
+from typer.testing import CliRunner
+
+import kdsr  # noqa: F401
+from kdsr.runtime.errors import OptionError
+from kdsr.tools import bench
+
+_NET = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "upscale": 2}
+_ENCODER = {
+    "double_z": False, "z_channels": 8, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32,
+    "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    l1 = {"type": "L1Loss", "loss_weight": 1.0}
+    options = {
+        "name": "tiny",
+        "model_type": "DCKDModel",
+        "scale": 2,
+        "num_gpu": "auto",
+        "manual_seed": 3,
+        "datasets": {
+            "train": {
+                "name": "none",
+                "type": "PairedImageDataset",
+                "dataroot_gt": "nowhere",
+                "dataroot_lq": "nowhere",
+                "io_backend": {"type": "disk"},
+                "gt_size": 32,
+                "use_hflip": True,
+                "use_rot": True,
+                "num_worker_per_gpu": 0,
+                "batch_size_per_gpu": 1,
+            }
+        },
+        "network_g": {**_NET, "num_block": 1},
+        "network_t": {**_NET, "num_block": 2},
+        "network_his": True,
+        "network_vqgan": {"type": "VQGAN", "embed_dim": 8, "n_embed": 16, "ddconfig": _ENCODER},
+        "path": {"pretrain_network_t": "nowhere/teacher.pth"},
+        "train": {
+            "ema_decay": 0.999,
+            "optim_g": {"type": "Adam", "lr": 1e-3},
+            "scheduler": {"type": "MultiStepLR", "milestones": [10], "gamma": 0.5},
+            "total_iter": 10,
+            "warmup_iter": -1,
+            "pixel_opt": l1,
+            "logits_opt": l1,
+            "cl_opt": {"type": "ContrasLoss", "loss_weight": 0.1, "weights": [0.5, 1.0]},
+            "ce_opt": {"type": "CELoss", "loss_weight": 0.001},
+            "num_neg": 2,
+        },
+    }
+    path = tmp_path / "tiny.yml"
+    path.write_text(yaml.safe_dump(options), encoding="utf-8")
+    return path
+
+
+class RecordingClock(bench.Clock):
+    order: list[str]
+
+    def switch(self, part: str) -> str:
+        self.order.append(part)
+        return super().switch(part)
+
+
+def one_step(file: Path, clock: bench.Clock | None) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = build_model(bench.prepare(file))
+    model.feed_data({"lq": torch.rand(1, 3, 16, 16), "gt": torch.rand(1, 3, 32, 32)})
+    if clock is None:
+        model.optimize_parameters(1)
+    else:
+        with bench.watched(model, clock):
+            model.optimize_parameters(1)
+    return model.net_g.state_dict()
+
+
+def test_every_part_of_a_step_is_attributed_in_its_turn(file: Path):
+    clock = RecordingClock(bench.Memory(torch.device("cpu")))
+    clock.order = []
+    one_step(file, clock)
+    assert clock.order == [
+        bench.STUDENT,
+        bench.REST,
+        bench.TEACHER,
+        bench.REST,
+        bench.HISTORY,
+        bench.REST,
+        bench.VQGAN_FROZEN,
+        bench.REST,
+        bench.VQGAN_GRADIENT,  # forward
+        bench.REST,  # the losses
+        bench.VQGAN_GRADIENT,  # backward
+        bench.STUDENT,  # backward
+        bench.REST,  # the update
+    ]
+
+
+def test_watching_changes_nothing(file: Path):
+    watched = one_step(file, bench.Clock(bench.Memory(torch.device("cpu"))))
+    plain = one_step(file, None)
+    assert all(torch.equal(watched[name], plain[name]) for name in plain)
+
+
+def test_command_prints_every_part_and_writes_the_table(file: Path, tmp_path: Path):
+    out = tmp_path / "new" / "table.md"
+    arguments = [
+        "step",
+        "-opt",
+        str(file),
+        "--repeat",
+        "2",
+        "--warmup",
+        "1",
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+    ]
+    threads = torch.get_num_threads()
+    try:
+        result = CliRunner().invoke(bench.app, arguments)
+    finally:
+        torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    table = out.read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
+    assert rows[2:] == [
+        bench.STUDENT,
+        bench.TEACHER,
+        bench.HISTORY,
+        bench.VQGAN_FROZEN,
+        bench.VQGAN_GRADIENT,
+        bench.REST,
+        "sum of the parts",
+        "whole step",
+    ]
+    assert table in result.output
+
+
+def test_wrong_options_are_refused(file: Path):
+    with pytest.raises(OptionError, match="ema_deca"):
+        bench.prepare(file, ["train:ema_deca=0.5"])
