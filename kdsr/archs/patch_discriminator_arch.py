@@ -1,0 +1,39 @@
+"""Patch discriminator: says of every patch of an image whether it looks real.
+
+Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (pix2pix), CVPR 2017.
+"""
+
+from __future__ import annotations
+
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+@ARCH_REGISTRY.register()
+class PatchDiscriminator(nn.Module):
+    """A few strided convolutions that end in one number per patch.
+
+    Spectral normalisation where pix2pix has batch normalisation (our choice): it depends on no batch, so
+    small batches and several processes give the same network.
+
+    Args:
+        num_in_ch: Channels of the image.
+        num_feat: Channels of the first layer; they double per layer up to eight times.
+        num_layers: Number of halvings; 3 makes patches of 70 pixels.
+    """
+
+    def __init__(self, num_in_ch: int = 3, num_feat: int = 64, num_layers: int = 3) -> None:
+        super().__init__()
+        widths = [num_feat * min(2**layer, 8) for layer in range(num_layers + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(num_in_ch, widths[0], 4, stride=2, padding=1)]
+        for layer in range(1, num_layers + 1):
+            stride = 2 if layer < num_layers else 1
+            conv = nn.Conv2d(widths[layer - 1], widths[layer], 4, stride=stride, padding=1)
+            layers += [nn.LeakyReLU(0.2), spectral_norm(conv)]
+        layers += [nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 1, 4, padding=1)]
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, num_in_ch, H, W) -> (N, 1, about H / 2**num_layers, about W / 2**num_layers), unbounded."""
+        return self.body(x)

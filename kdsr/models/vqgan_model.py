@@ -1,0 +1,203 @@
+"""VQGANModel: trains a VQGAN of one's own, for images that are not ImageNet's.
+
+Esser et al., "Taming Transformers for High-Resolution Image Synthesis", CVPR 2021 (arXiv 2012.09841). Without
+the adversarial term it is a VQ-VAE (van den Oord et al., NeurIPS 2017).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from kdsr.archs.vqgan_arch import VQGAN, Reconstruction
+from kdsr.losses.vq_loss import VQLoss, adaptive_weight
+from kdsr.models.base_model import RestorationModel
+from kdsr.models.code_usage import CodeUsage
+from kdsr.runtime.distributed import wrap_ddp
+from kdsr.runtime.errors import OptionError
+
+
+class _Reconstructor(nn.Module):
+    """A VQGAN as a network from image to image (what DDP wraps and validation measures); keeps the rest."""
+
+    result: Reconstruction
+
+    def __init__(self, net: VQGAN) -> None:
+        super().__init__()
+        self.net = net
+        self.multiple_of = net.multiple_of
+        self.training = net.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.result = self.net.reconstruct(x)
+        return self.result.image
+
+
+def vgg_weights_problem(options: dict[str, Any]) -> str | None:
+    """Why BasicSR's PerceptualLoss would not find its VGG; None where it will. Nothing is downloaded."""
+    kind = options.get("vgg_type", "vgg19")
+    # BasicSR loads this one file whatever the type; other types come from torchvision's cache.
+    if kind == "vgg19" and os.path.isfile(VGG_PRETRAIN_PATH):
+        return None
+    name = get_model_weights(kind).DEFAULT.url.rpartition("/")[2]
+    cached = os.path.join(torch.hub.get_dir(), "checkpoints", name)
+    if os.path.isfile(cached) and not os.path.isfile(VGG_PRETRAIN_PATH):
+        return None
+    places = f"{VGG_PRETRAIN_PATH} or {cached}" if kind == "vgg19" else cached
+    return f"train.perceptual_opt: no weights of {kind}; put them at {places}, or leave the term out"
+
+
+@MODEL_REGISTRY.register()
+class VQGANModel(RestorationModel):
+    """Encoder, codebook and decoder (``net_g``) trained on the images of a folder (``gt``, else ``lq``).
+
+    ``L = |x - x'| + beta |z - sg[e]|^2 + |sg[z] - e|^2 [+ perceptual] [+ lambda * adversarial]``. The saved
+    ``net_g`` file is what ``path.pretrain_network_vqgan`` takes (with ``strict_load_vqgan: false``: the
+    decoder is left over). Validation measures the reconstruction.
+
+    Options (``train``): ``pixel_opt`` -> ``l_pix``; ``vq_opt`` (``VQLoss``) -> ``l_commit``, ``l_codebook``;
+    ``perceptual_opt`` (BasicSR's ``PerceptualLoss``; needs VGG weights on disk) -> ``l_percep``, ``l_style``;
+    ``gan_opt`` (BasicSR's ``GANLoss``) with ``network_d`` and ``optim_d`` -> ``l_g_gan``, ``l_d``, after
+    ``gan_start`` (0) iterations, with taming's adaptive weight unless ``gan_adaptive_weight: false``;
+    ``restart_every`` (100) iterations, dead codes are restarted from encoder outputs (0: never). Logged
+    beside the losses: ``perplexity`` and ``codes_used`` of the last hundred steps or so.
+    """
+
+    TRAIN_KEYS: dict[str, Any] = {
+        "vq_opt": dict,
+        "perceptual_opt": (dict, type(None)),
+        "gan_opt": (dict, type(None)),
+        "optim_d": (dict, type(None)),
+        "gan_start": int,
+        "gan_adaptive_weight": bool,
+        "restart_every": int,
+    }
+    NETWORK_KEYS = frozenset({"d"})
+
+    @classmethod
+    def check_options(cls, opt: dict[str, Any]) -> list[str]:
+        """Problems that show only when several options are seen together."""
+        train, network = opt.get("train") or {}, opt.get("network_g") or {}
+        problems = []
+        if opt.get("scale", 1) != 1:
+            problems.append(
+                f"scale: VQGANModel gives images of the same size back, set 1, not {opt['scale']}"
+            )
+        if network.get("type") != "VQGAN" or network.get("decoder") is not True:
+            problems.append("network_g: VQGANModel trains type VQGAN with decoder: true")
+        problems += [f"network_g.{problem}" for problem in VQGAN.option_problems(network)]
+        multiple = 2 ** (len((network.get("ddconfig") or {}).get("ch_mult", [1])) - 1)
+        size = ((opt.get("datasets") or {}).get("train") or {}).get("gt_size", multiple)
+        if size % multiple:
+            problems.append(
+                f"datasets.train.gt_size: {size} must be a multiple of {multiple}, which network_g needs"
+            )
+        if "restart_every" in train and train["restart_every"] < 0:
+            problems.append("train.restart_every: a number of iterations, or 0 for never")
+        if train.get("gan_opt"):
+            needed = {"network_d": opt.get("network_d"), "train.optim_d": train.get("optim_d")}
+            problems += [
+                f"{key}: missing, train.gan_opt needs it" for key, given in needed.items() if not given
+            ]
+        if train.get("perceptual_opt") and (problem := vgg_weights_problem(train["perceptual_opt"])):
+            problems.append(problem)
+        return problems
+
+    net_g: VQGAN
+    net_d: nn.Module | None = None
+
+    def build_training_networks(self) -> None:
+        super().build_training_networks()
+        if self.opt["train"].get("gan_opt"):
+            self.net_d = self.build("d")
+            self.bundle_d = wrap_ddp(self.net_d, self.device)
+        self.usage = CodeUsage(self.net_g.quantize.embedding.num_embeddings).to(self.device)
+        self.restart_every = self.opt["train"].get("restart_every", 100)
+
+    def build_losses(self, train_opt: dict[str, Any]) -> None:
+        super().build_losses(train_opt)
+        self.cri_vq = self.build_loss("vq_opt") or VQLoss()
+        if train_opt.get("perceptual_opt") and (problem := vgg_weights_problem(train_opt["perceptual_opt"])):
+            raise OptionError(problem)
+        self.cri_perceptual = self.build_loss("perceptual_opt")
+        self.cri_gan = self.build_loss("gan_opt")
+        self.gan_start = train_opt.get("gan_start", 0)
+        self.gan_adaptive_weight = train_opt.get("gan_adaptive_weight", True)
+
+    def trained_module(self) -> nn.Module:
+        self.reconstructor = _Reconstructor(self.net_g)
+        return self.reconstructor
+
+    def setup_optimizers(self) -> None:
+        super().setup_optimizers()
+        if self.net_d is not None:
+            self.optimizer_d = self.make_optimizer(self.net_d.parameters(), self.opt["train"]["optim_d"])
+            self.optimizers.append(self.optimizer_d)
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        super().feed_data(data)
+        self.lq = self.gt = self.gt if "gt" in data else self.lq
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        super().optimize_parameters(current_iter)
+        if self.net_d is not None and current_iter > self.gan_start:
+            self.log_dict["l_d"] = self.update_discriminator()
+        self.log_dict.update(self.usage.statistics())
+
+    def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
+        losses = super().compute_losses(current_iter)
+        if self.cri_perceptual:
+            perceptual, style = self.cri_perceptual(self.output, self.gt)
+            losses |= {
+                name: value
+                for name, value in (("l_percep", perceptual), ("l_style", style))
+                if value is not None
+            }
+        if self.net_d is not None and current_iter > self.gan_start:
+            losses["l_g_gan"] = self.adversarial_loss(torch.stack(list(losses.values())).sum())
+        result = self.reconstructor.result
+        losses["l_commit"], losses["l_codebook"] = self.cri_vq(result.encoding, result.quantized)
+        return losses
+
+    def adversarial_loss(self, reconstruction: Tensor) -> Tensor:
+        """What the discriminator thinks of the reconstruction, beside the reconstruction's own loss."""
+        assert self.net_d is not None and self.cri_gan is not None
+        self.net_d.requires_grad_(False)
+        loss = self.cri_gan(self.net_d(self.output), True, is_disc=False)
+        if self.gan_adaptive_weight:
+            loss = loss * adaptive_weight(reconstruction, loss, self.net_g.decoder.conv_out.weight)
+        return loss
+
+    def update_discriminator(self) -> Tensor:
+        """One step of the discriminator on this step's images and reconstructions; gives its loss."""
+        assert self.net_d is not None and self.cri_gan is not None
+        self.net_d.requires_grad_(True)
+        self.optimizer_d.zero_grad(set_to_none=True)
+        with self.precision.autocast():
+            # one pass for both: two passes of DDP before a backward would disturb each other's buffers
+            real, fake = self.bundle_d(torch.cat([self.gt, self.output.detach()])).float().chunk(2)
+            loss = 0.5 * (self.cri_gan(real, True, is_disc=True) + self.cri_gan(fake, False, is_disc=True))
+        loss.backward()
+        self.optimizer_d.step()
+        return loss.detach()
+
+    def after_step(self, current_iter: int) -> None:
+        super().after_step(current_iter)
+        result = self.reconstructor.result
+        self.usage.update(result.codes)
+        if self.restart_every and current_iter % self.restart_every == 0:
+            codebook = self.net_g.quantize.embedding.weight.data
+            self.usage.restart_dead(codebook, result.encoding, self.generator)
+
+    def restore_with(self, net: nn.Module, lq: Tensor, key: str = "g") -> Tensor:
+        return super().restore_with(_Reconstructor(net), lq, key)  # type: ignore[arg-type]
+
+    def state_networks(self) -> dict[str, nn.Module]:
+        networks = super().state_networks() | {"usage": self.usage}
+        return networks if self.net_d is None else networks | {"net_d": self.net_d}
