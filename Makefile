@@ -1,7 +1,7 @@
 # Two commands do everything from a bare Python 3.11 or 3.12: `make demo` and `make test`.
 #   make PYTHON=/path/to/python3.12 ...   another interpreter than the first one found
 #   make VENV=/path ...                   another place for the virtual environment
-#   make TORCH_INDEX= ...                 PyPI's own torch (CUDA on Linux) instead of the CPU build
+#   make TORCH_INDEX=URL ...              an index with CPU builds of torch (pip's own gives CUDA builds on Linux)
 VENV ?= .venv
 export PYTHON TORCH_INDEX
 ifeq ($(origin PYTHON),undefined)

@@ -4,11 +4,11 @@
 # Nothing is done twice: VENV/kdsr-installed holds a checksum of what was asked for. A changed requirement is installed
 # into the environment that is there; one whose installation was interrupted, or that has moved, is made anew.
 #   PYTHON=...       the interpreter (3.11 or 3.12) instead of the first one found
-#   TORCH_INDEX=...  where torch's CPU builds lie; empty: PyPI alone, whose Linux builds are for CUDA (several GB)
+#   TORCH_INDEX=...  a package index with CPU builds of torch; without one, pip's own, whose Linux builds are for CUDA
 set -eu
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
-torch_index=${TORCH_INDEX-https://download.pytorch.org/whl/cpu}
+torch_index=${TORCH_INDEX-}
 installed=$venv/kdsr-installed
 unfinished=$venv/kdsr-unfinished
 wanted=$(pwd; cat requirements/*.txt requirements/install.sh setup.py | cksum)
