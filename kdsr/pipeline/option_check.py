@@ -119,7 +119,7 @@ def _find_model(opt: dict[str, Any], problems: list[str]) -> type | None:
         problems.append("model_type: is required")
         return None
     known = registered(MODEL_REGISTRY)
-    if name in known:
+    if isinstance(name, str) and name in known:
         return known[name]
     problems.append(f"model_type: {describe(name)} is not known; {nearest(str(name), known)}")
     meant = difflib.get_close_matches(str(name), known, n=1)  # judge the rest as if it had been spelt right

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from os.path import expanduser
 from typing import Any
 
 import basicsr.data  # noqa: F401  registers its data sets
 from basicsr.utils.registry import DATASET_REGISTRY
 
+from kdsr.data.checks import check_dataset
 from kdsr.pipeline import option_tables as tables
-from kdsr.pipeline.option_names import check_kind, check_table, find_type, nearest, registered
+from kdsr.pipeline.option_names import check_kind, check_table, find_type, is_kind, nearest, registered
 
 
 def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
-    """Checks every set of ``datasets``; a set that is null is switched off."""
+    """Checks every set of ``datasets`` and asks whether its files are there; null switches a set off."""
     datasets = opt.get("datasets")
     if not isinstance(datasets, dict):
         return
@@ -25,17 +27,32 @@ def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str]) -> 
     for key, dataset in datasets.items():
         place = f"datasets.{key}"
         phase = key.split("_")[0]
+        if dataset is None:
+            continue
         if phase not in phases:
             doing = "training" if is_train else "a test"
             known = " or ".join(f"{phase}, {phase}_NAME" for phase in phases)
             problems.append(f"{place}: {doing} knows sets named {known}")
             continue
-        if dataset is None or not check_kind(dataset, dict, place, problems):
+        if not check_kind(dataset, dict, place, problems):
             continue
+        before = len(problems)
         _check_keys(dataset, phase, place, problems)
         name = dataset.get("name")
         if isinstance(name, str) and phase != "train" and names.setdefault(name, place) != place:
             problems.append(f"{place}.name: {name} names {names[name]} too; results are told apart by it")
+        if len(problems) == before:
+            problems += _look_at_files(dataset, phase, opt.get("scale"), place)
+
+
+def _look_at_files(dataset: dict[str, Any], phase: str, scale: Any, place: str) -> list[str]:
+    paired = dataset["type"] == "PairedImageDataset"
+    if paired and scale is None:
+        return [f"scale: is required by {place}, a {dataset['type']}"]
+    if paired and not (is_kind(scale, int) and scale >= 1):
+        return []  # reported where it stands
+    roots = {key: expanduser(dataset[key]) for key in ("dataroot_gt", "dataroot_lq") if dataset.get(key)}
+    return [f"{place}.{problem}" for problem in check_dataset({**dataset, **roots}, scale, phase)]
 
 
 def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[str]) -> None:

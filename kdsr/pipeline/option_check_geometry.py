@@ -22,10 +22,9 @@ def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> 
     size = train.get("gt_size") if is_train and isinstance(train, dict) else None
     if isinstance(size, bool) or not isinstance(size, int):
         return
-    place = "datasets.train.gt_size"
     if size < 1 or size % scale:
-        problems.append(f"{place}: {size} is no positive multiple of scale {scale}")
-        return
+        return  # the check of the data says so
+    place = "datasets.train.gt_size"
     patch = int(size // scale)
     for key in ("network_g", "network_t"):
         _check_window(opt.get(key), key, patch, f"{place}: {size} gives LQ patches of {patch}", problems)

@@ -212,7 +212,9 @@ def check_call(
         default = parameters[key].default
         annotated = key in annotations
         kinds = _kinds_of_annotation(annotations[key]) if annotated else _kinds_of_default(default)
-        if kinds and not (value is None and default is None):
+        if kinds == (int,) and isinstance(value, float):
+            problems.append(f"{place}.{key}: expected a whole number, got {value!r}")
+        elif kinds and not (value is None and default is None):
             check_kind(value, kinds, f"{place}.{key}", problems, None if annotated else type(default))
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in options:

@@ -14,7 +14,7 @@ NONE = type(None)
 TOP: dict[str, Any] = {
     "name": str,
     "model_type": str,
-    "scale": NUMBER,
+    "scale": (int, NONE),
     "num_gpu": (int, str),
     "manual_seed": (int, NONE),
     "find_unused_parameters": bool,

@@ -99,6 +99,26 @@ def _shared_seed(seed: int | None, world_size: int) -> int:
     return box[0]
 
 
+# written as 5e3, a number of iterations arrives as a float; loops and loaders want an int
+_COUNTS = {
+    "train": ("total_iter", "warmup_iter"),
+    "val": ("val_freq",),
+    "logger": ("print_freq", "save_checkpoint_freq"),
+}
+_DATASET_COUNTS = ("batch_size_per_gpu", "num_worker_per_gpu", "num_prefetch_queue", "gt_size")
+
+
+def _make_counts_whole(opt: dict[str, Any]) -> None:
+    """Turns whole floats into ints where a number counts something; the check has refused other floats."""
+    sections = [(opt.get(name), keys) for name, keys in _COUNTS.items()]
+    sections.append((opt, ("scale",)))
+    sections += [(dataset, _DATASET_COUNTS) for dataset in opt["datasets"].values()]
+    for section, keys in sections:
+        for key in keys:
+            if section and isinstance(section.get(key), float):
+                section[key] = int(section[key])
+
+
 def _fill_datasets(opt: dict[str, Any]) -> None:
     opt["datasets"] = {name: dataset for name, dataset in opt["datasets"].items() if dataset is not None}
     for name, dataset in opt["datasets"].items():
@@ -165,6 +185,7 @@ def parse_options(
     if problems:
         raise OptionError(problems)
 
+    _make_counts_whole(opt)
     warnings: list[str] = []
     overridden = any(split_override(entry)[0] == ["num_gpu"] for entry in overrides)
     num_gpu = _resolve_num_gpu(
