@@ -14,7 +14,13 @@ from kdsr import compat
 __version__ = "0.1.0"
 
 # folder -> ending of the modules that register something (BasicSR's own convention)
-_REGISTERED = {"archs": "_arch", "losses": "_loss", "data": "_dataset", "metrics": "_metric", "models": "_model"}
+_REGISTERED = {
+    "archs": "_arch",
+    "losses": "_loss",
+    "data": "_dataset",
+    "metrics": "_metric",
+    "models": "_model",
+}
 
 
 def _register_all() -> None:

@@ -11,7 +11,9 @@ from kdsr.runtime.errors import reported
 from kdsr.tools.data import app as data_app
 
 app = typer.Typer(
-    help="Knowledge distillation for image restoration, inside BasicSR.", no_args_is_help=True, add_completion=False
+    help="Knowledge distillation for image restoration, inside BasicSR.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 

@@ -56,7 +56,9 @@ class RestorationModel(SRModel):
     NETWORK_KEYS: frozenset[str] = frozenset({"g"})
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        BaseModel.__init__(self, opt)  # not SRModel's: it wraps, builds the optimizer and insists on a pixel loss
+        BaseModel.__init__(
+            self, opt
+        )  # not SRModel's: it wraps, builds the optimizer and insists on a pixel loss
         self.precision = Precision(opt.get("precision"), self.device)
         self.log_dict: dict[str, Tensor] = OrderedDict()
         self.best_metric_results: dict[str, dict[str, Any]] = {}
@@ -118,7 +120,9 @@ class RestorationModel(SRModel):
         self.optimizer_g = self.make_optimizer(self.trained_parameters(), self.opt["train"]["optim_g"])
         self.optimizers.append(self.optimizer_g)
 
-    def make_optimizer(self, parameters: Iterable[nn.Parameter], opt: dict[str, Any]) -> torch.optim.Optimizer:
+    def make_optimizer(
+        self, parameters: Iterable[nn.Parameter], opt: dict[str, Any]
+    ) -> torch.optim.Optimizer:
         """Any optimizer of ``torch.optim``: ``{type: AdamW, lr: 1e-4, ...}``."""
         options = {key: value for key, value in opt.items() if key != "type"}
         return getattr(torch.optim, opt["type"])(list(parameters), **options)
@@ -133,7 +137,9 @@ class RestorationModel(SRModel):
     def feed_data(self, data: dict[str, Any]) -> None:
         self.lq = data["lq"].to(self.device, non_blocking=True, memory_format=self.precision.memory_format)
         if "gt" in data:
-            self.gt = data["gt"].to(self.device, non_blocking=True, memory_format=self.precision.memory_format)
+            self.gt = data["gt"].to(
+                self.device, non_blocking=True, memory_format=self.precision.memory_format
+            )
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One training step: the student, the losses by name, backward, the update, the EMA."""
@@ -315,7 +321,9 @@ class RestorationModel(SRModel):
                 net.load_state_dict(saved[name])
             except RuntimeError as error:
                 first = str(error).splitlines()[1].strip()
-                raise CheckpointError(f"{self.opt['path']['resume_state']}: {name} does not fit: {first}") from error
+                raise CheckpointError(
+                    f"{self.opt['path']['resume_state']}: {name} does not fit: {first}"
+                ) from error
         self.best_metric_results = resume_state.get("best_metric_results", {})
         self.restore_generators(resume_state["generators"])
         if self.opt["rank"] == 0:
@@ -328,7 +336,8 @@ def blend_weights(target: nn.Module, source: nn.Module, keep: float) -> None:
 
     Multiplies first and adds then, as BasicSR's EMA does, so that a run agrees with BasicSR's to rounding.
     """
-    targets, sources = list(target.parameters()), [parameter.detach() for parameter in source.parameters()]
+    targets: list[Tensor] = list(target.parameters())
+    sources = [parameter.detach() for parameter in source.parameters()]
     torch._foreach_mul_(targets, keep)
     torch._foreach_add_(targets, sources, alpha=1 - keep)
     for ours, theirs in zip(target.buffers(), source.buffers(), strict=True):

@@ -77,7 +77,9 @@ class DCKDModel(KDModel):
         problems = super().check_options(opt) + probability_problems(train)
         for key in ("network_t", "network_vqgan"):
             if not opt.get(key):
-                problems.append(f"{key}: missing; DCKDModel compares the student with a teacher through a VQGAN")
+                problems.append(
+                    f"{key}: missing; DCKDModel compares the student with a teacher through a VQGAN"
+                )
         if train.get("num_neg", 4) < 0 or train.get("num_neg", 4) + train.get("clean_negative", True) < 1:
             problems.append("train.num_neg: there must be at least one negative (or clean_negative: true)")
         key = "history_steps" if "history_steps" in train else "step"
@@ -85,10 +87,14 @@ class DCKDModel(KDModel):
             problems.append("train.step: is the release's name of history_steps; give one of them")
         entries = train.get(key, 1000)
         if not all(isinstance(n, int) and n > 0 for n in history_steps(train)) or entries == []:
-            problems.append(f"train.{key}: {entries!r} must be a number of iterations above 0, or a list of such")
+            problems.append(
+                f"train.{key}: {entries!r} must be a number of iterations above 0, or a list of such"
+            )
         source = train.get("history_source", "ema")
         if source not in HISTORY_SOURCES:
-            problems.append(f"train.history_source: {source!r} is not known; use {' or '.join(HISTORY_SOURCES)}")
+            problems.append(
+                f"train.history_source: {source!r} is not known; use {' or '.join(HISTORY_SOURCES)}"
+            )
         elif "history_source" in train and source == "ema" and not train.get("ema_decay"):
             problems.append("train.history_source: ema needs train.ema_decay above 0")
         if isinstance(train.get("vqgan_chunk"), int) and train["vqgan_chunk"] < 1:
@@ -110,7 +116,9 @@ class DCKDModel(KDModel):
         self.history_decay = train_opt.get("update_decay", 0.1)
         self.history_steps = history_steps(train_opt)
         self.history_source = train_opt.get("history_source", "ema" if self.ema_decay > 0 else "student")
-        get_root_logger().info(f"net_his follows the {self.history_source} every {self.history_steps} iterations")
+        get_root_logger().info(
+            f"net_his follows the {self.history_source} every {self.history_steps} iterations"
+        )
 
     def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
         losses = super().compute_losses(current_iter)

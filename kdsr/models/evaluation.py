@@ -48,7 +48,10 @@ def pad_and_restore(net: Callable[[Tensor], Tensor], lq: Tensor, multiple_of: in
     height, width = lq.shape[-2:]
     padded_height, padded_width = (-(-size // multiple_of) * multiple_of for size in (height, width))
     image = lq
-    while image.shape[-2:] != (padded_height, padded_width):  # reflection extends by at most size - 1 at a time
+    while image.shape[-2:] != (
+        padded_height,
+        padded_width,
+    ):  # reflection extends by at most size - 1 at a time
         h, w = image.shape[-2:]
         down, right = min(padded_height - h, h - 1), min(padded_width - w, w - 1)
         mode = "reflect" if h > 1 and w > 1 else "replicate"
@@ -117,7 +120,9 @@ def mean_values(results: list[ImageResult]) -> dict[str, float]:
     return {key: float(np.mean([result.values[key] for result in results])) for key in results[0].values}
 
 
-def append_csv(path: Path, iteration: int | str, network: str, dataset: str, results: list[ImageResult]) -> None:
+def append_csv(
+    path: Path, iteration: int | str, network: str, dataset: str, results: list[ImageResult]
+) -> None:
     """Appends one row per image and metric to ``metrics.csv`` (header: ``CSV_HEADER``)."""
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:

@@ -73,7 +73,9 @@ def copy_matching(net: nn.Module, weights: dict[str, Tensor], source: str) -> tu
         CheckpointError: When nothing matches.
     """
     own = net.state_dict()
-    matching = {name for name, tensor in own.items() if name in weights and weights[name].shape == tensor.shape}
+    matching = {
+        name for name, tensor in own.items() if name in weights and weights[name].shape == tensor.shape
+    }
     # A bias of three colours fits everywhere and says nothing.
     kernels = {name for name, parameter in net.named_parameters() if parameter.dim() > 1}
     if not matching & kernels:
@@ -83,7 +85,9 @@ def copy_matching(net: nn.Module, weights: dict[str, Tensor], source: str) -> tu
             if example
             else "no name of a parameter is the same"
         )
-        raise CheckpointError(f"path.init_from: nothing of {source} fits the student ({why}); take the option out")
+        raise CheckpointError(
+            f"path.init_from: nothing of {source} fits the student ({why}); take the option out"
+        )
     with torch.no_grad():
         for name in matching:
             own[name].copy_(weights[name])

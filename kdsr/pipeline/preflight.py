@@ -22,8 +22,14 @@ def check_checkpoints(opt: dict[str, Any]) -> None:
         CheckpointError: With all the files at fault.
     """
     files = opt["path"]
-    named = {key[len("network_") :] for key, value in opt.items() if key.startswith("network_") and isinstance(value, dict)}
-    wanted = sorted(key for key in named if files.get(f"pretrain_network_{key}")) if opt["is_train"] else ["g"]
+    named = {
+        key[len("network_") :]
+        for key, value in opt.items()
+        if key.startswith("network_") and isinstance(value, dict)
+    }
+    wanted = (
+        sorted(key for key in named if files.get(f"pretrain_network_{key}")) if opt["is_train"] else ["g"]
+    )
     if opt["is_train"] and files.get("init_from"):
         wanted = sorted({*wanted, "g"})
     problems: list[str] = []
@@ -47,7 +53,7 @@ def check_checkpoints(opt: dict[str, Any]) -> None:
 def _build(options: dict[str, Any]) -> nn.Module:
     # Not BasicSR's build_network: it opens the log, whose file does not exist yet.
     arguments = {key: value for key, value in options.items() if key != "type"}
-    name = options["type"]
     known = dict(iter(ARCH_REGISTRY))
+    name = options["type"] if options["type"] in known else f"{options['type']}_basicsr"
     with torch.random.fork_rng():  # initial weights must not depend on whether there was a file to look at
-        return known.get(name, known.get(f"{name}_basicsr"))(**arguments)
+        return known[name](**arguments)

@@ -38,7 +38,7 @@ class Progress:
             return
         for handler in logging.getLogger("basicsr").handlers:
             if type(handler) is logging.StreamHandler:
-                handler.setStream(_AboveTheLine())  # type: ignore[arg-type]
+                handler.setStream(_AboveTheLine())
 
     def advance(self) -> None:
         if self.bar is not None and self.bar.total is not None and self.bar.n < self.bar.total:

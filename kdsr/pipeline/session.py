@@ -76,8 +76,8 @@ class Session:
         needed = train["batch_size_per_gpu"] * opt["world_size"]
         if images * ratio < needed:
             raise OptionError(
-                f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} are fewer than one batch of {needed}; "
-                "raise dataset_enlarge_ratio or lower batch_size_per_gpu"
+                f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} are fewer than one batch of "
+                f"{needed}; raise dataset_enlarge_ratio or lower batch_size_per_gpu"
             )
 
     # ------------------------------------------------------------------------------ names of basicsr.train
@@ -108,7 +108,9 @@ class Session:
         if get_dist_info()[0] == 0:
             options.dump(self.args.resolved, Path(experiments_root) / Path(opt_file).name)
 
-    def create_train_val_dataloader(self, opt: dict[str, Any], logger: Any) -> tuple[Any, Any, list[Any], int, int]:
+    def create_train_val_dataloader(
+        self, opt: dict[str, Any], logger: Any
+    ) -> tuple[Any, Any, list[Any], int, int]:
         """Loaders whose epochs add up to exactly ``total_iter`` steps."""
         train_opt = opt["datasets"]["train"]
         ratio = train_opt.get("dataset_enlarge_ratio", 1)
@@ -147,7 +149,9 @@ class Session:
     def make_prefetcher(self, loader: Any) -> TickingLoader:
         return TickingLoader(loader, self.progress)
 
-    def make_message_logger(self, opt: dict[str, Any], start_iter: int, tb_logger: Any) -> ProgressMessageLogger:
+    def make_message_logger(
+        self, opt: dict[str, Any], start_iter: int, tb_logger: Any
+    ) -> ProgressMessageLogger:
         return ProgressMessageLogger(opt, start_iter, tb_logger, self.progress)
 
     # ------------------------------------------------------------------------------ names of basicsr.test
@@ -174,7 +178,9 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path}: cannot be read as a training state ({type(error).__name__})") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as a training state ({type(error).__name__})"
+        ) from error
 
 
 def newest_state(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:

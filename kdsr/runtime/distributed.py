@@ -21,7 +21,9 @@ def _need(name: str, launcher: str) -> str:
     value = os.environ.get(name)
     if value is None:
         started = "torchrun" if launcher == "pytorch" else "srun"
-        raise OptionError(f"--launcher {launcher}: the environment variable {name} is not set; start it with {started}")
+        raise OptionError(
+            f"--launcher {launcher}: the environment variable {name} is not set; start it with {started}"
+        )
     return value
 
 
@@ -29,7 +31,9 @@ def _slurm_to_torch_environment(port: int | None) -> None:
     rank, world = _need("SLURM_PROCID", "slurm"), _need("SLURM_NTASKS", "slurm")
     if "MASTER_ADDR" not in os.environ:
         nodes = _need("SLURM_NODELIST", "slurm")
-        names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        names = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+        )
         os.environ["MASTER_ADDR"] = names.stdout.split()[0]
     if port is not None:
         os.environ["MASTER_PORT"] = str(port)

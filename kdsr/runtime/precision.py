@@ -35,7 +35,9 @@ class Precision:
         self.device = device
         amp = opt.get("amp")
         if amp not in (None, "bf16"):
-            raise OptionError(f"precision.amp: {amp!r} is not known; use bf16, or leave it out for full precision")
+            raise OptionError(
+                f"precision.amp: {amp!r} is not known; use bf16, or leave it out for full precision"
+            )
         self.amp_dtype = torch.bfloat16 if amp else None
         self.memory_format = torch.channels_last if opt.get("channels_last") else torch.contiguous_format
         # BasicSR's pipeline switches it on; two runs then pick different kernels and end in different bits.

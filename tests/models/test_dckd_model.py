@@ -76,7 +76,9 @@ def test_only_the_student_learns(model: DCKDModel) -> None:
     step(model, 1)
     for name, net in frozen.items():
         assert not net.training, name
-        assert not any(parameter.requires_grad or parameter.grad is not None for parameter in net.parameters())
+        assert not any(
+            parameter.requires_grad or parameter.grad is not None for parameter in net.parameters()
+        )
         assert relative_distance(net.state_dict(), before[name]) == 0
     assert relative_distance(model.net_g.state_dict(), student) > 0
     assert not model.teacher_output.requires_grad
@@ -96,9 +98,7 @@ def test_history_follows_every_second_step(model: DCKDModel) -> None:
     step(model, 1)
     assert relative_distance(model.net_his.state_dict(), start) == 0
     step(model, 2)
-    expected = {
-        name: 0.1 * start[name] + 0.9 * value for name, value in model.net_g_ema.named_parameters()
-    }
+    expected = {name: 0.1 * start[name] + 0.9 * value for name, value in model.net_g_ema.named_parameters()}
     assert relative_distance(model.net_his.state_dict(), expected) < 1e-6
 
 
@@ -133,8 +133,12 @@ def test_negatives_are_degraded_copies_and_the_clean_input(model: DCKDModel) -> 
     assert model.draw_negatives().shape[0] == 2 * 2
 
 
-def test_a_saved_state_goes_on_with_the_same_bits(model: DCKDModel, dckd_options: dict[str, Any], tmp_path: Path) -> None:
-    dckd_options["path"].update(models=str(tmp_path), training_states=str(tmp_path), experiments_root=str(tmp_path))
+def test_a_saved_state_goes_on_with_the_same_bits(
+    model: DCKDModel, dckd_options: dict[str, Any], tmp_path: Path
+) -> None:
+    dckd_options["path"].update(
+        models=str(tmp_path), training_states=str(tmp_path), experiments_root=str(tmp_path)
+    )
     for iteration in (1, 2, 3):
         step(model, iteration)
     model.save(0, 3)
@@ -149,7 +153,9 @@ def test_a_saved_state_goes_on_with_the_same_bits(model: DCKDModel, dckd_options
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
 
 
-def test_the_students_file_holds_the_student_alone(model: DCKDModel, dckd_options: dict[str, Any], tmp_path: Path) -> None:
+def test_the_students_file_holds_the_student_alone(
+    model: DCKDModel, dckd_options: dict[str, Any], tmp_path: Path
+) -> None:
     dckd_options["path"].update(models=str(tmp_path), training_states=str(tmp_path))
     model.save(0, 1)
     saved = torch.load(tmp_path / "net_g_1.pth", weights_only=True)

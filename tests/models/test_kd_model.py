@@ -56,7 +56,9 @@ def test_losses_are_l1_to_truth_teacher_and_second_view(
     assert (view - teacher).abs().mean() > 1e-4  # the second view is a second opinion
 
 
-def test_scratch_is_a_kd_model_without_a_teacher(run_options: dict[str, Any], batch: dict[str, Tensor]) -> None:
+def test_scratch_is_a_kd_model_without_a_teacher(
+    run_options: dict[str, Any], batch: dict[str, Tensor]
+) -> None:
     model = make(run_options)
     model.feed_data(batch)
     model.optimize_parameters(1)
@@ -85,7 +87,9 @@ def test_mode_builds_only_the_student_and_takes_its_ema(kd_options: dict[str, An
     assert all(torch.equal(ours[name], ema[name]) for name in ema)
 
 
-@pytest.mark.parametrize("optimizer", [{"type": "AdamW", "lr": 1e-3}, {"type": "SGD", "lr": 1e-2, "momentum": 0.9}])
+@pytest.mark.parametrize(
+    "optimizer", [{"type": "AdamW", "lr": 1e-3}, {"type": "SGD", "lr": 1e-2, "momentum": 0.9}]
+)
 def test_any_optimizer_of_torch(
     run_options: dict[str, Any], batch: dict[str, Tensor], optimizer: dict[str, Any]
 ) -> None:
@@ -100,7 +104,9 @@ def test_any_optimizer_of_torch(
     assert losses[-1] < losses[0]
 
 
-def test_bf16_keeps_weights_and_losses_in_float32(kd_options: dict[str, Any], batch: dict[str, Tensor]) -> None:
+def test_bf16_keeps_weights_and_losses_in_float32(
+    kd_options: dict[str, Any], batch: dict[str, Tensor]
+) -> None:
     full = make(kd_options)
     kd_options["precision"] = {"amp": "bf16", "channels_last": True}
     reduced = make(kd_options)

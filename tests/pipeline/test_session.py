@@ -78,7 +78,9 @@ def test_auto_resume_restores_everything_that_dckd_trains(dckd_options: dict[str
     assert state["iter"] == 4
     steps = [entry["step"].item() for entry in state["optimizers"][0]["state"].values()]
     assert steps == [4] * len(steps)  # Adam counted on
-    moved = state["networks"]["net_his"]["conv_first.weight"] - first["networks"]["net_his"]["conv_first.weight"]
+    moved = (
+        state["networks"]["net_his"]["conv_first.weight"] - first["networks"]["net_his"]["conv_first.weight"]
+    )
     assert moved.abs().sum() > 0
     # the teacher was validated once, at the very start; the student after each two iterations
     expected = [("0", "teacher"), ("2", "student"), ("4", "student")]
@@ -129,7 +131,9 @@ def test_init_from_the_teacher_takes_its_matching_blocks(dckd_options: dict[str,
     assert len(student) < len(teacher)
 
 
-def test_init_from_a_student_of_another_scale(run_options: dict[str, Any], photos: Path, tmp_path: Path) -> None:
+def test_init_from_a_student_of_another_scale(
+    run_options: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
     assert run(run_options, "--force_yml", "name=x4") == 0
     x4 = saved(name="x4")["params_ema"]
     run_options.update(scale=2)
