@@ -138,7 +138,9 @@ def prepare(file: str | Path, overrides: Sequence[str] = (), device: str = "cpu"
         OptionError: The options cannot be run.
     """
     opt = {**load(file, overrides), "path": {}}
-    problems = check(opt, True)
+    problems = [problem for problem in check(opt, True) if not problem.startswith("datasets.")]
+    if not (opt.get("datasets", {}).get("train") or {}).get("gt_size"):
+        problems.append("datasets.train.gt_size: is required; the images of the measured step have this size")
     if problems:
         raise OptionError(problems)
     derived = {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
