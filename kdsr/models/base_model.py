@@ -10,7 +10,7 @@ network; files are whole or absent.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ import torch.distributed as dist
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from basicsr.models.base_model import BaseModel
-from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
-from kdsr.models.evaluation import append_csv, evaluate, forget_after, mean_values, pad_and_restore
+from kdsr.models.evaluation import forget_after
+from kdsr.models.measured_model import MeasuredModel
 from kdsr.models.pretrained import load_pretrained
 from kdsr.runtime.checkpoint import save_file
 from kdsr.runtime.distributed import wrap_ddp
@@ -34,7 +34,7 @@ from kdsr.runtime.precision import Precision
 Number = (int, float)
 
 
-class RestorationModel(SRModel):
+class RestorationModel(MeasuredModel):
     """Base of the package's models.
 
     A subclass overrides ``build_training_networks`` (which networks), ``compute_losses`` (which losses) and
@@ -61,9 +61,7 @@ class RestorationModel(SRModel):
         )  # not SRModel's: it wraps, builds the optimizer and insists on a pixel loss
         self.precision = Precision(opt.get("precision"), self.device)
         self.log_dict: dict[str, Tensor] = OrderedDict()
-        self.best_metric_results: dict[str, dict[str, Any]] = {}
-        self.metric_results: dict[str, float] = {}
-        self._validated: set[tuple[str, Any]] = set()
+        self.init_measures()
         # What the model draws on the host; its state is part of the training state.
         self.generator = torch.Generator().manual_seed(opt.get("manual_seed", 0) + opt.get("rank", 0))
         self.net_g = self.build("g")
@@ -175,88 +173,6 @@ class RestorationModel(SRModel):
             dist.all_reduce(values)
             values /= self.opt["world_size"]
         return OrderedDict(zip(self.log_dict, values.tolist(), strict=True))
-
-    # -------------------------------------------------------------------------------------------- validation
-
-    def size_multiple(self, net: nn.Module, key: str) -> int:
-        """What an image's height and width must be divisible by for ``net``, which is ``network_<key>``."""
-        val = self.opt.get("val") or {}
-        declared = self.opt[f"network_{key}"].get("window_size") or getattr(net, "multiple_of", 1)
-        return int(val.get("multiple_of") or val.get("window_size") or declared)
-
-    def restore(self, lq: Tensor) -> Tensor:
-        """Restores images of any size with the network under test (the EMA where there is one)."""
-        return self.restore_with(getattr(self, "net_g_ema", self.net_g), lq)
-
-    def restore_with(self, net: nn.Module, lq: Tensor, key: str = "g") -> Tensor:
-        training = net.training
-        net.eval()
-        try:
-            return pad_and_restore(net, lq, self.size_multiple(net, key), self.opt.get("scale", 1))
-        finally:
-            net.train(training)
-
-    def test(self) -> None:
-        with torch.no_grad():
-            self.output = self.restore(self.lq)
-
-    def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
-        """Validates on all ranks, logs the means, appends each image's values to ``metrics.csv``."""
-        if self.is_train:
-            # BasicSR's last validation comes with an iteration past the end.
-            current_iter = min(current_iter, self.opt["train"]["total_iter"])
-        dataset_name = dataloader.dataset.opt["name"]
-        if (dataset_name, current_iter) in self._validated:
-            return  # BasicSR validates once more at the end of training
-        self._validated.add((dataset_name, current_iter))
-        values = self.measure(self.restore, dataloader, current_iter, "student", save_img)
-        if not values:
-            return
-        self.metric_results = values
-        self._initialize_best_metric_results(dataset_name)
-        if self.is_train:
-            for metric, value in values.items():
-                self._update_best_metric_result(dataset_name, metric, value, current_iter)
-            self._log_validation_metric_values(current_iter, dataset_name, tb_logger)
-        else:
-            lines = "".join(f"\t # {metric}: {value:.4f}\n" for metric, value in values.items())
-            get_root_logger().info(f"Validation {dataset_name}\n{lines}")
-
-    def measure(
-        self,
-        restore: Callable[[Tensor], Tensor],
-        dataloader: Any,
-        iteration: int | str,
-        network: str,
-        save_img: bool = False,
-    ) -> dict[str, float]:
-        """Means of the metrics over a set; the values of each image go to ``metrics.csv``."""
-        dataset_name = dataloader.dataset.opt["name"]
-        results = evaluate(
-            restore,
-            dataloader,
-            self.opt["val"].get("metrics"),
-            self.device,
-            rank=self.opt["rank"],
-            world_size=self.opt["world_size"],
-            save_to=(lambda image: self.image_path(dataset_name, image, iteration)) if save_img else None,
-        )
-        if self.opt["rank"] == 0:
-            append_csv(self.metrics_file, iteration, network, dataset_name, results)
-        return mean_values(results)
-
-    @property
-    def metrics_file(self) -> Path:
-        """Where the values of each image go: ``metrics.csv`` in the run's folder."""
-        return Path(self.opt["path"]["experiments_root" if self.is_train else "results_root"]) / "metrics.csv"
-
-    def image_path(self, dataset_name: str, image: str, iteration: int | str) -> Path:
-        """BasicSR's places for saved images."""
-        folder = Path(self.opt["path"]["visualization"])
-        if self.is_train:
-            return folder / image / f"{image}_{iteration}.png"
-        suffix = self.opt["val"].get("suffix") or self.opt["name"]
-        return folder / dataset_name / f"{image}_{suffix}.png"
 
     # -------------------------------------------------------------------------------------------- files
 
