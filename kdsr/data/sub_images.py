@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -55,7 +56,7 @@ def common_multiple(scales: Sequence[int]) -> int:
     return math.lcm(*scales)
 
 
-def mod_crop(image: Image, multiple_of: int) -> Image:
+def mod_crop(image: NDArray[Any], multiple_of: int) -> NDArray[Any]:
     """Crops height and width, at the bottom and the right, to multiples of a number."""
     height, width = (size - size % multiple_of for size in image.shape[:2])
     return image[:height, :width]

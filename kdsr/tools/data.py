@@ -87,7 +87,7 @@ def sample(
     workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
 ) -> None:
     """Make a small data set of the photographs that scikit-image ships: nothing is downloaded."""
-    with tqdm(total=len(SOURCES), unit="photo", desc=str(out), delay=0.5) as bar:
+    with tqdm(total=len(SOURCES), unit="photo", desc=str(out), disable=None) as bar:
         written = make_sample(out, parse_scales(scales), workers=workers, progress=bar.update)
     state = "written" if written else "complete already"
     typer.echo(f"{out}: {state} (origin and terms: {out / 'README.md'})")
@@ -128,7 +128,7 @@ def sr(
     photographs.sort(key=lambda photograph: photograph.name)
     folders = target_folders(layout, sources[0].resolve().name, factors, bool(crop))
     lmdbs = {scale: _lmdb_name(folder) for scale, folder in folders.items()} if lmdb else None
-    with tqdm(total=len(photographs), unit="image", desc=str(out)) as bar:
+    with tqdm(total=len(photographs), unit="image", desc=str(out), disable=None) as bar:
         written = write_pairs(
             photographs,
             cutting,

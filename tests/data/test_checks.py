@@ -1,0 +1,179 @@
+"""check_dataset: what is wrong with a data set's files, before anything is built."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from basicsr.data import build_dataset
+
+from kdsr.data import checks
+from kdsr.data.checks import check_dataset
+from kdsr.data.pair_writer import write_lmdb
+
+
+def write(root: Path, sizes: dict[str, tuple[int, int]]) -> None:
+    root.mkdir(exist_ok=True)
+    for name, size in sizes.items():
+        cv2.imwrite(str(root / f"{name}.png"), np.zeros((*size, 3), np.uint8))
+
+
+@pytest.fixture
+def opt(tmp_path: Path) -> dict[str, Any]:
+    """Three pairs at scale 2."""
+    write(tmp_path / "GT", dict.fromkeys("abc", (20, 24)))
+    write(tmp_path / "LQ", dict.fromkeys("abc", (10, 12)))
+    return {
+        "name": "pairs", "type": "PairedImageDataset", "dataroot_gt": str(tmp_path / "GT"),
+        "dataroot_lq": str(tmp_path / "LQ"), "io_backend": {"type": "disk"}, "gt_size": 16,
+        "use_hflip": True, "use_rot": True,
+    }  # fmt: skip
+
+
+def to_lmdb(opt: dict[str, Any]) -> dict[str, Any]:
+    """The same pairs as LMDBs."""
+    made = opt | {"io_backend": {"type": "lmdb"}}
+    for key in ("dataroot_gt", "dataroot_lq"):
+        folder = Path(opt[key])
+        target = folder.with_suffix(".lmdb")
+        shapes = {file.stem: cv2.imread(str(file)).shape for file in folder.iterdir()}
+        write_lmdb(folder, target, shapes)
+        made[key] = str(target)
+    return made
+
+
+def only(problems: list[str]) -> str:
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+@pytest.mark.parametrize("phase", ["train", "val"])
+def test_all_is_well(opt: dict[str, Any], phase: str) -> None:
+    assert check_dataset(opt, 2, phase) == []
+    assert check_dataset(opt | {"phase": phase}, 2) == []
+    assert check_dataset(to_lmdb(opt), 2, phase) == []
+    assert len(build_dataset(opt | {"phase": phase, "scale": 2})) == 3  # BasicSR thinks so, too
+
+
+def test_missing_and_empty_folder(opt: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    problems = check_dataset(
+        opt | {"dataroot_gt": "absent", "dataroot_lq": str(tmp_path / "empty")}, 2, "train"
+    )
+    assert problems == [
+        "dataroot_gt: there is no folder absent", f"dataroot_lq: there is no image in {tmp_path / 'empty'}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda root: (root / "meta_info.txt").unlink(), "has no meta_info.txt"),
+    (lambda root: (root / "data.mdb").unlink(), "has no data.mdb"),
+    (lambda root: (root / "meta_info.txt").write_text(""), "is empty"),
+    (shutil.rmtree, "there is no LMDB"),
+])  # fmt: skip
+def test_incomplete_lmdb(opt: dict[str, Any], damage: Any, message: str) -> None:
+    opt = to_lmdb(opt)
+    damage(Path(opt["dataroot_lq"]))
+    problem = only(check_dataset(opt, 2, "train"))
+    assert problem.startswith("dataroot_lq: ") and message in problem and opt["dataroot_lq"] in problem
+
+
+def test_backend_and_name_disagree(opt: dict[str, Any]) -> None:
+    problems = check_dataset(opt | {"io_backend": {"type": "lmdb"}}, 2, "val")
+    assert len(problems) == 2 and all("must end in .lmdb" in problem for problem in problems)
+    problems = check_dataset(to_lmdb(opt) | {"io_backend": {"type": "disk"}}, 2, "val")
+    assert len(problems) == 2 and all("set io_backend.type: lmdb" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("lmdb", [False, True])
+def test_names_that_do_not_pair(opt: dict[str, Any], tmp_path: Path, lmdb: bool) -> None:
+    (tmp_path / "LQ" / "b.png").rename(tmp_path / "LQ" / "z.png")
+    made = to_lmdb(opt) if lmdb else opt
+    assert "LQ" in (problem := only(check_dataset(made, 2, "train"))) and "has no b" in problem
+
+
+def test_counts_that_do_not_pair(opt: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "GT" / "b.png").unlink()
+    assert "GT has no counterpart of b.png" in only(check_dataset(opt, 2, "train"))
+
+
+def test_filename_template(opt: dict[str, Any], tmp_path: Path) -> None:
+    for file in list((tmp_path / "LQ").iterdir()):
+        file.rename(file.with_stem(f"{file.stem}x2"))
+    assert "has no a.png, b.png, c.png" in only(check_dataset(opt, 2, "train"))
+    assert check_dataset(opt | {"filename_tmpl": "{}x2"}, 2, "train") == []
+
+
+def test_meta_info_file(opt: dict[str, Any], tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    opt["meta_info_file"] = str(listing)
+    assert "cannot read" in check_dataset(opt, 2, "train")[0]
+    (tmp_path / "LQ" / "c.png").unlink()
+    listing.write_text("a.png (20,24,3)\nb.png (20,24,3)\n")
+    assert check_dataset(opt, 2, "train") == []
+    listing.write_text("a.png (20,24,3)\nq.png (20,24,3)\n")
+    assert only(check_dataset(opt, 2, "train")) == f"meta_info_file: {tmp_path / 'GT'} has no q.png"
+
+
+@pytest.mark.parametrize("lmdb", [False, True])
+def test_sizes_that_do_not_match_the_scale(opt: dict[str, Any], tmp_path: Path, lmdb: bool) -> None:
+    write(tmp_path / "GT", {"b": (21, 24), "c": (22, 24)})
+    made = to_lmdb(opt) if lmdb else opt
+    train, val = only(check_dataset(made, 2, "train")), only(check_dataset(made, 2, "val"))
+    assert "b" in train and "(21x24) do not match scale 2; 1 more pairs" in train
+    assert "(22x24) do not match scale 2" in val and "more" not in val  # one pixel more is cropped
+
+
+def test_unreadable_image(opt: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "LQ" / "a.png").write_bytes(b"no image")
+    assert only(check_dataset(opt, 2, "val")) == f"dataroot_lq: cannot read image {tmp_path / 'LQ' / 'a.png'}"
+
+
+def test_patch(opt: dict[str, Any], tmp_path: Path) -> None:
+    assert "gt_size: 22 is larger than" in only(check_dataset(opt | {"gt_size": 22}, 2, "train"))
+    assert only(check_dataset(opt | {"gt_size": 15}, 2, "train")).endswith(
+        "15 is not a multiple of the scale 2"
+    )
+    assert check_dataset(opt | {"gt_size": 22}, 2, "val") == []
+    write(tmp_path / "GT", {"b": (12, 24)})
+    write(tmp_path / "LQ", {"b": (6, 12)})
+    assert f"{tmp_path / 'GT' / 'b.png'} (12x24);" in only(check_dataset(opt, 2, "train"))
+
+
+def test_exif_orientation_counts(opt: dict[str, Any], tmp_path: Path) -> None:
+    """A turned photograph has the size that OpenCV decodes, not the stored one."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for folder, size in (("GT", (20, 24)), ("LQ", (10, 12))):
+        shutil.rmtree(tmp_path / folder)
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", size).save(
+            tmp_path / folder / "a.jpg", exif=exif if folder == "GT" else Image.Exif()
+        )
+    assert cv2.imread(str(tmp_path / "GT" / "a.jpg")).shape == (20, 24, 3)
+    assert "(20x24) do not match" in only(check_dataset(opt, 2, "val"))
+
+
+def test_large_sets_are_sampled(opt: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "MOST_FILES", 2)
+    write(tmp_path / "LQ", {"c": (3, 3)})
+    assert check_dataset(opt, 2, "val") == []  # a and b are looked at
+    write(tmp_path / "LQ", {"b": (3, 3)})
+    assert "b.png" in only(check_dataset(opt, 2, "val"))
+
+
+def test_single_and_folder_sets(opt: dict[str, Any], tmp_path: Path) -> None:
+    single = {"type": "SingleImageDataset", "dataroot_lq": opt["dataroot_lq"], "io_backend": {"type": "disk"}}
+    assert check_dataset(single, 4, "test") == []
+    assert "there is no folder x" in only(check_dataset(single | {"dataroot_lq": "x"}, 4, "test"))
+    folder = {"type": "ImageFolderDataset", "dataroot_gt": str(tmp_path), "gt_size": 10}
+    assert check_dataset(folder, 1, "train") == []  # recursive
+    assert "gt_size: 11 is larger than" in only(check_dataset(folder | {"gt_size": 11}, 1, "train"))
+    assert "gt_size: is required" in only(check_dataset(folder | {"gt_size": None}, 1, "train"))
+    assert check_dataset({"type": "VideoTestDataset", "dataroot_gt": "x"}, 1, "val") == []
