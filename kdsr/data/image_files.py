@@ -77,7 +77,9 @@ def image_size(image: str | Path | IO[bytes]) -> tuple[int, int]:
     """
     with Image.open(image) as header:
         width, height = header.size
-        turned = header.getexif().get(_EXIF_ORIENTATION, 1) in _TRANSPOSED
+        # Pillow decodes a whole PNG to look for EXIF at its end, where no camera writes any.
+        has_exif = header.format != "PNG" or "exif" in header.info
+        turned = has_exif and header.getexif().get(_EXIF_ORIENTATION, 1) in _TRANSPOSED
     return (width, height) if turned else (height, width)
 
 

@@ -163,7 +163,8 @@ def test_an_unreadable_image_stops_the_run_with_its_path(
 
     shutil.copytree(photos, tmp_path / "damaged")
     damaged = tmp_path / "damaged" / "LR_x4" / "cat.png"
-    damaged.write_bytes(damaged.read_bytes()[:60])
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:80] + bytes(len(whole) - 80))  # the header says what it should: found when it is read
     train = run_options["datasets"]["train"]
     train.update(
         dataroot_gt=str(tmp_path / "damaged/GT"), dataroot_lq=str(tmp_path / "damaged/LR_x4"),
