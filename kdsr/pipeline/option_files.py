@@ -212,5 +212,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def load_with_origin(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], bool]:
     """As :func:`load`, and whether the file is composed of ``_base_`` pieces or written out."""
     options, composed = read_file(Path(path).expanduser())
-    apply_overrides(options, overrides, parse_yaml)
+
+    def expand(value: Any) -> Any:
+        whole = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+        try:
+            return copy.deepcopy(_look_up(options, whole.group(1).strip())) if whole else value
+        except KeyError:
+            return value  # the interpolation says so
+
+    apply_overrides(options, overrides, parse_yaml, expand)
     return interpolate(options, str(path)), composed

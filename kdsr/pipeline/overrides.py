@@ -21,18 +21,16 @@ def split_override(entry: str) -> tuple[list[str], str]:
     return keys, value.strip()
 
 
-def _step_into(node: Any, key: str, place: str, entry: str) -> Any:
+def _step_into(node: Any, key: str, place: str, entry: str, expand: Callable[[Any], Any]) -> Any:
     """The section or list below ``node`` at ``key``; a section that is absent or off is made."""
-    if isinstance(node, list):
-        node = node[_list_index(node, key, place, entry)]
-    else:
-        if node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-    if not isinstance(node, dict | list):
+    index: Any = _list_index(node, key, place, entry) if isinstance(node, list) else key
+    if isinstance(node, dict) and node.get(key) is None:
+        node[key] = {}
+    node[index] = below = expand(node[index])
+    if not isinstance(below, dict | list):
         here = f"{place}.{key}" if place else key
-        raise OptionError(f"override {entry!r}: {here} is a single value ({node!r}), not a section")
-    return node
+        raise OptionError(f"override {entry!r}: {here} is a single value ({below!r}), not a section")
+    return below
 
 
 def _list_index(items: list[Any], key: str, place: str, entry: str) -> int:
@@ -42,8 +40,11 @@ def _list_index(items: list[Any], key: str, place: str, entry: str) -> int:
 
 
 def apply_overrides(
-    options: dict[str, Any], entries: Sequence[str], parse_value: Callable[[str, str], Any]
-) -> list[list[str]]:
+    options: dict[str, Any],
+    entries: Sequence[str],
+    parse_value: Callable[[str, str], Any],
+    expand: Callable[[Any], Any],
+) -> None:
     """Applies overrides in place, one after the other.
 
     Args:
@@ -51,15 +52,13 @@ def apply_overrides(
         entries: ``a:b=value``; a numeric key indexes a list; the value is YAML (number, boolean, null, list,
             section or text) and may contain ``=``.
         parse_value: ``(text, name for messages) -> value``.
-
-    Returns:
-        The keys of each override.
+        expand: Turns a value that refers to a section (``${network_t}``) into a copy of that section, which
+            the override then changes; gives back any other value.
 
     Raises:
         OptionError: A malformed entry. An unknown key is left to the option check, which names the nearest
             ones.
     """
-    touched = []
     for entry in entries:
         keys, text = split_override(entry)
         value = parse_value(text, f"override {entry!r}")
@@ -67,11 +66,9 @@ def apply_overrides(
             value = None if text else ""
         node: Any = options
         for depth, key in enumerate(keys[:-1]):
-            node = _step_into(node, key, ".".join(keys[:depth]), entry)
+            node = _step_into(node, key, ".".join(keys[:depth]), entry, expand)
         place = ".".join(keys[:-1])
         if isinstance(node, list):
             node[_list_index(node, keys[-1], place, entry)] = value
         else:
             node[keys[-1]] = value
-        touched.append(keys)
-    return touched

@@ -60,7 +60,7 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         ("network_g.num_feats", 8, "network_g.num_feats: EDSR has no such parameter; did you mean num_feat?"),
         ("network_t.type", "EDRS", "network_t.type: 'EDRS' is not known; did you mean EDVR or EDSR?"),
         ("network_vqgan.n_embd", 8, "network_vqgan.n_embd: VQGAN has no such parameter; did you mean n_embed?"),
-        ("path.pretrain_network_T", "x", "path.pretrain_network_T: unknown key; did you mean pretrain_network_t or pretrain_network_g?"),
+        ("path.pretrain_network_T", "x", "path.pretrain_network_T: unknown key; did you mean pretrain_network_t"),
         ("path.params_key_t", "x", "path.params_key_t: unknown key; did you mean param_key_t"),
         ("logger.print_frq", 3, "logger.print_frq: unknown key; did you mean print_freq?"),
         ("logger.wandb", {"projct": 1}, "logger.wandb.projct: unknown key; did you mean project?"),
@@ -144,7 +144,16 @@ def test_all_problems_at_once(dckd_options: dict[str, Any]) -> None:
     }
     found = problems_after(dckd_options, wrong)
     assert len(found) == len(wrong), found
-    for place in ("nmae", "lrr", "cl_opt.type", "num_feats", "pretrain_network_t", "val.typ", "crop", "num_neg"):
+    for place in (
+        "nmae",
+        "lrr",
+        "cl_opt.type",
+        "num_feats",
+        "pretrain_network_t",
+        "val.typ",
+        "crop",
+        "num_neg",
+    ):
         assert sum(place in problem.split(";")[0] for problem in found) >= 1, (place, found)
 
 
@@ -186,7 +195,9 @@ def test_cosine_periods_must_last_as_long_as_the_run(run_options: dict[str, Any]
 
 def test_optimizers_are_torchs(run_options: dict[str, Any]) -> None:
     for name in ("AdamW", "SGD", "Lion"):
-        found = problems_after(run_options, {"train.optim_g": {"type": name, "lr": 1e-4, "weight_decay": 1e-3}})
+        found = problems_after(
+            run_options, {"train.optim_g": {"type": name, "lr": 1e-4, "weight_decay": 1e-3}}
+        )
         assert bool(found) != hasattr(torch.optim, name)
 
 
@@ -209,7 +220,13 @@ def test_a_model_that_declares_nothing_keeps_its_own_keys(run_options: dict[str,
 
     MODEL_REGISTRY._obj_map["ForeignModel"] = ForeignModel
     try:
-        changes = {"model_type": "ForeignModel", "own": 1, "train.own_opt": {"a": 1}, "path.own": "x", "val.own": 2}
+        changes = {
+            "model_type": "ForeignModel",
+            "own": 1,
+            "train.own_opt": {"a": 1},
+            "path.own": "x",
+            "val.own": 2,
+        }
         assert problems_after(run_options, changes) == []
         changes["network_g.num_feats"] = 3  # what it builds through BasicSR is judged all the same
         assert len(problems_after(run_options, changes)) == 1
@@ -218,9 +235,20 @@ def test_a_model_that_declares_nothing_keeps_its_own_keys(run_options: dict[str,
 
 
 def test_stock_models_do_not_take_our_keys(run_options: dict[str, Any]) -> None:
-    changes = {"model_type": "SRModel", "network_t": None, "precision": {}, "train.logits_opt": None, "val.teacher": True}
+    changes = {
+        "model_type": "SRModel",
+        "network_t": None,
+        "precision": {},
+        "train.logits_opt": None,
+        "val.teacher": True,
+    }
     found = problems_after(run_options, changes)
-    assert [problem.split(":")[0] for problem in found] == ["network_t", "precision", "train.logits_opt", "val.teacher"]
+    assert [problem.split(":")[0] for problem in found] == [
+        "network_t",
+        "precision",
+        "train.logits_opt",
+        "val.teacher",
+    ]
 
 
 def test_the_check_prints_nothing(dckd_options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,18 +262,17 @@ def test_the_check_prints_nothing(dckd_options: dict[str, Any], capsys: pytest.C
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("junk", [None, 3, "x", [], [1], {}, True])
-@pytest.mark.parametrize(
-    "place",
-    ["datasets", "datasets.train", "datasets.train.io_backend", "train", "train.optim_g", "train.scheduler", "train.step",
-     "train.cl_opt", "path", "val", "val.metrics", "val.metrics.psnr", "logger", "network_g", "network_vqgan",
-     "network_vqgan.ddconfig", "scale", "model_type"],
-)  # fmt: skip
-def test_junk_is_reported_not_stumbled_over(dckd_options: dict[str, Any], place: str, junk: Any) -> None:
-    found = problems_after(dckd_options, {place: junk})
-    assert all(isinstance(problem, str) for problem in found)
-    if isinstance(junk, str) and place != "network_vqgan.ddconfig":
-        assert found
+def test_junk_is_reported_not_stumbled_over(dckd_options: dict[str, Any]) -> None:
+    places = (
+        "datasets", "datasets.train", "datasets.train.io_backend", "train", "train.optim_g", "train.scheduler",
+        "train.step", "train.cl_opt", "path", "val", "val.metrics", "val.metrics.psnr", "logger", "network_g",
+        "network_vqgan", "network_vqgan.ddconfig", "scale", "model_type",
+    )  # fmt: skip
+    for place in places:
+        for junk in (None, 3, "x", [], [1], {}, True):
+            found = problems_after(dckd_options, {place: junk})
+            assert all(isinstance(problem, str) for problem in found)
+            assert found or junk != "x" or place == "network_vqgan.ddconfig", place
 
 
 def test_nearest() -> None:

@@ -101,7 +101,9 @@ def test_pieces_are_found_from_the_file_that_names_them(
     write(tmp_path / "options/_base_/deep/inner.yml", "a: 1\nb: 1\nc: 1\n")
     write(tmp_path / "options/_base_/outer.yml", "_base_: deep/inner.yml\nb: 2\nc: 2\n")
     write(tmp_path / "options/_base_/other.yml", "d: 4\nc: 4\n")
-    file = write(tmp_path / "options/train/t.yml", "_base_: [../_base_/outer.yml, ../_base_/other.yml]\ne: 5\n")
+    file = write(
+        tmp_path / "options/train/t.yml", "_base_: [../_base_/outer.yml, ../_base_/other.yml]\ne: 5\n"
+    )
     monkeypatch.chdir("/")
     assert load(file) == {"a": 1, "b": 2, "c": 4, "d": 4, "e": 5}
 
@@ -175,6 +177,14 @@ def test_overrides(tmp_path: Path) -> None:
         "off": None,
         "suffix": "",
     }
+
+
+def test_an_override_into_a_referenced_section_changes_a_copy(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.yml", "scale: 4\nt: {type: EDSR, up: '${scale}'}\ng: ${t}\nx: ${y}\n")
+    options = load(file, ["g:num_feat=8", "scale=2", "x=1"])
+    assert options == {
+        "scale": 2, "t": {"type": "EDSR", "up": 2}, "g": {"type": "EDSR", "up": 2, "num_feat": 8}, "x": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -300,9 +310,7 @@ def test_num_gpu_of_a_foreign_file_means_what_the_machine_has(
 
 
 def test_several_gpus_in_our_files_or_by_override_need_a_launcher(option_file: Path) -> None:
-    message = (
-        r"num_gpu: 2 needs a launcher(.|\n)*torchrun --nproc_per_node=2 kdsr/train\.py -opt .* --launcher pytorch"
-    )
+    message = r"num_gpu: 2 needs a launcher(.|\n)*torchrun --nproc_per_node=2 kdsr/train\.py -opt .* --launcher pytorch"
     with pytest.raises(OptionError, match=message):
         parse(option_file, "--force_yml", "num_gpu=2")
     ours = write(option_file.with_name("ours.yml"), f"_base_: {option_file.name}\nnum_gpu: 2\n")

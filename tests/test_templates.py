@@ -1,0 +1,226 @@
+"""Every option file that ships: loads, passes the check, and runs two steps (or a test) at reduced sizes."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from basicsr.archs import build_network
+
+from kdsr import test as test_entry
+from kdsr import train as train_entry
+from kdsr.pipeline.option_check import check
+from kdsr.pipeline.option_files import load
+
+ROOT = Path(__file__).resolve().parents[1] / "options"
+TRAIN = sorted((ROOT / "train").glob("*.yml"))
+TEST = sorted((ROOT / "test").glob("*.yml"))
+
+# parameter -> reduced value, by network; the teacher (and any other) is a little wider than the student
+SMALL: dict[str, dict[str, Any]] = {
+    "SwinIR": {"depths": [2], "num_heads": [2], "embed_dim": 8},
+    "RCAN": {"num_feat": 16, "num_group": 1, "num_block": 1},
+    "EDSR": {"num_feat": 8, "num_block": 1},
+    "RLFN": {"feature_channels": 8, "num_blocks": 1, "esa_channels": 4},
+    "VQGAN": {"embed_dim": 8, "n_embed": 16, "ddconfig:ch": 32, "ddconfig:ch_mult": [1, 1, 1, 1, 1],
+              "ddconfig:num_res_blocks": 1, "ddconfig:z_channels": 8, "ddconfig:attn_resolutions": []},
+    "PatchDiscriminator": {"num_feat": 8},
+}  # fmt: skip
+WIDER = {
+    "SwinIR": {"embed_dim": 12},
+    "RCAN": {"num_block": 2},
+    "EDSR": {"num_feat": 12},
+    "RLFN": {"num_blocks": 2},
+}
+LOGGED = {"pixel_opt": "l_pix", "logits_opt": "l_ts", "lcr_opt": "l_lcr", "cl_opt": "l_cl", "ce_opt": "l_ce",
+          "vq_opt": "l_codebook", "gan_opt": "l_g_gan"}  # fmt: skip
+
+
+def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator[str]:
+    """Overrides that make a template small and point it at test data; every other option stays its own."""
+    scale = options["scale"]
+    for name, dataset in options["datasets"].items():
+        if name in ("val_2", "test_2", "test_3", "test_4"):  # one set tells as much as four
+            yield f"datasets:{name}=null"
+            continue
+        for key, folder in (("dataroot_gt", "GT"), ("dataroot_lq", "GT" if scale == 1 else f"LR_x{scale}")):
+            if key in dataset:
+                yield f"datasets:{name}:{key}={photos / folder}"
+        yield f"datasets:{name}:io_backend:type=disk"
+        if name == "train":
+            # a multiple of the scale, of the VQGAN's 16, and SwinIR's windows of 8 in LQ pixels
+            yield f"datasets:train:gt_size={48 if scale == 3 else 32}"
+            yield "datasets:train:num_worker_per_gpu=0"
+            yield "datasets:train:batch_size_per_gpu=2"
+            yield "datasets:train:dataset_enlarge_ratio=1"
+    for key, network in options.items():
+        if key.startswith("network_") and isinstance(network, dict):
+            wider = WIDER.get(network["type"], {}) if key != "network_g" else {}
+            for name, value in {**SMALL[network["type"]], **wider}.items():
+                yield f"{key}:{name}={value}"
+    for key, value in (options.get("path") or {}).items():
+        if key.startswith("pretrain_network_") and value:
+            yield f"path:{key}={weights / key}.pth"
+    if "train" in options:
+        yield "train:total_iter=2"
+        yield "logger:print_freq=1"
+        yield "logger:use_tb_logger=false"
+
+
+def write_weights(options: dict[str, Any]) -> None:
+    for key, file in (options.get("path") or {}).items():
+        if key.startswith("pretrain_network_") and file:
+            state = build_network(options[key.removeprefix("pretrain_")]).state_dict()
+            torch.save({"params": state, "state_dict": state}, file)
+
+
+@pytest.fixture
+def small(
+    request: pytest.FixtureRequest, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, list[str], dict[str, Any]]:
+    """A template, the overrides that reduce it, and the options that come of both; its weights are written."""
+    monkeypatch.chdir(tmp_path)
+    overrides = list(reductions(load(request.param), photos, tmp_path))
+    options = load(request.param, overrides)
+    torch.manual_seed(1)
+    write_weights(options)
+    return request.param, overrides, options
+
+
+def ids(file: Path) -> str:
+    return file.stem
+
+
+def test_there_are_the_templates_that_the_readme_names() -> None:
+    names = {file.stem for file in TRAIN}
+    for scale in (2, 3, 4):
+        for backbone in ("SwinIR", "RCAN", "EDSR"):
+            assert {f"{method}_{backbone}_x{scale}" for method in ("DCKD", "Logits", "Scratch")} <= names
+    assert {"DCKD_SwinIR_x4_release", "DCKD_RLFN_x4"} <= names
+
+
+@pytest.mark.parametrize("small", [*TRAIN, *TEST], ids=ids, indirect=True)
+def test_passes_the_check(small: tuple[Path, list[str], dict[str, Any]]) -> None:
+    file, _, options = small
+    assert check(options, file.parent.name == "train") == []
+
+
+@pytest.mark.parametrize("file", [*TRAIN, *TEST], ids=ids)
+def test_as_it_ships_only_files_can_be_missing(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # nothing lies here
+    found = check(load(file), file.parent.name == "train")
+    assert [problem for problem in found if "there is no" not in problem] == []
+
+
+@pytest.mark.parametrize("small", TRAIN, ids=ids, indirect=True)
+def test_trains_two_steps(small: tuple[Path, list[str], dict[str, Any]]) -> None:
+    file, overrides, options = small
+    assert train_entry.main(["-opt", str(file), "--force_yml", *overrides]) == 0
+
+    run = Path("experiments") / options["name"]
+    saved = torch.load(run / "models" / "net_g_latest.pth", weights_only=True)
+    fresh = build_network(options["network_g"])
+    fresh.load_state_dict(saved["params"])
+    assert all(torch.isfinite(parameter).all() for parameter in fresh.parameters())
+    assert ("params_ema" in saved) == (options["train"].get("ema_decay", 0) > 0)
+
+    log = next(run.glob("train_*.log")).read_text()
+    assert re.findall(r"iter: +(\d+), lr", log) == ["1", "2"]
+    for key, name in LOGGED.items():
+        assert bool(re.search(rf"\b{name}: [0-9.e+-]+ ", log)) == bool(options["train"].get(key)), name
+
+    with open(run / "metrics.csv", newline="") as rows:
+        networks = {row["network"] for row in csv.DictReader(rows)}
+    teacher = {"teacher"} if options["val"].get("teacher") else set()
+    assert networks == {"student"} | teacher
+
+    resolved = load(run / file.name)  # runs alone
+    assert check(resolved, True) == []
+    assert {key: resolved[key] for key in options} == options
+
+
+@pytest.mark.parametrize("small", TEST, ids=ids, indirect=True)
+def test_tests(small: tuple[Path, list[str], dict[str, Any]]) -> None:
+    file, overrides, options = small
+    assert test_entry.main(["-opt", str(file), "--force_yml", *overrides]) == 0
+    run = Path("results") / options["name"]
+    with open(run / "metrics.csv", newline="") as rows:
+        values = [float(row["value"]) for row in csv.DictReader(rows) if row["metric"] == "psnr"]
+    assert len(values) == 4 and all(0 < value < 60 for value in values)
+    assert len(list((run / "visualization").rglob("*.png"))) == 4
+
+
+def parameters(network: dict[str, Any]) -> int:
+    return sum(parameter.numel() for parameter in build_network(network).parameters())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "teacher", "student"),
+    [("SwinIR", 11.9e6, 1.2e6), ("RCAN", 15.6e6, 5.2e6), ("EDSR", 43.1e6, 2.7e6), ("RLFN", 0.544e6, 0.054e6)],
+)
+def test_sizes_are_the_papers(backbone: str, teacher: float, student: float) -> None:
+    options = load(ROOT / f"train/DCKD_{backbone}_x4.yml")
+    assert parameters(options["network_t"]) == pytest.approx(teacher, rel=0.01)
+    assert parameters(options["network_g"]) == pytest.approx(student, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in TRAIN if re.match("(DCKD|Logits|Scratch)_.*_x.$", f.stem)], ids=ids
+)
+def test_schedule_and_weights_are_the_papers(file: Path) -> None:
+    options = load(file)
+    scale, train, data = options["scale"], options["train"], options["datasets"]["train"]
+    assert options["name"] == file.stem and file.stem.endswith(f"x{scale}")
+    assert data["gt_size"] == 48 * scale and data["batch_size_per_gpu"] == 16
+    assert data["dataroot_lq"].endswith(f"X{scale}_sub")
+    assert (train["optim_g"]["type"], train["optim_g"]["lr"]) == ("Adam", 1e-4)
+    assert train["scheduler"] == {"type": "MultiStepLR", "milestones": [100000, 200000], "gamma": 0.1}
+    assert train["total_iter"] == 250000
+    assert all(
+        metric["test_y_channel"] and metric["crop_border"] == scale
+        for metric in options["val"]["metrics"].values()
+    )
+    weights = {key: value["loss_weight"] for key, value in train.items() if key.endswith("_opt")}
+    method = file.stem.split("_")[0]
+    expected = {"pixel_opt": 1.0}
+    if method != "Scratch":
+        expected |= {"logits_opt": 1.0}
+        assert options["path"]["pretrain_network_t"].endswith(f"x{scale}.pth")
+    if method == "DCKD":
+        expected |= {"cl_opt": 0.1, "ce_opt": 0.001}
+        assert train["num_neg"] == 5 and train["clean_negative"] is False
+        assert train["history_source"] == "student" and train["update_decay"] == 0.1
+        assert train["ce_opt"]["variant"] == "equation_9"
+    assert weights == expected
+    assert bool(options["network_t"]) == (method != "Scratch")
+
+
+def test_the_release_is_the_releases() -> None:
+    options = load(ROOT / "train/DCKD_SwinIR_x4_release.yml")
+    train = options["train"]
+    weights = {key: value["loss_weight"] for key, value in train.items() if key.endswith("_opt")}
+    assert weights == {"pixel_opt": 1.0, "logits_opt": 1.0, "lcr_opt": 1.0, "cl_opt": 0.1, "ce_opt": 0.001}
+    assert train["ce_opt"]["variant"] == "released"
+    assert (train["num_neg"], train["clean_negative"]) == (4, True)
+    assert (train["history_source"], train["update_decay"], train["ema_decay"]) == ("ema", 0.1, 0.999)
+    assert train["scheduler"]["milestones"] == [train["total_iter"]] == [250000]
+    probabilities = ("gaussian_noise_prob", "gray_noise_prob", "gaussian_blur_prob", "resize_prob")
+    assert [train[key] for key in probabilities] == [1.0, 0.5, 0, 0]
+    assert train["noisy"] == {"prob": 0.5}
+    assert options["network_vqgan"]["input_range"] == [0, 1]
+    assert options["val"]["window_size"] == 8
+
+
+def test_a_template_with_two_mistakes_says_both(capsys: pytest.CaptureFixture[str]) -> None:
+    file = ROOT / "train/Scratch_EDSR_x4.yml"
+    flags = ["network_g:num_feats=8", "train:optim_g:lrr=1"]
+    assert train_entry.main(["-opt", str(file), "--force_yml", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "network_g.num_feats" in error and "train.optim_g.lrr" in error
