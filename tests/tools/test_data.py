@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from basicsr.data import build_dataset
 from typer.testing import CliRunner
 
 from kdsr.data.checks import check_dataset
+from kdsr.data.image_files import list_images
 from kdsr.data.resize import imresize
 from kdsr.runtime.errors import DataError, OptionError
 from kdsr.tools.data import app
@@ -277,3 +280,30 @@ def test_empty_and_missing_source(tmp_path: Path) -> None:
         run("sr", tmp_path / "empty", tmp_path / "out")
     with pytest.raises(DataError, match="There is no folder .*absent"):
         run("sr", tmp_path / "absent", tmp_path / "out")
+
+
+def test_commands_of_the_data_readme_make_what_the_templates_read(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).resolve().parents[2]
+    text = (root / "datasets" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^kdsr data (.+)$", text, flags=re.MULTILINE)
+    assert len(commands) == 7
+    monkeypatch.chdir(tmp_path)
+    for number, command in enumerate(commands):
+        words = command.split()
+        for folder in [word for word in words if word.startswith("datasets/")][:-1]:
+            shutil.copytree(source, folder)
+            for file in list_images(folder):  # several sources of one command have names of their own
+                file.rename(file.with_stem(f"{file.stem}{number}{Path(folder).name}"))
+        if "--min-size" in words:  # the photographs here are smaller than the real ones
+            words[words.index("--min-size") + 1] = "90"
+        run(*words)
+    wanted = {
+        value.replace("${scale}", str(scale)).strip("'\"")
+        for file in (root / "options").rglob("*.yml")
+        for value in re.findall(r"dataroot_(?:gt|lq): *(datasets/[^\s#]+)", file.read_text(encoding="utf-8"))
+        for scale in (2, 3, 4)
+    }
+    assert len(wanted) > 10
+    assert [folder for folder in sorted(wanted) if not Path(folder).is_dir()] == []
