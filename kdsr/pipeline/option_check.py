@@ -28,6 +28,7 @@ from kdsr.pipeline.option_names import (
     describe,
     find_type,
     nearest,
+    parameters_of,
     registered,
 )
 from kdsr.runtime.precision import Precision
@@ -65,6 +66,7 @@ def check(opt: dict[str, Any], is_train: bool) -> list[str]:
         options = opt.get(section)
         if isinstance(options, dict):
             check_section(options, keys, is_train, problems)
+    _check_references(opt, keys, problems)
     _check_paths(opt, keys, is_train, problems)
     for section, table in (("logger", tables.LOGGER), ("dist_params", tables.DIST_PARAMS)):
         if isinstance(opt.get(section), dict):
@@ -219,6 +221,22 @@ def _check_val(val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: l
             check_call(metric, options, place, problems, given=["img", "img2"], extra=["better"])
         if options.get("better", "higher") not in ("higher", "lower"):
             problems.append(f"{place}.better: {options['better']!r} is neither higher nor lower")
+
+
+def _check_references(opt: dict[str, Any], keys: ModelKeys, problems: list[str]) -> None:
+    """BasicSR's models fail on a set without GT when a metric wants one; ours leave the metric out."""
+    datasets, val = opt.get("datasets"), opt.get("val")
+    metrics = val.get("metrics") if isinstance(val, dict) else None
+    if keys.ours or not isinstance(datasets, dict) or not isinstance(metrics, dict):
+        return
+    known = registered(METRIC_REGISTRY)
+    types = [options.get("type") for options in metrics.values() if isinstance(options, dict)]
+    with_reference = [name for name in types if name in known and "img2" in parameters_of(known[name])]
+    for key, dataset in datasets.items():
+        if with_reference and isinstance(dataset, dict) and dataset.get("type") == "SingleImageDataset":
+            problems.append(
+                f"datasets.{key}: has no GT, which {with_reference[0]} needs; take val.metrics out, or this set"
+            )
 
 
 def _check_paths(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
