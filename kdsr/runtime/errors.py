@@ -36,12 +36,6 @@ class DataError(KdsrError):
     """An image or a data set is missing, unreadable or of the wrong size."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        if isinstance(problems, str):
-            # torch raises a worker's exception anew, with the worker's traceback before the message
-            problems = problems.rsplit("kdsr.runtime.errors.DataError: ", 1)[-1].strip()
-        super().__init__(problems)
-
-    def __init__(self, problems: str | Sequence[str]) -> None:
         if isinstance(problems, str) and "Original Traceback" in problems:
             # DataLoader raises a worker's error again with the worker's traceback as its message.
             problems = problems.rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
