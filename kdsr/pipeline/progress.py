@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from basicsr.utils import MessageLogger
@@ -53,23 +54,36 @@ class Progress:
             self.bar.close()
 
 
-class TickingLoader:
-    """BasicSR's CPUPrefetcher, which calls back after each step and starts the workers once per epoch, not twice."""
+class Batches:
+    """BasicSR's CPUPrefetcher, which starts the workers once per epoch, not twice before the first."""
 
-    def __init__(self, loader: Any, progress: Progress) -> None:
-        self.source = loader
-        self.batches = iter(())
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.iterator: Iterator[dict[str, Any]] = iter(())
+
+    def reset(self) -> None:
+        self.iterator = iter(self.loader)
+
+    def next(self) -> dict[str, Any] | None:
+        return next(self.iterator, None)
+
+
+class TickingPrefetcher:
+    """A prefetcher (``reset``, ``next``) that moves the progress line: the loop asks when it is done with a step."""
+
+    def __init__(self, prefetcher: Any, progress: Progress) -> None:
+        self.prefetcher = prefetcher
         self.progress = progress
         self.delivered = False
 
     def reset(self) -> None:
-        self.batches = iter(self.source)
+        self.prefetcher.reset()
         self.delivered = False
 
     def next(self) -> dict[str, Any] | None:
-        if self.delivered:  # the loop asks for the next batch when it is done with the last one
+        if self.delivered:
             self.progress.advance()
-        batch = next(self.batches, None)
+        batch = self.prefetcher.next()
         self.delivered = batch is not None
         return batch
 

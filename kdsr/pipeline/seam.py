@@ -48,6 +48,10 @@ TRAIN_SEAM: _Table = {
         lambda session: session.make_prefetcher,
         "starts the workers twice before the first batch; shows no progress",
     ),
+    "CUDAPrefetcher": (
+        lambda session: session.make_cuda_prefetcher,
+        "shows no progress",
+    ),
     "MessageLogger": (
         lambda session: session.make_message_logger,
         "writes through a progress line",

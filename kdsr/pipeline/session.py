@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from basicsr.data import build_dataloader
+from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.models import build_model
 from basicsr.utils import check_resume, get_root_logger, make_exp_dirs
 from basicsr.utils.dist_util import get_dist_info
@@ -22,7 +23,7 @@ from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.models.base_model import RestorationModel
 from kdsr.pipeline import options
 from kdsr.pipeline.preflight import check_checkpoints
-from kdsr.pipeline.progress import Progress, ProgressMessageLogger, TickingLoader
+from kdsr.pipeline.progress import Batches, Progress, ProgressMessageLogger, TickingPrefetcher
 from kdsr.runtime.errors import CheckpointError, OptionError
 
 _FOLDERS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
@@ -146,8 +147,11 @@ class Session:
             model.validate_teacher(self.val_loaders)
         return model
 
-    def make_prefetcher(self, loader: Any) -> TickingLoader:
-        return TickingLoader(loader, self.progress)
+    def make_prefetcher(self, loader: Any) -> TickingPrefetcher:
+        return TickingPrefetcher(Batches(loader), self.progress)
+
+    def make_cuda_prefetcher(self, loader: Any, opt: dict[str, Any]) -> TickingPrefetcher:
+        return TickingPrefetcher(CUDAPrefetcher(loader, opt), self.progress)
 
     def make_message_logger(
         self, opt: dict[str, Any], start_iter: int, tb_logger: Any
