@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,12 @@ def test_keeps_the_attributes_of_the_wrapped_set(pairs: Options) -> None:
     assert dataset.opt is inner.opt and dataset.paths is inner.paths and len(dataset) == 5
     with pytest.raises(AttributeError, match="no_such_thing"):
         dataset.no_such_thing  # noqa: B018
+
+
+def test_can_be_sent_to_a_spawned_worker(pairs: Options) -> None:
+    copy = pickle.loads(pickle.dumps(SeededDataset(build_dataset(pairs("lmdb")), 4)))
+    from_disk = SeededDataset(build_dataset(pairs()), 4)
+    assert torch.equal(copy[2, 3]["gt"], from_disk[2, 3]["gt"])
 
 
 def test_order_is_that_of_the_names(pairs: Options) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -87,6 +88,11 @@ def test_sample_keeps_the_stereo_pair_together() -> None:
     sides = {source.split for source in SOURCES if source.name.startswith("motorcycle")}
     assert len(sides) == 1
     assert {source.split for source in SOURCES} == {"train", "val"}
+
+
+def test_sample_needs_the_wheel_only() -> None:
+    shipped = {str(file) for file in importlib.metadata.files("scikit-image") or ()}
+    assert {f"skimage/data/{source.file}" for source in SOURCES} <= shipped
 
 
 def runs(images: list[np.ndarray], length: int = 12) -> np.ndarray:
