@@ -15,7 +15,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from kdsr.archs.vqgan_blocks import NORM_GROUPS, Decoder, Encoder, level_has_attention
+from kdsr.archs.vqgan_blocks import Decoder, Encoder, level_has_attention
 from kdsr.runtime.errors import DataError, OptionError
 
 
@@ -35,6 +35,8 @@ class DDConfig:
         out_ch: Channels of the reconstruction.
         dropout: Dropout rate in the residual blocks.
         double_z: Must be false (a KL autoencoder's option).
+        norm_groups: Groups of the normalisation, 32 in taming-transformers. A network of 32 channels needs fewer:
+            with one channel per group the mean of every channel is lost, and with it the image's brightness.
     """
 
     ch: int
@@ -47,6 +49,7 @@ class DDConfig:
     out_ch: int = 3
     dropout: float = 0.0
     double_z: bool = False
+    norm_groups: int = 32
 
     @classmethod
     def problems(cls, options: Mapping[str, Any]) -> list[str]:
@@ -74,10 +77,11 @@ class DDConfig:
             found.append("ddconfig.double_z: must be false, a VQGAN has codes and no variances")
         if not options["ch_mult"]:
             found.append("ddconfig.ch_mult: needs at least one level")
+        groups = options.get("norm_groups", cls.norm_groups)
         for width in sorted({options["ch"], *(options["ch"] * factor for factor in options["ch_mult"])}):
-            if width % NORM_GROUPS:
+            if groups < 1 or width % groups:
                 found.append(
-                    f"ddconfig: ch and every ch * ch_mult must be a multiple of {NORM_GROUPS}, not {width}"
+                    f"ddconfig: ch and every ch * ch_mult must be a multiple of {groups}, not {width}"
                 )
         return found
 
@@ -164,6 +168,7 @@ class VQGAN(nn.Module):
             "attention": level_has_attention(config.resolution, len(config.ch_mult), config.attn_resolutions),
             "dropout": config.dropout,
             "z_channels": config.z_channels,
+            "norm_groups": config.norm_groups,
         }
         self.encoder = Encoder(in_channels=config.in_channels, **shape)
         self.quant_conv = nn.Conv2d(config.z_channels, embed_dim, 1)
@@ -212,11 +217,12 @@ class VQGAN(nn.Module):
         z, features = self.encode(x)
         return features, self.quantize.logits(z)
 
-    def reconstruct(self, x: Tensor) -> Reconstruction:
+    def reconstruct(self, x: Tensor, quantize: bool = True) -> Reconstruction:
         """Encodes, replaces each token by its nearest code, decodes. Needs ``decoder=True``.
 
         Args:
             x: (N, C, H, W) in [0, 1], sides multiples of ``multiple_of``.
+            quantize: False lets the decoder see the encoding itself (a plain autoencoder).
         """
         if any(side % self.multiple_of for side in x.shape[-2:]):
             raise DataError(
@@ -227,7 +233,7 @@ class VQGAN(nn.Module):
         codes = self.quantize.logits(z.detach()).argmax(1).view(z.shape[0], *z.shape[2:])
         quantized = self.quantize.look_up(codes)
         # straight through: the decoder sees the codes, the encoder gets the decoder's gradient
-        image = self.decode(z + (quantized - z).detach())
+        image = self.decode(z + (quantized - z).detach() if quantize else z)
         return Reconstruction(image, z, quantized, codes)
 
     def decode(self, quantized: Tensor) -> Tensor:

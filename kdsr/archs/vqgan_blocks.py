@@ -10,21 +10,19 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_GROUPS = 32
 
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
     """norm, swish, conv, norm, swish, (dropout,) conv, beside a skip that is 1x1 where the width changes."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, groups: int) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = _norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = _norm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
@@ -38,9 +36,9 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Single-head self-attention over all positions, with a skip."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -86,14 +84,15 @@ class Level(nn.Module):
         blocks: int,
         attention: bool,
         dropout: float,
+        groups: int,
         *,
         downsample: bool = False,
         upsample: bool = False,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * (blocks - 1)
-        self.block = nn.ModuleList(ResidualBlock(width, channels, dropout) for width in widths)
-        self.attn = nn.ModuleList(Attention(channels) for _ in range(blocks if attention else 0))
+        self.block = nn.ModuleList(ResidualBlock(width, channels, dropout, groups) for width in widths)
+        self.attn = nn.ModuleList(Attention(channels, groups) for _ in range(blocks if attention else 0))
         self.downsample = Downsample(channels) if downsample else None
         self.upsample = Upsample(channels) if upsample else None
 
@@ -116,11 +115,11 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, channels: int, dropout: float) -> None:
+    def __init__(self, channels: int, dropout: float, groups: int) -> None:
         super().__init__()
-        self.block_1 = ResidualBlock(channels, channels, dropout)
-        self.attn_1 = Attention(channels)
-        self.block_2 = ResidualBlock(channels, channels, dropout)
+        self.block_1 = ResidualBlock(channels, channels, dropout, groups)
+        self.attn_1 = Attention(channels, groups)
+        self.block_2 = ResidualBlock(channels, channels, dropout, groups)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(h)))
@@ -150,16 +149,19 @@ class Encoder(nn.Module):
         attention: Sequence[bool],
         dropout: float,
         z_channels: int,
+        norm_groups: int,
     ) -> None:
         super().__init__()
         widths = [ch * factor for factor in ch_mult]
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         self.down = nn.ModuleList(
-            Level(before, width, num_res_blocks, has, dropout, downsample=index < len(widths) - 1)
+            Level(
+                before, width, num_res_blocks, has, dropout, norm_groups, downsample=index < len(widths) - 1
+            )
             for index, (before, width, has) in enumerate(zip([ch, *widths], widths, attention, strict=False))
         )
-        self.mid = Middle(widths[-1], dropout)
-        self.norm_out = _norm(widths[-1])
+        self.mid = Middle(widths[-1], dropout, norm_groups)
+        self.norm_out = _norm(widths[-1], norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -188,17 +190,18 @@ class Decoder(nn.Module):
         attention: Sequence[bool],
         dropout: float,
         z_channels: int,
+        norm_groups: int,
     ) -> None:
         super().__init__()
         widths = [ch * factor for factor in ch_mult]
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], dropout)
+        self.mid = Middle(widths[-1], dropout, norm_groups)
         befores = [*widths[1:], widths[-1]]  # a level's input is the output of the next lower resolution
         self.up = nn.ModuleList(
-            Level(before, width, num_res_blocks + 1, has, dropout, upsample=index > 0)
+            Level(before, width, num_res_blocks + 1, has, dropout, norm_groups, upsample=index > 0)
             for index, (before, width, has) in enumerate(zip(befores, widths, attention, strict=True))
         )
-        self.norm_out = _norm(widths[0])
+        self.norm_out = _norm(widths[0], norm_groups)
         self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -18,24 +18,18 @@ ITERATIONS_PER_STEP = 100_000  # the release changes the history's step every 10
 HISTORY_SOURCES = ("ema", "student")
 
 
-def history_steps(train: dict[str, Any]) -> list[int]:
-    """Iterations between two updates of the history model, one number per 100k iterations; the last one holds on.
+def history_step(step: int | list[int], current_iter: int) -> int:
+    """Iterations between two updates of the history model.
 
-    Reads ``history_steps`` (a number or such a list) or the release's ``step``, whose lists begin with an entry that
-    the release's count, from 1, never reaches; past its end (iteration 300,001) the release fails.
+    Args:
+        step: One number for the whole run; or, as in the release, one per 100k iterations: the first holds for
+            iterations n ≤ 100k, the second for n ≤ 200k, and so on. The last one holds on (in the release iteration
+            300,001 is an index error).
+        current_iter: From 1.
     """
-    if "history_steps" in train:
-        steps = train["history_steps"]
-    else:
-        steps = train.get("step", 1000)
-        if isinstance(steps, list) and len(steps) > 1:
-            steps = steps[1:]
-    return list(steps) if isinstance(steps, list) else [steps]
-
-
-def history_step(steps: list[int], current_iter: int) -> int:
-    """The entry of ``history_steps`` for an iteration (from 1): the first for n ≤ 100k, the second for n ≤ 200k, …"""
-    return steps[min((current_iter - 1) // ITERATIONS_PER_STEP, len(steps) - 1)]
+    if isinstance(step, int):
+        return step
+    return step[min((current_iter - 1) // ITERATIONS_PER_STEP, len(step) - 1)]
 
 
 @MODEL_REGISTRY.register()
@@ -49,7 +43,7 @@ class DCKDModel(KDModel):
     Options (``train``), with the release's defaults: ``cl_opt`` → ``l_cl``; ``ce_opt`` → ``l_ce``; ``num_neg`` (4)
     degraded negatives, and the undegraded one where ``clean_negative`` (true); ``gaussian_blur_prob`` (1),
     ``resize_prob`` (0), ``gaussian_noise_prob`` (0), ``gray_noise_prob`` (0); history update ``θ_his ←
-    update_decay·θ_his + (1 − update_decay)·θ`` (0.1) every ``history_steps`` iterations (see there) from
+    update_decay·θ_his + (1 − update_decay)·θ`` (0.1) every ``step`` iterations (1000; see ``history_step``) from
     ``history_source``: ``ema`` (the release) or ``student`` (the paper). ``vqgan_chunk``: images per no-grad VQGAN
     batch (default all at once).
     """
@@ -60,7 +54,6 @@ class DCKDModel(KDModel):
         "num_neg": int,
         "clean_negative": bool,
         "update_decay": Number,
-        "history_steps": (int, list),
         "step": (int, list),
         "history_source": str,
         "gaussian_blur_prob": Number,
@@ -82,14 +75,10 @@ class DCKDModel(KDModel):
                 )
         if train.get("num_neg", 4) < 0 or train.get("num_neg", 4) + train.get("clean_negative", True) < 1:
             problems.append("train.num_neg: there must be at least one negative (or clean_negative: true)")
-        key = "history_steps" if "history_steps" in train else "step"
-        if "history_steps" in train and "step" in train:
-            problems.append("train.step: is the release's name of history_steps; give one of them")
-        entries = train.get(key, 1000)
-        if not all(isinstance(n, int) and n > 0 for n in history_steps(train)) or entries == []:
-            problems.append(
-                f"train.{key}: {entries!r} must be a number of iterations above 0, or a list of such"
-            )
+        step = train.get("step", 1000)
+        entries = step if isinstance(step, list) else [step]
+        if not entries or not all(isinstance(entry, int) and entry > 0 for entry in entries):
+            problems.append(f"train.step: {step!r} must be a number of iterations above 0, or a list of such")
         source = train.get("history_source", "ema")
         if source not in HISTORY_SOURCES:
             problems.append(
@@ -114,10 +103,10 @@ class DCKDModel(KDModel):
         self.cri_contrastive = self.build_loss("cl_opt")
         self.cri_distribution = self.build_loss("ce_opt")
         self.history_decay = train_opt.get("update_decay", 0.1)
-        self.history_steps = history_steps(train_opt)
+        self.history_step = train_opt.get("step", 1000)
         self.history_source = train_opt.get("history_source", "ema" if self.ema_decay > 0 else "student")
         get_root_logger().info(
-            f"net_his follows the {self.history_source} every {self.history_steps} iterations"
+            f"net_his follows the {self.history_source} every {self.history_step} iterations"
         )
 
     def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
@@ -171,7 +160,7 @@ class DCKDModel(KDModel):
 
     def after_step(self, current_iter: int) -> None:
         super().after_step(current_iter)
-        if current_iter % history_step(self.history_steps, current_iter) == 0:
+        if current_iter % history_step(self.history_step, current_iter) == 0:
             source = self.net_g_ema if self.history_source == "ema" else self.net_g
             blend_weights(self.net_his, source, self.history_decay)
 

@@ -33,9 +33,10 @@ class _Reconstructor(nn.Module):
         self.net = net
         self.multiple_of = net.multiple_of
         self.training = net.training
+        self.quantize = True
 
     def forward(self, x: Tensor) -> Tensor:
-        self.result = self.net.reconstruct(x)
+        self.result = self.net.reconstruct(x, self.quantize)
         return self.result.image
 
 
@@ -65,8 +66,10 @@ class VQGANModel(RestorationModel):
     ``perceptual_opt`` (BasicSR's ``PerceptualLoss``; needs VGG weights on disk) -> ``l_percep``, ``l_style``;
     ``gan_opt`` (BasicSR's ``GANLoss``) with ``network_d`` and ``optim_d`` -> ``l_g_gan``, ``l_d``, after
     ``gan_start`` (0) iterations, with taming's adaptive weight unless ``gan_adaptive_weight: false``;
-    ``restart_every`` (100) iterations, dead codes are restarted from encoder outputs (0: never). Logged
-    beside the losses: ``perplexity`` and ``codes_used`` of the last hundred steps or so.
+    for the first ``vq_start`` (0) iterations the decoder sees the encodings themselves, while the codes already
+    follow them: an encoder that has learnt something first spreads over more codes (our choice); every
+    ``restart_every`` (100) iterations, codes that were not used since are restarted from encoder outputs (0:
+    never). Logged beside the losses: ``perplexity`` and ``codes_used`` of the last hundred steps or so.
     """
 
     TRAIN_KEYS: dict[str, Any] = {
@@ -77,6 +80,7 @@ class VQGANModel(RestorationModel):
         "gan_start": int,
         "gan_adaptive_weight": bool,
         "restart_every": int,
+        "vq_start": int,
     }
     NETWORK_KEYS = frozenset({"d"})
 
@@ -98,8 +102,9 @@ class VQGANModel(RestorationModel):
             problems.append(
                 f"datasets.train.gt_size: {size} must be a multiple of {multiple}, which network_g needs"
             )
-        if "restart_every" in train and train["restart_every"] < 0:
-            problems.append("train.restart_every: a number of iterations, or 0 for never")
+        for key in ("restart_every", "vq_start", "gan_start"):
+            if train.get(key, 0) < 0:
+                problems.append(f"train.{key}: {train[key]} is no number of iterations")
         if train.get("gan_opt"):
             needed = {"network_d": opt.get("network_d"), "train.optim_d": train.get("optim_d")}
             problems += [
@@ -145,6 +150,7 @@ class VQGANModel(RestorationModel):
         self.lq = self.gt = self.gt if "gt" in data else self.lq
 
     def optimize_parameters(self, current_iter: int) -> None:
+        self.reconstructor.quantize = current_iter > self.opt["train"].get("vq_start", 0)
         super().optimize_parameters(current_iter)
         if self.net_d is not None and current_iter > self.gan_start:
             self.log_dict["l_d"] = self.update_discriminator()
@@ -193,7 +199,7 @@ class VQGANModel(RestorationModel):
         self.usage.update(result.codes)
         if self.restart_every and current_iter % self.restart_every == 0:
             codebook = self.net_g.quantize.embedding.weight.data
-            self.usage.restart_dead(codebook, result.encoding, self.generator)
+            self.usage.restart_idle(codebook, result.encoding, self.restart_every, self.generator)
 
     def restore_with(self, net: nn.Module, lq: Tensor, key: str = "g") -> Tensor:
         return super().restore_with(_Reconstructor(net), lq, key)  # type: ignore[arg-type]

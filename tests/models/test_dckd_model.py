@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdsr.models.dckd_model import DCKDModel, history_step, history_steps
+from kdsr.models.dckd_model import DCKDModel, history_step
 
 
 @pytest.fixture
@@ -107,10 +107,8 @@ def test_history_follows_every_second_step(model: DCKDModel) -> None:
     [(1, 1000), (100_000, 1000), (100_001, 2000), (300_000, 3000), (300_001, 3000), (10**7, 3000)],
 )
 def test_history_schedule_holds_its_last_value(iteration: int, expected: int) -> None:
-    for options in ({"step": [1, 1000, 2000, 3000]}, {"history_steps": [1000, 2000, 3000]}):
-        assert history_step(history_steps(options), iteration) == expected
-    for options in ({"step": 500}, {"history_steps": 500}, {"step": [500]}):
-        assert history_step(history_steps(options), iteration) == 500
+    assert history_step([1000, 2000, 3000], iteration) == expected
+    assert history_step(500, iteration) == 500
 
 
 def test_chunks_give_the_same_features(model: DCKDModel) -> None:
