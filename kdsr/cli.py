@@ -8,6 +8,7 @@ import kdsr  # noqa: F401  first: makes BasicSR importable
 from kdsr import test as test_entry
 from kdsr import train as train_entry
 from kdsr.runtime.errors import reported
+from kdsr.tools.bench import app as bench_app
 from kdsr.tools.data import app as data_app
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ def test(context: typer.Context) -> None:
 
 
 app.add_typer(data_app, name="data", help="Prepare data sets.")
+app.add_typer(bench_app, name="bench", help="Measure where the time of a training step goes.")
 
 
 def main() -> None:
