@@ -10,6 +10,7 @@ from kdsr import train as train_entry
 from kdsr.runtime.errors import reported
 from kdsr.tools.bench import app as bench_app
 from kdsr.tools.data import app as data_app
+from kdsr.tools.demo import demo
 
 app = typer.Typer(
     help="Knowledge distillation for image restoration, inside BasicSR.",
@@ -31,7 +32,9 @@ def test(context: typer.Context) -> None:
     raise typer.Exit(test_entry.main(context.args))
 
 
+app.command()(demo)
 app.add_typer(data_app, name="data", help="Prepare data sets.")
+app.add_typer(bench_app, name="bench", help="Measure time and memory.")
 app.add_typer(bench_app, name="bench", help="Measure where the time of a training step goes.")
 
 

@@ -29,7 +29,7 @@ from kdsr.pipeline.options import load
 from kdsr.runtime.errors import OptionError
 from kdsr.tools.report import as_markdown
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(help="Measure time and memory.", no_args_is_help=True, add_completion=False)
 
 STUDENT = "student, forward and backward"
 TEACHER = "teacher"
