@@ -40,17 +40,23 @@ class PositionSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
         self.total_size = math.ceil(len(dataset) * ratio)
         self.num_samples = self.total_size // num_replicas
+        self.resume_epoch, self.resume_after = 0, 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         entropy = np.random.SeedSequence(self.seed, spawn_key=(0, self.epoch)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(entropy[0] >> 1))  # a seed is a signed 64-bit number
         order = torch.randperm(self.total_size, generator=generator)
         epoch = self.epoch
-        for position in order[self.rank :: self.num_replicas][: self.num_samples].tolist():
+        done = self.resume_after if epoch == self.resume_epoch else 0
+        for position in order[self.rank :: self.num_replicas][done : self.num_samples].tolist():
             yield epoch, position
 
     def __len__(self) -> int:
         return self.num_samples
+
+    def resume(self, epoch: int, done: int) -> None:
+        """Goes on in the middle of an epoch: leaves out the first ``done`` positions that this rank has had of it."""
+        self.resume_epoch, self.resume_after = epoch, done
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the permutation of the next iteration over the sampler."""

@@ -64,6 +64,7 @@ class RestorationModel(MeasuredModel):
         self.init_measures()
         # What the model draws on the host; its state is part of the training state.
         self.generator = torch.Generator().manual_seed(opt.get("manual_seed", 0) + opt.get("rank", 0))
+        self.restored_generators: dict[str, Any] | None = None
         self.net_g = self.build("g")
         if self.is_train:
             self.init_training_settings()
@@ -133,6 +134,9 @@ class RestorationModel(MeasuredModel):
     # -------------------------------------------------------------------------------------------- one step
 
     def feed_data(self, data: dict[str, Any]) -> None:
+        if self.restored_generators is not None:
+            self.restore_generators(self.restored_generators)
+            self.restored_generators = None
         self.lq = data["lq"].to(self.device, non_blocking=True, memory_format=self.precision.memory_format)
         if "gt" in data:
             self.gt = data["gt"].to(
@@ -241,7 +245,8 @@ class RestorationModel(MeasuredModel):
                     f"{self.opt['path']['resume_state']}: {name} does not fit: {first}"
                 ) from error
         self.best_metric_results = resume_state.get("best_metric_results", {})
-        self.restore_generators(resume_state["generators"])
+        # Not yet: the loop draws from torch's generator when it starts its loaders.
+        self.restored_generators = resume_state["generators"]
         if self.opt["rank"] == 0:
             forget_after(self.metrics_file, resume_state["iter"])
 

@@ -127,9 +127,11 @@ class Session:
                 logger.info(f"Number of val images/folders in {dataset_opt['name']}: {len(dataset)}")
 
         total_iters = int(opt["train"]["total_iter"])
-        start_epoch, done = (self.resume_state[key] if self.resume_state else 0 for key in ("epoch", "iter"))
-        # The loop runs epochs start..total inclusive; its own count mixes ceil with drop_last and stops early.
-        total_epochs = start_epoch + max(math.ceil((total_iters - done) / len(loader)), 1) - 1
+        if self.resume_state:
+            done = self.resume_state["iter"] - self.resume_state["epoch"] * len(loader)
+            sampler.resume(self.resume_state["epoch"], max(done, 0) * train_opt["batch_size_per_gpu"])
+        # The loop runs epochs 0..total inclusive; its own count mixes ceil with drop_last and stops early.
+        total_epochs = math.ceil(total_iters / len(loader)) - 1
         logger.info(
             f"Training statistics:\n\tNumber of train images: {len(train_set)}\n\tDataset enlarge ratio: {ratio}"
             f"\n\tBatch size per process: {train_opt['batch_size_per_gpu']}\n\tProcesses: {opt['world_size']}"

@@ -88,6 +88,33 @@ def test_auto_resume_restores_everything_that_dckd_trains(dckd_options: dict[str
     assert list(Path("experiments").iterdir()) == [Path("experiments/run")]  # nothing was put aside
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_ends_in_the_same_bits(dckd_options: dict[str, Any], workers: int) -> None:
+    """Stopped in the middle of an epoch; SwinIR draws its stochastic depth from torch's global generator."""
+    dckd_options["network_g"] = {
+        "type": "SwinIR", "upscale": 4, "img_size": 16, "window_size": 8, "depths": [2], "embed_dim": 12,
+        "num_heads": [2], "mlp_ratio": 2, "upsampler": "pixelshuffledirect", "resi_connection": "1conv",
+        "drop_path_rate": 0.5,
+    }  # fmt: skip
+    dckd_options["datasets"]["train"].update(dataset_enlarge_ratio=2, num_worker_per_gpu=workers)
+    dckd_options["logger"]["save_checkpoint_freq"] = 3
+    dckd_options["train"]["total_iter"] = 6
+    assert run(dckd_options, "--force_yml", "name=whole") == 0
+    dckd_options["train"]["total_iter"] = 3
+    assert run(dckd_options, "--force_yml", "name=parted") == 0
+    dckd_options["train"]["total_iter"] = 6
+    assert run(dckd_options, "--auto_resume", "--force_yml", "name=parted") == 0
+    whole, parted = (
+        torch.load(f"experiments/{name}/training_states/6.state", weights_only=True)
+        for name in ("whole", "parted")
+    )
+    for network, weights in whole["networks"].items():
+        for name, value in weights.items():
+            assert torch.equal(parted["networks"][network][name], value), (network, name)
+    first, second = (state["optimizers"][0]["state"] for state in (whole, parted))
+    assert all(torch.equal(first[key]["exp_avg_sq"], second[key]["exp_avg_sq"]) for key in first)
+
+
 def test_resume_takes_the_newest_state_that_loads(
     run_options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,7 +191,9 @@ def test_an_unreadable_image_stops_the_run_with_its_path(
     shutil.copytree(photos, tmp_path / "damaged")
     damaged = tmp_path / "damaged" / "LR_x4" / "cat.png"
     whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:80] + bytes(len(whole) - 80))  # the header says what it should: found when it is read
+    damaged.write_bytes(
+        whole[:80] + bytes(len(whole) - 80)
+    )  # the header says what it should: found when it is read
     train = run_options["datasets"]["train"]
     train.update(
         dataroot_gt=str(tmp_path / "damaged/GT"), dataroot_lq=str(tmp_path / "damaged/LR_x4"),
