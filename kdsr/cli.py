@@ -34,7 +34,6 @@ def test(context: typer.Context) -> None:
 
 app.command()(demo)
 app.add_typer(data_app, name="data", help="Prepare data sets.")
-app.add_typer(bench_app, name="bench", help="Measure time and memory.")
 app.add_typer(bench_app, name="bench", help="Measure where the time of a training step goes.")
 
 
