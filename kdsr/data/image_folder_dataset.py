@@ -17,6 +17,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import Dataset
 
 from kdsr.data.image_files import list_images
+from kdsr.data.lmdb_client import LmdbClient
 from kdsr.data.sub_images import mod_crop
 from kdsr.runtime.errors import DataError
 
@@ -54,15 +55,15 @@ class ImageFolderDataset(Dataset):
         self.opt = opt
         root = opt["dataroot_gt"]
         backend = dict(opt.get("io_backend") or {"type": "lmdb" if root.endswith(".lmdb") else "disk"})
-        if backend["type"] == "lmdb":
-            backend |= {"db_paths": [root], "client_keys": ["gt"]}
+        self._client: LmdbClient | FileClient
+        if backend.pop("type") == "lmdb":
+            self._client = LmdbClient([root], ["gt"])
             self.paths: list[str] = paths_from_lmdb(root)
             self._shown = f"{root}: {{}}"
         else:
+            self._client = FileClient("disk", **backend)
             self.paths = [str(path) for path in list_images(root)]
             self._shown = "{}"
-        self._backend = backend
-        self._file_client: FileClient | None = None  # opened in the process that reads
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -85,11 +86,8 @@ class ImageFolderDataset(Dataset):
         return {"lq": tensor, "gt": tensor, "lq_path": path, "gt_path": path}
 
     def _read(self, path: str) -> np.ndarray:
-        if self._file_client is None:
-            options = dict(self._backend)
-            self._file_client = FileClient(options.pop("type"), **options)
         try:
-            content = self._file_client.get(path, "gt")
+            content = self._client.get(path, "gt")
         except OSError as error:
             raise DataError(f"Cannot read image {path}: {error.strerror or error}") from error
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None

@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from kdsr.data.image_files import image_size, sizes_match
+from kdsr.data.lmdb_client import LmdbClient
 from kdsr.runtime.errors import DataError
 
 
@@ -77,6 +78,7 @@ class SeededDataset(Dataset):
         return self._load(self._order[item])
 
     def _load(self, index: int) -> Any:
+        _share_lmdb(self.dataset)
         try:
             result = self.dataset[index]
         except DataError:
@@ -92,6 +94,13 @@ class SeededDataset(Dataset):
                 raise DataError(problem)
             self._size_checked.add(index)
         return result
+
+
+def _share_lmdb(dataset: Any) -> None:
+    """Gives a data set of BasicSR, which opens its LMDBs itself, a client that shares them with other sets."""
+    backend = getattr(dataset, "io_backend_opt", None)
+    if getattr(dataset, "file_client", backend) is None and backend and backend.get("type") == "lmdb":
+        dataset.file_client = LmdbClient(backend["db_paths"], backend["client_keys"])
 
 
 def _opt(dataset: Any, key: str) -> Any:

@@ -123,6 +123,24 @@ def test_can_be_sent_to_a_spawned_worker(pairs: Options) -> None:
     copy = pickle.loads(pickle.dumps(SeededDataset(build_dataset(pairs("lmdb")), 4)))
     from_disk = SeededDataset(build_dataset(pairs()), 4)
     assert torch.equal(copy[2, 3]["gt"], from_disk[2, 3]["gt"])
+    again = pickle.loads(pickle.dumps(copy))  # with its LMDBs open
+    assert torch.equal(again[2, 3]["gt"], from_disk[2, 3]["gt"])
+
+
+def test_sets_share_an_lmdb(pairs: Options) -> None:
+    """BasicSR opens it twice, which lmdb refuses within a process; workers of both open their own."""
+    first, second = pairs("lmdb"), pairs("lmdb", num_worker_per_gpu=1)
+    assert all(torch.equal(*both) for both in zip(batches(first), batches(second), strict=True))
+    same = pairs("lmdb", "val", scale=1) | {"dataroot_lq": first["dataroot_gt"]}
+    item = SeededDataset(build_dataset(same), 0)[0]
+    assert torch.equal(item["gt"], item["lq"])
+
+
+def test_damaged_lmdb_is_named(pairs: Options) -> None:
+    opt = pairs("lmdb")
+    Path(opt["dataroot_gt"], "data.mdb").write_bytes(b"rubbish" * 2000)
+    with pytest.raises(DataError, match=r"Cannot open the LMDB .*GT.lmdb: "):
+        SeededDataset(build_dataset(opt), 0)[0, 0]
 
 
 def test_order_is_that_of_the_names(pairs: Options) -> None:
