@@ -168,7 +168,9 @@ class VQGANModel(RestorationModel):
         if self.net_d is not None and current_iter > self.gan_start:
             losses["l_g_gan"] = self.adversarial_loss(torch.stack(list(losses.values())).sum())
         result = self.reconstructor.result
-        losses["l_commit"], losses["l_codebook"] = self.cri_vq(result.encoding, result.quantized)
+        commitment, losses["l_codebook"] = self.cri_vq(result.encoding, result.quantized)
+        if self.reconstructor.quantize:  # before that, codes follow the encodings and not the reverse
+            losses["l_commit"] = commitment
         return losses
 
     def adversarial_loss(self, reconstruction: Tensor) -> Tensor:

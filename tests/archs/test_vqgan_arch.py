@@ -159,6 +159,21 @@ def test_reduced_precision_keeps_distances_in_float32():
     assert net.bfloat16()(x.bfloat16())[1].dtype == torch.float32
 
 
+def test_groups_of_the_normalisation():
+    net = VQGAN(8, 20, SMALL | {"norm_groups": 8})
+    assert {m.num_groups for m in net.modules() if isinstance(m, torch.nn.GroupNorm)} == {8}
+    assert {m.num_groups for m in small().modules() if isinstance(m, torch.nn.GroupNorm)} == {32}
+    assert net.state_dict().keys() == small().state_dict().keys()
+
+
+def test_a_fresh_network_lets_the_image_through():
+    x = torch.rand(4, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    torch.manual_seed(0)
+    net = VQGAN(64, 20, SMALL | {"ch_mult": [1, 1, 1, 1, 1], "z_channels": 64})
+    z, features = net.encode(x)
+    assert all(0.5 < feature.std() < 5 for feature in features) and 0.3 < z.std() < 3
+
+
 def test_attention_follows_the_configured_resolution():
     attended = {name for name in small().state_dict() if ".attn." in name}
     assert {name.split(".")[2] for name in attended} == {"2"}
@@ -184,6 +199,7 @@ def test_every_wrong_key_is_named_at_once():
     "change, message",
     [
         ({"ch": 24}, "multiple of 32, not 24"),
+        ({"norm_groups": 5}, "multiple of 5, not 32"),
         ({"double_z": True}, "double_z"),
         ({"ch_mult": "1,1,2"}, "ch_mult: is a list of whole numbers"),
         ({"ch_mult": []}, "at least one level"),

@@ -1,0 +1,278 @@
+"""VQGANModel on real photographs: it learns, codes come alive, its file is a network_vqgan, a run resumes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import skimage.data
+import torch
+from basicsr.archs import build_network
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from kdsr.archs.vqgan_arch import VQGAN
+from kdsr.models.code_usage import CodeUsage
+from kdsr.models.vqgan_model import VQGANModel
+from kdsr.runtime.checkpoint import load_weights, read_checkpoint
+from kdsr.runtime.errors import OptionError
+
+DDCONFIG = {
+    "ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 8,
+    "resolution": 64, "attn_resolutions": [],
+}  # fmt: skip
+DISCRIMINATOR = {
+    "network_d": {"type": "PatchDiscriminator", "num_feat": 8, "num_layers": 2},
+    "train": {
+        "gan_opt": {"type": "GANLoss", "gan_type": "hinge", "loss_weight": 0.5},
+        "optim_d": {"type": "Adam", "lr": 1e-3},
+        "gan_start": 2,
+    },
+}
+
+
+@pytest.fixture
+def options(run_options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    for name in ("train", "val"):
+        run_options["datasets"][name]["dataroot_lq"] = run_options["datasets"][name]["dataroot_gt"]
+    run_options["datasets"]["val"].update(phase="val", scale=1)
+    run_options.update(
+        model_type="VQGANModel",
+        scale=1,
+        num_gpu=0,
+        dist=False,
+        rank=0,
+        world_size=1,
+        is_train=True,
+        network_g={"type": "VQGAN", "embed_dim": 8, "n_embed": 32, "ddconfig": DDCONFIG, "decoder": True},
+        path={
+            key: str(tmp_path) for key in ("models", "training_states", "experiments_root", "visualization")
+        },
+    )
+    run_options["train"].update(ema_decay=0, restart_every=5, vq_opt={"type": "VQLoss"})
+    run_options["val"]["metrics"]["psnr"].update(crop_border=0, test_y_channel=False)
+    return run_options
+
+
+def build(options: dict[str, Any], seed: int = 0) -> VQGANModel:
+    torch.manual_seed(seed)
+    return VQGANModel(copy.deepcopy(options))
+
+
+def crops(size: int = 32) -> Tensor:
+    """Eight crops of photographs, (8, 3, size, size) in [0, 1]."""
+    photos = (skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket())
+    cut = [photo[y : y + size, 150 : 150 + size] for photo in photos for y in (60, 200)]
+    return torch.stack([torch.from_numpy(crop.copy()).permute(2, 0, 1) for crop in cut]).float() / 255
+
+
+def step(model: VQGANModel, iteration: int, images: Tensor) -> dict[str, float]:
+    model.feed_data({"gt": images, "lq": torch.zeros_like(images)})  # the target is what it learns from
+    model.optimize_parameters(iteration)
+    return {name: float(value) for name, value in model.get_current_log().items()}
+
+
+def test_it_learns_photographs(options: dict[str, Any]) -> None:
+    model = build(options)
+    images = crops()
+    log = [step(model, iteration, images) for iteration in range(1, 31)]
+    assert set(log[0]) == {"l_pix", "l_commit", "l_codebook", "perplexity", "codes_used"}
+    assert sum(entry["l_pix"] for entry in log[-5:]) < 0.6 * sum(entry["l_pix"] for entry in log[:5])
+    assert 1 <= log[-1]["perplexity"] <= 32 and 0 < log[-1]["codes_used"] <= 1
+    mean_colour = (images - images.mean((0, 2, 3), keepdim=True)).abs().mean().item()
+    assert log[-1]["l_pix"] < mean_colour, "it is better than a flat image"
+
+
+def test_first_an_autoencoder(options: dict[str, Any]) -> None:
+    options["train"]["vq_start"] = 2
+    model, images = build(options), crops()
+    logs = [step(model, iteration, images) for iteration in (1, 2, 3)]
+    assert ["l_commit" in log for log in logs] == [False, False, True]
+    assert all(log["l_codebook"] > 0 for log in logs)
+    model.reconstructor.quantize = False
+    unquantized = model.reconstructor(images)
+    torch.testing.assert_close(unquantized, model.net_g.decode(model.net_g.encode(images)[0]))
+    torch.testing.assert_close(model.restore(images), model.net_g.reconstruct(images).image)
+
+
+def test_dead_codes_restart_where_the_encodings_are(options: dict[str, Any]) -> None:
+    options["train"]["restart_every"] = 3
+    model, images = build(options), crops()
+    codebook = model.net_g.quantize.embedding.weight
+    codebook.data[4:] += 100.0  # far from every encoding: never used
+    step(model, 1, images)
+    step(model, 2, images)
+    assert (model.usage.idle[4:] == 2).all() and (codebook[4:] > 50).all()
+    kept = codebook[:4].detach().clone()
+    step(model, 3, images)
+    encoded = model.reconstructor.result.encoding.detach().permute(0, 2, 3, 1).reshape(-1, 8)
+    differences = (codebook[4:, None].detach() - encoded).abs().amax(2).min(1).values
+    assert (differences == 0).all(), "each restarted code is an encoder output"
+    assert (model.usage.idle[4:] == 0).all(), "restarted codes have time to be used"
+    assert (codebook[:4] - kept).abs().max() < 0.1, "the others stay where they are"
+    result = model.net_g.reconstruct(images)
+    assert result.codes.unique().numel() > 4
+
+
+def test_usage_statistics() -> None:
+    usage = CodeUsage(4)
+    usage.update(torch.tensor([0, 1, 2, 3]))
+    values = usage.statistics()
+    assert values["perplexity"].item() == pytest.approx(4) and values["codes_used"].item() == 1
+    for _ in range(2000):
+        usage.update(torch.tensor([[0, 1], [1, 0]]))
+    values = usage.statistics()
+    assert values["perplexity"].item() == pytest.approx(2, rel=1e-3)
+    assert values["codes_used"].item() == 0.5
+    assert usage.idle.tolist() == [0, 0, 2000, 2000]
+
+
+def test_restarts_draw_from_the_models_generator_only() -> None:
+    codebooks = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        usage, codebook = CodeUsage(16), torch.zeros(16, 3)
+        usage.idle.fill_(5)
+        encoding = torch.linspace(0, 1, 3 * 64).reshape(1, 3, 8, 8)
+        usage.restart_idle(codebook, encoding, 5, torch.Generator().manual_seed(7))
+        codebooks.append(codebook)
+    assert torch.equal(*codebooks) and codebooks[0].unique(dim=0).shape[0] > 8
+
+
+@pytest.mark.parametrize("ema_decay", [0, 0.9])
+def test_saved_file_is_a_network_vqgan(options: dict[str, Any], tmp_path: Path, ema_decay: float) -> None:
+    options["train"]["ema_decay"] = ema_decay
+    model = build(options)
+    for iteration in (1, 2):
+        step(model, iteration, crops())
+    model.save(0, 2)
+    extractor = build_network({key: v for key, v in options["network_g"].items() if key != "decoder"})
+    load_weights(
+        extractor,
+        tmp_path / "net_g_2.pth",
+        strict=False,
+        option="path.pretrain_network_vqgan",
+        required=VQGAN.required_prefixes,
+    )
+    features, logits = extractor(crops())
+    theirs, their_logits = model.net_g(crops())
+    assert torch.equal(logits, their_logits) and torch.equal(features[2], theirs[2])
+    assert ("params_ema" in read_checkpoint(tmp_path / "net_g_2.pth")) == (ema_decay > 0)
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_resumed_run_goes_on_as_the_uninterrupted_one(
+    options: dict[str, Any], tmp_path: Path, adversarial: bool
+) -> None:
+    if adversarial:
+        options["network_d"] = DISCRIMINATOR["network_d"]
+        options["train"].update(DISCRIMINATOR["train"], gan_start=0)
+    options["train"]["restart_every"] = 2
+    images = crops()
+    model = build(options)
+    model.net_g.quantize.embedding.weight.data[8:] += 100.0
+    for iteration in (1, 2, 3):
+        step(model, iteration, images)
+    model.save(0, 3)
+    expected = [step(model, iteration, images) for iteration in (4, 5)]
+
+    state = read_checkpoint(tmp_path / "3.state")
+    resumed = build(options, seed=99)
+    resumed.opt["path"]["resume_state"] = str(tmp_path / "3.state")
+    resumed.resume_training(state)
+    assert [step(resumed, iteration, images) for iteration in (4, 5)] == expected
+    for name, value in model.net_g.state_dict().items():
+        assert torch.equal(value, resumed.net_g.state_dict()[name]), name
+
+
+def test_validation_measures_the_reconstruction_of_any_size(options: dict[str, Any]) -> None:
+    model = build(options)
+    image = crops(31)[:1]
+    model.net_g.train()
+    restored = model.restore(image)
+    assert restored.shape == image.shape and model.net_g.training
+    padded = torch.nn.functional.pad(image, (0, 1, 0, 1), mode="reflect")
+    torch.testing.assert_close(restored, model.net_g.reconstruct(padded).image[..., :31, :31])
+
+    from basicsr.data.paired_image_dataset import PairedImageDataset
+
+    loader = DataLoader(PairedImageDataset(copy.deepcopy(options["datasets"]["val"])))
+    model.validation(loader, 1, None)
+    assert 3 < model.metric_results["psnr"] < 20
+
+
+def test_discriminator_joins_at_its_iteration(options: dict[str, Any]) -> None:
+    options["network_d"] = DISCRIMINATOR["network_d"]
+    options["train"].update(DISCRIMINATOR["train"])
+    model, images = build(options), crops()
+    assert model.net_d is not None
+    before = copy.deepcopy(model.net_d.state_dict())
+    logs = [step(model, iteration, images) for iteration in (1, 2, 3, 4)]
+    assert all("l_d" not in log and "l_g_gan" not in log for log in logs[:2])
+    assert all({"l_d", "l_g_gan"} <= log.keys() for log in logs[2:])
+    weights = [name for name in before if name.endswith(("original", "0.weight"))]
+    assert all(not torch.equal(before[name], model.net_d.state_dict()[name]) for name in weights)
+    assert all(parameter.grad is not None for parameter in model.net_d.parameters())
+    model.optimizer_g.param_groups[0]["lr"] = 0.0  # a generator that stands still is found out
+    for iteration in range(5, 15):
+        last = step(model, iteration, images)
+    assert last["l_d"] < 0.9 * logs[2]["l_d"]
+
+
+def test_reduced_precision(options: dict[str, Any]) -> None:
+    options["precision"] = {"amp": "bf16"}
+    model = build(options)
+    logs = [step(model, iteration, crops()) for iteration in range(1, 11)]
+    assert logs[-1]["l_pix"] < logs[0]["l_pix"]
+    assert model.output.dtype == torch.float32
+
+
+def test_wrong_options_are_all_named(options: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    assert VQGANModel.check_options(options) == []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    options["scale"] = 4
+    options["datasets"]["train"]["gt_size"] = 50
+    options["network_g"].update(decoder=False, ddconfig=DDCONFIG | {"chanels": 3})
+    options["train"].update(
+        gan_opt={"type": "GANLoss", "gan_type": "hinge"},
+        restart_every=-1,
+        perceptual_opt={"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1.0}},
+    )
+    problems = "\n".join(VQGANModel.check_options(options))
+    parts = ("scale", "decoder: true", "network_g.ddconfig.chanels", "gt_size: 50 must be a multiple of 4")
+    parts += ("network_d: missing", "train.optim_d: missing", "restart_every", "vgg19-dcbb9e9d.pth")
+    assert [part for part in parts if part not in problems] == []
+
+
+def test_absent_vgg_weights_are_named_and_not_downloaded(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    options["train"]["perceptual_opt"] = {"type": "PerceptualLoss", "layer_weights": {"relu1_1": 1.0}}
+    with pytest.raises(OptionError, match="experiments/pretrained_models/vgg19-dcbb9e9d.pth"):
+        build(options)
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.slow
+def test_perceptual_term_with_vgg_weights(options: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    from torchvision.models import vgg11
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    cache = tmp_path / "hub" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(vgg11(weights=None).state_dict(), cache / "vgg11-8a719046.pth")
+    options["train"]["perceptual_opt"] = {
+        "type": "PerceptualLoss", "vgg_type": "vgg11", "layer_weights": {"relu2_1": 1.0},
+    }  # fmt: skip
+    assert VQGANModel.check_options(options) == []
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)  # the file is there: nothing may be fetched
+    model = build(options)
+    with_term = step(model, 1, crops())
+    assert with_term["l_percep"] > 0
+    assert "l_style" not in with_term
