@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from kdsr.archs.vqgan_arch import VQGAN
 from kdsr.models.code_usage import CodeUsage
 from kdsr.models.vqgan_model import VQGANModel
+from kdsr.pipeline.option_files import load
 from kdsr.runtime.checkpoint import load_weights, read_checkpoint
 from kdsr.runtime.errors import OptionError
 
@@ -276,3 +277,12 @@ def test_perceptual_term_with_vgg_weights(options: dict[str, Any], tmp_path: Pat
     with_term = step(model, 1, crops())
     assert with_term["l_percep"] > 0
     assert "l_style" not in with_term
+
+
+def test_extractor_that_ships_is_the_network_that_was_trained() -> None:
+    """Shapes would not tell: the groups of the normalisation and the input's range are in no weight."""
+    folder = Path(__file__).resolve().parents[2] / "options"
+    trained = load(folder / "train" / "VQGAN_f16_small.yml")["network_g"]
+    used = load(folder / "_base_" / "extractors" / "VQGAN_f16_small.yml")["network_vqgan"]
+    assert trained.pop("decoder") is True
+    assert used == trained
