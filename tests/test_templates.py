@@ -70,6 +70,8 @@ def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator
         yield "train:total_iter=2"
         yield "logger:print_freq=1"
         yield "logger:use_tb_logger=false"
+        if options["train"].get("gan_start"):
+            yield "train:gan_start=0"  # the discriminator is to join within the two steps
 
 
 def write_weights(options: dict[str, Any]) -> None:
