@@ -1,0 +1,370 @@
+"""Every command of the README and of the other documents runs: as written, with small networks and images.
+
+What is added to a command is a ``--force_yml`` that makes networks, patches and the number of steps small. The
+checkpoints that it names hold random weights; the data it names are a few photographs in the same layout. A command
+that is neither run here nor one of ``EXCEPTED`` fails.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import cv2
+import pytest
+import skimage.data
+import torch
+from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
+
+from kdsr import cli
+from kdsr.pipeline.options import load
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "datasets" / "README.md"]
+EXCEPTED = {
+    r"make test\b": "the test command itself",
+    r"python3\.11 -m venv \.venv && \. \.venv/bin/activate": "installation",
+    r"pip install ": "installation",
+    r"srun ": "needs a cluster",
+}
+SLOW = r"torchrun |make demo|kdsr demo"
+SMALL: dict[str, dict[str, Any]] = {
+    "SwinIR": {"depths": [2], "num_heads": [2], "embed_dim": 8},
+    "RCAN": {"num_feat": 16, "num_group": 1, "num_block": 1},
+    "EDSR": {"num_feat": 8, "num_block": 1},
+    "MSRResNet": {"num_feat": 8, "num_block": 1},
+    "SmallNet": {"num_feat": 8, "num_block": 1},
+    "RLFN": {"feature_channels": 8, "num_blocks": 1, "esa_channels": 4},
+    "VQGAN": {"embed_dim": 8, "n_embed": 16, "ddconfig:ch": 32, "ddconfig:ch_mult": [1, 1, 1, 1, 1],
+              "ddconfig:num_res_blocks": 1, "ddconfig:z_channels": 8, "ddconfig:attn_resolutions": []},
+    "PatchDiscriminator": {"num_feat": 8},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language and text, and where it begins."""
+
+    document: Path
+    line: int
+    language: str
+    text: str
+
+
+def blocks(document: Path) -> list[Block]:
+    text = document.read_text(encoding="utf-8")
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [Block(document, text.count("\n", 0, m.start()) + 2, m[1], m[2]) for m in found]
+
+
+ALL = [block for document in DOCUMENTS for block in blocks(document)]
+
+
+def commands() -> dict[str, tuple[Block, str]]:
+    """Command -> the block that it stands in first, and the output that is shown right below that block."""
+    found: dict[str, tuple[Block, str]] = {}
+    for block, below in zip(ALL, [*ALL[1:], None], strict=True):
+        if block.language not in ("sh", "bash"):
+            continue
+        end = block.line + block.text.count("\n")
+        shown = below and below.language == "text" and below.document == block.document and below.line < end + 4
+        for line in block.text.replace("\\\n", " ").splitlines():
+            command = re.sub(r"\s+# .*", "", line).strip()
+            if command and not command.startswith("#"):
+                found.setdefault(command, (block, below.text if below and shown else ""))
+    return found
+
+
+COMMANDS = commands()
+
+
+def excepted(command: str) -> bool:
+    return any(re.match(pattern, command) for pattern in EXCEPTED)
+
+
+# ---------------------------------------------------------------------------------------------------- a place to run
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with data and with the files that the documents tell a reader to write; not installed."""
+    root = tmp_path / "checkout"
+    root.mkdir()
+    for name in ("Makefile", "setup.py", "requirements"):
+        (root / name).symlink_to(ROOT / name)
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("kdsr", "options"):
+        shutil.copytree(ROOT / name, root / name, ignore=ignore)
+    for block in ALL:
+        written = re.match(r"# (\S+\.(?:yml|py))\n", block.text)
+        if block.language in ("yaml", "python") and written and not (ROOT / written[1]).exists():
+            (root / written[1]).write_text(block.text, encoding="utf-8")
+    data = root / "datasets"
+    for name, link in {"DIV2K/DIV2K_train_HR_sub": "GT", "my_photos": "LR_x4", "my_images": "GT"}.items():
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).symlink_to(photos / link)
+    (data / "T91BSDS500").symlink_to(photos)
+    for scale in (2, 3, 4):
+        folder = data / f"DIV2K/DIV2K_train_LR_bicubic/X{scale}_sub"
+        folder.parent.mkdir(exist_ok=True)
+        folder.symlink_to(photos / f"LR_x{scale}")
+    for name in ("Set5", "Set14", "BSD100", "Urban100"):
+        (data / name).mkdir()
+        for folder, link in {"GTmod12": "GT", "GT": "GT", "LR_x4": "LR_x4"}.items():
+            (data / name / folder).symlink_to(photos / link)
+        for scale in (2, 3, 4):
+            (data / name / f"LRbicx{scale}").symlink_to(photos / f"LR_x{scale}")
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return root
+
+
+def reductions(options: dict[str, Any]) -> Iterator[str]:
+    """Overrides that make a run small. Whatever a command is about stays as it is written."""
+    for key, network in options.items():
+        if key.startswith("network_") and isinstance(network, dict):
+            yield from (f"{key}:{name}={value}" for name, value in SMALL[network["type"]].items())
+    train = options["datasets"].get("train")
+    if train:
+        yield f"datasets:train:gt_size={48 if options.get('scale') == 3 else 32}"
+        yield from (f"datasets:train:{entry}" for entry in ("num_worker_per_gpu=0", "batch_size_per_gpu=1"))
+        yield from ("datasets:train:io_backend:type=disk", "train:total_iter=2", "logger:use_tb_logger=false")
+        yield from (f"datasets:{name}=null" for name in options["datasets"] if name == "val_2")
+        if train["dataroot_gt"].endswith(".lmdb"):
+            yield from (f"datasets:train:{key}={train[key][:-5]}" for key in ("dataroot_gt", "dataroot_lq"))
+
+
+def option_words(words: list[str]) -> tuple[str, list[str]]:
+    """The option file of a command and the overrides in it."""
+    overrides = [word for word in words if re.match(r"[\w:]+=", word)]
+    return words[words.index("-opt") + 1], overrides
+
+
+def write_weights(options: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    for key, file in (options.get("path") or {}).items():
+        if key.startswith("pretrain_network_") and file and not Path(file).exists():
+            state = build_network(options[key.removeprefix("pretrain_")]).state_dict()
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"params": state, "state_dict": state}, file)
+
+
+def call(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Runs ``python FILE ...`` or ``kdsr ...`` in this process, where everything is imported already."""
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "argv", words[1:] if words[0] == "python" else words)
+        with pytest.raises(SystemExit) as exit_info:
+            if words[0] == "python":
+                runpy.run_path(words[1], run_name="__main__")
+            else:
+                cli.main()
+    code = exit_info.value.code
+    return code if isinstance(code, int) else int(code is not None)
+
+
+@pytest.fixture
+def registered(workspace: Path) -> Iterator[None]:
+    """Networks that the documents tell a reader to add, known in this process while a test runs."""
+    before = dict(ARCH_REGISTRY._obj_map)
+    for file in (workspace / "kdsr" / "archs").glob("*_arch.py"):
+        if not (ROOT / "kdsr" / "archs" / file.name).exists():
+            runpy.run_path(str(file))
+    yield
+    ARCH_REGISTRY._obj_map.clear()
+    ARCH_REGISTRY._obj_map.update(before)
+
+
+# ---------------------------------------------------------------------------------------------------- the commands
+
+
+def quick(command: str) -> bool:
+    return not re.match(SLOW, command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, id=command, marks=() if quick(command) else pytest.mark.slow)
+        for command in COMMANDS
+        if not excepted(command)
+    ],
+)
+@pytest.mark.usefixtures("registered")
+def test_command(
+    command: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(command)
+    shown = COMMANDS[command][1]
+    if re.match(r"(python kdsr/(train|test)\.py|kdsr (train|test)) ", command):
+        check_run(words, shown, monkeypatch, capfd)
+    elif command.startswith("kdsr data "):
+        check_data(words, workspace, monkeypatch)
+    elif command.startswith("kdsr bench step "):
+        file, overrides = option_words(words)
+        small = [f"--force_yml={entry}" for entry in reductions(load(file, overrides))]
+        assert call([*words, "--threads", "1", "--repeat", "1", "--warmup", "0", *small], monkeypatch) == 0
+        assert "VQGAN" in capfd.readouterr().out
+    elif command.startswith("torchrun "):
+        file, overrides = option_words(words)
+        small = list(reductions(load(file, overrides)))
+        write_weights(load(file, [*overrides, *small]))
+        in_shell(f"{command} --force_yml {shlex.join(small)}", OMP_NUM_THREADS="1")
+        assert (workspace / "experiments" / load(file)["name"] / "models" / "net_g_latest.pth").exists()
+    elif command in ("make demo", "kdsr demo"):
+        check_demo(command, workspace)
+    else:
+        pytest.fail(f"no test runs this command: {command}")
+
+
+def check_run(
+    words: list[str], shown: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A training or a test; one below which an error is shown must end with that error."""
+    file, overrides = option_words(words)
+    wrong = "kdsr: error" in shown
+    options = load(file, [] if wrong else overrides)
+    small = list(reductions(options))
+    options = load(file, small if wrong else [*overrides, *small])
+    before = [word for word in words if word != "--auto_resume" and not word.startswith("path:resume_state=")]
+    is_train = "train" in options
+    resumed = before != words
+    if resumed:
+        options["path"].pop("resume_state", None)
+    write_weights(options)
+    run = Path("experiments" if is_train else "results") / options["name"]
+    if resumed:
+        before = [word for word in before if word != "--force_yml"]
+        saved = ["--force_yml", *small, "train:total_iter=1", "logger:save_checkpoint_freq=1"]
+        assert call([*before, *saved], monkeypatch) == 0
+        shutil.copy(run / "training_states" / "1.state", run / "training_states" / "5000.state")
+    code = call([*words, "--force_yml", *small], monkeypatch)
+    captured = capfd.readouterr()
+    if wrong:
+        assert code == 2
+        assert [line for line in shown.splitlines() if line not in captured.err.splitlines()] == []
+        assert not run.exists()
+        return
+    assert code == 0, captured.err
+    log = max(run.glob("*.log"), key=lambda path: path.stat().st_mtime_ns).read_text()
+    assert ("Resuming training from epoch: 0, iter: 1." in log) == resumed
+    if is_train:
+        assert (run / "models" / "net_g_latest.pth").exists()
+    else:
+        assert list((run / "visualization").rglob("*.png"))
+
+
+def check_data(words: list[str], workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a data set of one photograph; what is there already is not overwritten, so it goes first."""
+    shutil.rmtree(workspace / "datasets")
+    out = workspace / "datasets" / "sample"
+    if words[2] == "sr":
+        *sources, out = [workspace / word for word in words[3:] if word.startswith("datasets/")]
+        for number, source in enumerate(sources):
+            source.mkdir(parents=True)
+            assert cv2.imwrite(str(source / f"{number}.png"), skimage.data.astronaut()[..., ::-1])
+        words = [*words, "--workers", "1"]
+    assert call(words, monkeypatch) == 0
+    made = {path.parent for path in out.rglob("*.png")} - set(sources if words[2] == "sr" else [])
+    assert len(made) >= 2
+
+
+def in_shell(command: str, **environment: str) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, **environment}
+    done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def check_demo(command: str, workspace: Path) -> None:
+    """The demo of a few steps. Its environment counts as installed: the checksum is the one it asks for."""
+    write_weights(load("options/train/demo_DCKD_EDSR_x4.yml"))
+    environment = workspace / "environment"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").symlink_to(sys.executable)
+    script = f'#!/bin/sh\nexec "{sys.executable}" -m kdsr.cli "$@" --iters 2\n'
+    (environment / "bin" / "kdsr").write_text(script)
+    (environment / "bin" / "kdsr").chmod(0o755)
+    asked = "pwd; cat requirements/*.txt requirements/install.sh setup.py | cksum"
+    wanted = subprocess.run(asked, shell=True, capture_output=True, text=True, check=True).stdout
+    (environment / "kdsr-installed").write_text(wanted.rstrip("\n"))
+    in_shell(command, VENV=str(environment), PYTHONPATH=str(workspace))
+    assert (workspace / "experiments" / "demo" / "comparison.png").exists()
+    assert "DCKD" in (workspace / "experiments" / "demo" / "comparison.md").read_text()
+
+
+# ---------------------------------------------------------------------------------------------------- and the rest
+
+
+def test_there_are_commands_and_each_exception_excepts_one() -> None:
+    readme = [command for command, (block, _) in COMMANDS.items() if block.document == README]
+    assert len(readme) > 10
+    assert [p for p in EXCEPTED if not any(re.match(p, command) for command in COMMANDS)] == []
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for block in ALL if block.language in ("yaml", "python")],
+    ids=lambda block: f"{block.document.name}:{block.line}",
+)
+def test_files_shown_are_named_and_those_that_ship_are_shown_as_they_are(block: Block) -> None:
+    first, _, rest = block.text.partition("\n")
+    assert re.fullmatch(r"# (options|kdsr)/\S+\.(yml|py)", first)
+    file = ROOT / first.removeprefix("# ")
+    if file.exists():
+        assert rest == file.read_text(encoding="utf-8")
+
+
+def test_what_is_missing_is_listed_as_the_readme_shows(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(workspace / "datasets")
+    (shown,) = (b.text for b in blocks(README) if b.language == "text" and "there is no folder" in b.text)
+    words = shlex.split(next(command for command in COMMANDS if command.startswith("python kdsr/train.py")))
+    assert call(words, monkeypatch) == 2
+    printed = capfd.readouterr().err.splitlines()
+    assert printed[: shown.count("\n") - 1] == shown.splitlines()[:-1] and shown.endswith("...\n")
+    assert not (workspace / "experiments").exists()
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own_registers_itself(workspace: Path) -> None:
+    """The file that docs/new_backbone.md adds is all that a fresh process needs."""
+    code = "import kdsr; from basicsr.archs import build_network; print(build_network({'type': 'SmallNet'}))"
+    in_shell(f'python -c "{code}"', PYTHONPATH=str(workspace))
+
+
+@pytest.mark.slow
+def test_the_published_check_gives_the_table(
+    workspace: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README's commands on the real benchmarks, with the published weights."""
+    shutil.rmtree(workspace / "datasets")
+    for name in ("Set5", "Set14"):
+        (workspace / "datasets" / name).mkdir(parents=True)
+        (workspace / "datasets" / name / "original").symlink_to(shared / "data" / name / "GT_x4")
+    weights = workspace / "experiments" / "pretrained_models"
+    weights.mkdir(parents=True)
+    shutil.copy(shared / "data" / "weights" / "RLFN" / "rlfn_x4.pth", weights / "RLFN_x4.pth")
+    text = README.read_text(encoding="utf-8")
+    section = text[text.index("## A check against the literature") :]
+    for command in re.search(r"```sh\n(.*?)```", section, flags=re.DOTALL)[1].splitlines():  # type: ignore[index]
+        assert call(shlex.split(command), monkeypatch) == 0
+    with open("results/RLFN_x4/metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "psnr"]
+    measured = [mean(float(r["value"]) for r in rows if r["set"] == name) for name in ("Set5", "Set14")]
+    for who in ("published", "kdsr"):
+        stated = re.search(rf"\| {who} \| ([\d.]+) \| ([\d.]+) \|", section)
+        assert stated and measured == pytest.approx([float(stated[1]), float(stated[2])], abs=0.005)
