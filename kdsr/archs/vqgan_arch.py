@@ -189,7 +189,8 @@ class VQGAN(nn.Module):
     @classmethod
     def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
         """What the constructor's signature cannot tell about its options; empty when it can be built."""
-        found = DDConfig.problems(options.get("ddconfig") or {})
+        ddconfig = options.get("ddconfig")
+        found = DDConfig.problems(ddconfig) if isinstance(ddconfig, Mapping) else []
         low_high = options.get("input_range", (0.0, 1.0))
         if not (isinstance(low_high, list | tuple) and len(low_high) == 2 and low_high[0] < low_high[1]):
             found.append(f"input_range: is [low, high], not {low_high}")

@@ -95,7 +95,6 @@ class VQGANModel(RestorationModel):
             )
         if network.get("type") != "VQGAN" or network.get("decoder") is not True:
             problems.append("network_g: VQGANModel trains type VQGAN with decoder: true")
-        problems += [f"network_g.{problem}" for problem in VQGAN.option_problems(network)]
         multiple = 2 ** (len((network.get("ddconfig") or {}).get("ch_mult", [1])) - 1)
         size = ((opt.get("datasets") or {}).get("train") or {}).get("gt_size", multiple)
         if size % multiple:

@@ -146,6 +146,8 @@ def _check_networks(opt: dict[str, Any], problems: list[str]) -> None:
             network = find_type(options, known, key, problems)
             if network is not None:
                 check_call(network, options, key, problems)
+                if hasattr(network, "option_problems"):  # sections within the section
+                    problems += [f"{key}.{problem}" for problem in network.option_problems(options)]
 
 
 def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:

@@ -7,6 +7,7 @@ import kdsr  # noqa: F401  # isort: skip  (makes basicsr importable)
 from basicsr.archs import build_network
 
 from kdsr.archs.vqgan_arch import VQGAN
+from kdsr.pipeline.option_check import check
 from kdsr.runtime.errors import DataError, OptionError
 
 SMALL = {
@@ -209,6 +210,14 @@ def test_every_wrong_key_is_named_at_once():
 def test_impossible_shapes(change, message):
     with pytest.raises(OptionError, match=message):
         VQGAN(8, 20, SMALL | change)
+
+
+def test_option_check_sees_into_ddconfig():
+    network = {"type": "VQGAN", "embed_dim": 8, "n_embed": 20, "ddconfig": SMALL | {"chanels": 3}}
+    problems = check({"model_type": "DCKDModel", "network_vqgan": network}, is_train=True)
+    assert [p for p in problems if p.startswith("network_vqgan")] == [
+        "network_vqgan.ddconfig.chanels: no such key; did you mean z_channels or in_channels?"
+    ]
 
 
 def test_missing_key_and_wrong_range():
