@@ -80,7 +80,9 @@ def commands() -> dict[str, tuple[Block, str]]:
         if block.language not in ("sh", "bash"):
             continue
         end = block.line + block.text.count("\n")
-        shown = below and below.language == "text" and below.document == block.document and below.line < end + 4
+        shown = (
+            below and below.language == "text" and below.document == block.document and below.line < end + 4
+        )
         for line in block.text.replace("\\\n", " ").splitlines():
             command = re.sub(r"\s+# .*", "", line).strip()
             if command and not command.startswith("#"):
