@@ -93,6 +93,7 @@ class ProgressMessageLogger(MessageLogger):
 
     def __init__(self, opt: dict[str, Any], start_iter: int, tb_logger: Any, progress: Progress) -> None:
         super().__init__(opt, start_iter, tb_logger)
+        self.max_iters += 1  # BasicSR counts one too few to go: "-1 day" at the last iteration
         self.progress = progress
         progress.start(opt["name"], start_iter, int(opt["train"]["total_iter"]))
 

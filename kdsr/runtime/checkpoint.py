@@ -19,7 +19,7 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
-from kdsr.runtime.errors import CheckpointError
+from kdsr.runtime.errors import CheckpointError, TrainingError
 
 SHOWN = 5  # differing parameters, or keys, that a message lists
 
@@ -253,7 +253,7 @@ def save_file(obj: Any, path: str | Path) -> None:
         path: The file; its folder is made.
 
     Raises:
-        CheckpointError: It cannot be written (disk full, no permission).
+        TrainingError: It cannot be written (disk full, no permission).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -269,9 +269,7 @@ def save_file(obj: Any, path: str | Path) -> None:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({error}); the earlier file is untouched"
-        ) from error
+        raise TrainingError(f"{path}: cannot be written ({error}); the earlier file is untouched") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kdsr.runtime.checkpoint import load_weights, read_checkpoint, save_file, select_weights
-from kdsr.runtime.errors import CheckpointError
+from kdsr.runtime.errors import CheckpointError, TrainingError
 
 from basicsr.utils import get_root_logger  # isort: skip (after kdsr, which makes basicsr importable)
 
@@ -299,5 +299,5 @@ def test_save_file_replaces_whole_files_only(tmp_path):
 
 def test_save_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(TrainingError, match="cannot be written"):
         save_file({}, tmp_path / "file" / "net.pth")
