@@ -189,3 +189,32 @@ def test_a_validation_image_of_another_size(run_options: Options, own_photos: Pa
     )
     text = "\n".join(refused(run_options))
     assert "coffee.png" in text and "datasets.val" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("precision:amp=fp16", "precision.amp"),
+        ("train:noisy={prob: 2}", "noisy.prob"),
+        ("train:cl_opt:weights=[1, 2, 3]", "3 weights"),
+        ("train:pixel_opt:reduction=avg", "reduction"),
+        ("train:optim_g:lr=-1", "learning rate"),
+        ("network_g:num_feat=0", "first step"),
+        ("network_g:num_in_ch=1", "first step"),
+        ("train:ema_decay=2", "train.ema_decay"),
+        ("train:update_decay=5", "train.update_decay"),
+        ("name=../evil", "name"),
+        ("path:pretrain_network_vqgan=null", "path.pretrain_network_vqgan"),
+        ("path:pretrain_network_t=null", "path.pretrain_network_t"),
+        ("path:pretrain_network_g=experiments/run/models/net_g_latest.pth", "net_g_latest.pth"),
+    ],
+)
+def test_what_only_a_first_step_or_a_second_look_shows(
+    dckd_options: Options, refused: Any, override: str, said: str
+) -> None:
+    assert said in "\n".join(refused(dckd_options, "--force_yml", override))
+
+
+def test_no_loss_at_all(run_options: Options, refused: Any) -> None:
+    (line,) = refused(run_options, "--force_yml", "train:pixel_opt=null")
+    assert "train: names no loss" in line

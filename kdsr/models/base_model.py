@@ -23,12 +23,12 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
-from kdsr.models.evaluation import forget_after
+from kdsr.models.evaluation import forget_after, measured_sets
 from kdsr.models.measured_model import MeasuredModel
 from kdsr.models.pretrained import load_pretrained
 from kdsr.runtime.checkpoint import save_file
-from kdsr.runtime.distributed import wrap_ddp
-from kdsr.runtime.errors import CheckpointError
+from kdsr.runtime.distributed import gather_lists, share_weights, wrap_ddp
+from kdsr.runtime.errors import CheckpointError, OptionError
 from kdsr.runtime.precision import Precision
 
 Number = (int, float)
@@ -75,6 +75,7 @@ class RestorationModel(MeasuredModel):
         """Builds ``network_<key>`` on the run's device and loads ``path.pretrain_network_<key>`` where given."""
         net = self.precision.place(build_network(self.opt[f"network_{key}"]))
         load_pretrained(net, key, self.opt)
+        share_weights(net)
         parameters = sum(parameter.numel() for parameter in net.parameters())
         get_root_logger().info(f"net_{key}: {type(net).__name__}, {parameters:,d} parameters")
         return net
@@ -149,10 +150,13 @@ class RestorationModel(MeasuredModel):
         with self.precision.autocast():
             self.output = self.bundle(self.lq).to(self.lq.dtype)
             losses = self.compute_losses(current_iter)
+        if not losses:
+            raise OptionError("train: names no loss; give pixel_opt, or the options of a method")
         torch.stack(list(losses.values())).sum().backward()
         self.optimizer_g.step()
         self.update_ema()
         self.after_step(current_iter)
+        self.iteration = current_iter
         self.log_dict = OrderedDict((name, value.detach()) for name, value in losses.items())
 
     def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
@@ -187,6 +191,7 @@ class RestorationModel(MeasuredModel):
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Writes ``net_g_N.pth`` (loadable by stock BasicSR), then the state; ``-1`` stands for the latest."""
+        generators = gather_lists([self.generator_states()])
         if self.opt["rank"] != 0:
             return
         weights = {"params": _on_cpu(self.net_g.state_dict())}
@@ -195,18 +200,18 @@ class RestorationModel(MeasuredModel):
         label = "latest" if current_iter == -1 else current_iter
         save_file(weights, Path(self.opt["path"]["models"]) / f"net_g_{label}.pth")
         if current_iter != -1:
-            state = self.training_state(epoch, current_iter)
+            state = {**self.training_state(epoch, current_iter), "generators": generators}
             save_file(state, Path(self.opt["path"]["training_states"]) / f"{current_iter}.state")
 
     def training_state(self, epoch: int, current_iter: int) -> dict[str, Any]:
-        """All that cannot be derived, as tensors and plain values (``torch.load`` reads it with weights_only)."""
+        """What cannot be derived and all ranks share, as tensors and plain values (read with weights_only)."""
         return {
             "epoch": epoch,
             "iter": current_iter,
+            "manual_seed": self.opt.get("manual_seed"),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "networks": {name: _on_cpu(net.state_dict()) for name, net in self.state_networks().items()},
-            "generators": self.generator_states(),
             "best_metric_results": self.best_metric_results,
         }
 
@@ -224,31 +229,48 @@ class RestorationModel(MeasuredModel):
             torch.cuda.set_rng_state(states["cuda"].cpu(), self.device)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Restores optimizers, schedulers, networks, generators and best values.
+        """Restores networks, optimizers, schedulers, generators, best values and which validations were made.
 
         Raises:
-            CheckpointError: When the state lacks a network of this run, or its weights do not fit.
+            CheckpointError: When the state is that of another network or optimizer.
         """
-        super().resume_training(resume_state)
+        file = self.opt["path"].get("resume_state", "the state")
         saved = resume_state.get("networks", {})
         for name, net in self.state_networks().items():
             if name not in saved:
                 raise CheckpointError(
-                    f"{self.opt['path']['resume_state']}: holds no {name} (it has: {', '.join(saved) or 'none'}); "
-                    "it was written by another kind of run, start this one under another name"
+                    f"{file}: holds no {name} (it has: {', '.join(saved) or 'none'}); it was written by another "
+                    "kind of run, start this one under another name"
                 )
             try:
                 net.load_state_dict(saved[name])
             except RuntimeError as error:
                 first = str(error).splitlines()[1].strip()
+                raise CheckpointError(f"{file}: {name} does not fit: {first}") from error
+        for optimizer, state in zip(self.optimizers, resume_state["optimizers"], strict=True):
+            wanted, found = (
+                groups[0].keys() - {"params"} for groups in (optimizer.param_groups, state["param_groups"])
+            )
+            if wanted != found:
                 raise CheckpointError(
-                    f"{self.opt['path']['resume_state']}: {name} does not fit: {first}"
-                ) from error
+                    f"{file}: was written with another optimizer than {type(optimizer).__name__} "
+                    f"(its settings: {', '.join(sorted(found))})"
+                )
+        super().resume_training(resume_state)
+        self.iteration = resume_state["iter"]
         self.best_metric_results = resume_state.get("best_metric_results", {})
-        # Not yet: the loop draws from torch's generator when it starts its loaders.
-        self.restored_generators = resume_state["generators"]
+        states = resume_state["generators"]
+        if len(states) == self.opt["world_size"]:
+            # Not yet: the loop still has its loaders to start.
+            self.restored_generators = states[self.opt["rank"]]
+        else:
+            get_root_logger().warning(
+                f"{file} was written by {len(states)} processes, these are {self.opt['world_size']}: "
+                "the run goes on with fresh generators, and its bits will differ"
+            )
         if self.opt["rank"] == 0:
             forget_after(self.metrics_file, resume_state["iter"])
+        self._validated = measured_sets(self.metrics_file, resume_state["iter"])
 
 
 @torch.no_grad()

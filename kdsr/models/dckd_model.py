@@ -73,6 +73,15 @@ class DCKDModel(KDModel):
                 problems.append(
                     f"{key}: missing; DCKDModel compares the student with a teacher through a VQGAN"
                 )
+        if opt.get("network_vqgan") and not (opt.get("path") or {}).get("pretrain_network_vqgan"):
+            problems.append("path.pretrain_network_vqgan: missing; the codes of a random VQGAN mean nothing")
+        if opt.get("network_his", True) is not True:
+            problems.append(
+                "network_his: must be true: the history model is a copy of the student, of no other shape"
+            )
+        decay = train.get("update_decay", 0.1)
+        if not 0 <= decay <= 1:
+            problems.append(f"train.update_decay: {decay} is the share of the old history model, from 0 to 1")
         if train.get("num_neg", 4) < 0 or train.get("num_neg", 4) + train.get("clean_negative", True) < 1:
             problems.append("train.num_neg: there must be at least one negative (or clean_negative: true)")
         step = train.get("step", 1000)
@@ -103,10 +112,10 @@ class DCKDModel(KDModel):
         self.cri_contrastive = self.build_loss("cl_opt")
         self.cri_distribution = self.build_loss("ce_opt")
         self.history_decay = train_opt.get("update_decay", 0.1)
-        self.history_step = train_opt.get("step", 1000)
+        self.history_schedule = train_opt.get("step", 1000)
         self.history_source = train_opt.get("history_source", "ema" if self.ema_decay > 0 else "student")
         get_root_logger().info(
-            f"net_his follows the {self.history_source} every {self.history_step} iterations"
+            f"net_his follows the {self.history_source} every {self.history_schedule} iterations"
         )
 
     def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
@@ -160,7 +169,7 @@ class DCKDModel(KDModel):
 
     def after_step(self, current_iter: int) -> None:
         super().after_step(current_iter)
-        if current_iter % history_step(self.history_step, current_iter) == 0:
+        if current_iter % history_step(self.history_schedule, current_iter) == 0:
             source = self.net_g_ema if self.history_source == "ema" else self.net_g
             blend_weights(self.net_his, source, self.history_decay)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import imwrite, tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
@@ -69,6 +71,11 @@ def _rank_share(dataloader: DataLoader, rank: int, world_size: int) -> Iterator[
         yield index, default_collate([dataset[index]])
 
 
+def needs_reference(metric: dict[str, Any]) -> bool:
+    """Whether a metric of the options compares with GT (PSNR) or looks at the image alone (NIQE)."""
+    return "img2" in inspect.signature(dict(iter(METRIC_REGISTRY))[metric["type"]]).parameters
+
+
 def evaluate(
     restore: Callable[[Tensor], Tensor],
     dataloader: DataLoader,
@@ -78,19 +85,17 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     save_to: Callable[[str], Path] | None = None,
-    on_image: Callable[[str], None] | None = None,
 ) -> list[ImageResult]:
     """Restores every image of a set and measures it with BasicSR's metrics on 8-bit images.
 
     Args:
         restore: Maps an LQ batch (1, C, H, W) in [0, 1] to the restored batch.
         dataloader: BasicSR validation or test loader.
-        metrics: ``val.metrics`` of the options; none are computed where the set has no GT.
+        metrics: ``val.metrics`` of the options; where the set has no GT, those that need none.
         device: Where ``restore`` runs.
         rank: This process among ``world_size``; each measures its share and all get all results.
         world_size: Number of processes.
         save_to: Gives the file for an image's name; the restored image is written there as PNG.
-        on_image: Called after each image with its name (progress).
 
     Returns:
         One result per image, in the order of the data set.
@@ -107,9 +112,13 @@ def evaluate(
         if metrics and "gt" in data:
             pair = {"img": image, "img2": tensor2img([data["gt"]])}
             values = {key: float(calculate_metric(pair, opt)) for key, opt in metrics.items()}
+        elif metrics:
+            values = {
+                key: float(calculate_metric({"img": image}, opt))
+                for key, opt in metrics.items()
+                if not needs_reference(opt)
+            }
         results.append(ImageResult(index, name, values))
-        if on_image is not None:
-            on_image(name)
     return sorted(gather_lists(results), key=lambda result: result.index)
 
 
@@ -134,15 +143,24 @@ def append_csv(
                 writer.writerow((iteration, network, dataset, result.image, metric, repr(value)))
 
 
+def _rows(path: Path) -> list[list[str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in list(csv.reader(file))[1:] if row]
+
+
+def measured_sets(path: Path, iteration: int) -> set[tuple[str, int]]:
+    """Which sets were validated at ``iteration``, with that iteration."""
+    return {(row[2], iteration) for row in _rows(path) if row[:2] == [str(iteration), "student"]}
+
+
 def forget_after(path: Path, iteration: int) -> None:
     """Drops the rows later than ``iteration``: a resumed run measures those again."""
-    if not path.exists():
-        return
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = list(csv.reader(file)) or [list(CSV_HEADER)]
+    rows = _rows(path)
     kept = [row for row in rows if int(row[0]) <= iteration]
     if len(kept) != len(rows):
         temporary = path.with_suffix(".csv.tmp")
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *kept])
+            csv.writer(file).writerows([CSV_HEADER, *kept])
         temporary.replace(path)

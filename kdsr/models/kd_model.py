@@ -48,6 +48,10 @@ class KDModel(RestorationModel):
             ]
             if path.get("init_from") == "teacher":
                 problems.append("path.init_from: teacher: there is no teacher; give network_t")
+        elif not path.get("pretrain_network_t"):
+            problems.append(
+                "path.pretrain_network_t: missing; a teacher with random weights has nothing to teach"
+            )
         return problems
 
     net_t: torch.nn.Module | None = None
@@ -94,7 +98,7 @@ class KDModel(RestorationModel):
             return
         teacher = self.net_t
         for dataloader in dataloaders:
-            values = self.measure(lambda lq: self.restore_with(teacher, lq, "t"), dataloader, 0, "teacher")
+            values = self.measure(lambda lq: self.restore_with(teacher, lq), dataloader, 0, "teacher")
             name = dataloader.dataset.opt["name"]
             lines = "".join(f"\t # {metric}: {value:.4f}\n" for metric, value in values.items())
             get_root_logger().info(f"Validation of the teacher, {name}\n{lines}")

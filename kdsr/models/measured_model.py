@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,22 +24,23 @@ class MeasuredModel(SRModel):
         self.best_metric_results: dict[str, dict[str, Any]] = {}
         self.metric_results: dict[str, float] = {}
         self._validated: set[tuple[str, Any]] = set()
+        self.iteration = 0  # the last one trained
 
-    def size_multiple(self, net: nn.Module, key: str) -> int:
-        """What an image's height and width must be divisible by for ``net``, which is ``network_<key>``."""
+    def size_multiple(self, net: nn.Module) -> int:
+        """What an image's height and width must be divisible by for ``net``: what it declares, and ``val`` says."""
         val = self.opt.get("val") or {}
-        declared = self.opt[f"network_{key}"].get("window_size") or getattr(net, "multiple_of", 1)
-        return int(val.get("multiple_of") or val.get("window_size") or declared)
+        declared: Any = getattr(net, "window_size", None) or getattr(net, "multiple_of", 1)
+        return math.lcm(int(declared), int(val.get("multiple_of") or val.get("window_size") or 1))
 
     def restore(self, lq: Tensor) -> Tensor:
         """Restores images of any size with the network under test (the EMA where there is one)."""
         return self.restore_with(getattr(self, "net_g_ema", self.net_g), lq)
 
-    def restore_with(self, net: nn.Module, lq: Tensor, key: str = "g") -> Tensor:
+    def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
         training = net.training
         net.eval()
         try:
-            return pad_and_restore(net, lq, self.size_multiple(net, key), self.opt.get("scale", 1))
+            return pad_and_restore(net, lq, self.size_multiple(net), self.opt.get("scale") or 1)
         finally:
             net.train(training)
 
@@ -49,8 +51,7 @@ class MeasuredModel(SRModel):
     def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
         """Validates on all ranks, logs the means, appends each image's values to ``metrics.csv``."""
         if self.is_train:
-            # BasicSR's last validation comes with an iteration past the end.
-            current_iter = min(current_iter, self.opt["train"]["total_iter"])
+            current_iter = self.iteration  # BasicSR's last validation comes with one past the end
         dataset_name = dataloader.dataset.opt["name"]
         if (dataset_name, current_iter) in self._validated:
             return  # BasicSR validates once more at the end of training
@@ -59,6 +60,8 @@ class MeasuredModel(SRModel):
         if not values:
             return
         self.metric_results = values
+        if self.best_metric_results.get(dataset_name, {}).keys() != values.keys():
+            self.best_metric_results.pop(dataset_name, None)  # other metrics than those of the run it resumed
         self._initialize_best_metric_results(dataset_name)
         if self.is_train:
             for metric, value in values.items():

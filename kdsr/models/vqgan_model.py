@@ -202,8 +202,8 @@ class VQGANModel(RestorationModel):
             codebook = self.net_g.quantize.embedding.weight.data
             self.usage.restart_idle(codebook, result.encoding, self.restart_every, self.generator)
 
-    def restore_with(self, net: nn.Module, lq: Tensor, key: str = "g") -> Tensor:
-        return super().restore_with(_Reconstructor(net), lq, key)  # type: ignore[arg-type]
+    def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
+        return super().restore_with(_Reconstructor(net), lq)  # type: ignore[arg-type]
 
     def state_networks(self) -> dict[str, nn.Module]:
         networks = super().state_networks() | {"usage": self.usage}

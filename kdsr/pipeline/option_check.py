@@ -9,6 +9,7 @@ declares nothing is foreign: its keys are not judged, everything else is.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from os import path as osp
 from typing import Any
@@ -39,14 +40,16 @@ _SCHEDULERS = {
     "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
 }
 # lowest values that make sense, by place
-_LOWEST = {
-    "scale": 1,
-    "manual_seed": 0,
-    "train.total_iter": 1,
-    "train.ema_decay": 0,
-    "val.val_freq": 1,
-    "logger.print_freq": 1,
-    "logger.save_checkpoint_freq": 1,
+_LIMITS = {
+    "scale": (1, math.inf),
+    "manual_seed": (0, 2**32 - 1024),  # NumPy's seeds have 32 bits; each rank adds its number
+    "train.total_iter": (1, math.inf),
+    "train.ema_decay": (0, 1),
+    "val.val_freq": (1, math.inf),
+    "val.multiple_of": (1, math.inf),
+    "val.window_size": (1, math.inf),
+    "logger.print_freq": (1, math.inf),
+    "logger.save_checkpoint_freq": (1, math.inf),
 }
 
 
@@ -73,10 +76,10 @@ def check(opt: dict[str, Any], is_train: bool) -> list[str]:
             check_table(opt[section], table, section, problems)
     if keys.ours and isinstance(opt.get("precision"), dict):
         check_table(opt["precision"], Precision.KEYS, "precision", problems)
-    _check_lowest(opt, problems)
+    _check_limits(opt, problems)
     check_datasets(opt, is_train, problems)
     check_geometry(opt, is_train, problems)
-    if model is not None and hasattr(model, "check_options"):
+    if is_train and model is not None and hasattr(model, "check_options"):  # a test builds the student alone
         found = len(problems)
         try:
             problems += model.check_options(opt)
@@ -132,6 +135,10 @@ def _check_top(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: l
     required = ["name", "datasets", "network_g"] + (["train"] if is_train else ["val"])
     unjudged = ["model_type"] if keys.strict else [key for key in opt if key not in keys.top]
     check_table(opt, keys.top, "", problems, required=required, skip=[*unjudged, "num_gpu"])
+    if isinstance(opt.get("name"), str) and opt["name"] != osp.basename(opt["name"]):
+        problems.append(
+            f"name: {opt['name']} must be the name of a folder, not a path (path.experiments_root says where)"
+        )
     if opt.get("name") == "":
         problems.append("name: is required")
     asked = opt.get("num_gpu", "auto")
@@ -262,10 +269,12 @@ def _check_paths(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems:
             problems.append(f"path.{key}: there is no file {file}{away}")
 
 
-def _check_lowest(opt: dict[str, Any], problems: list[str]) -> None:
-    for place, lowest in _LOWEST.items():
+def _check_limits(opt: dict[str, Any], problems: list[str]) -> None:
+    for place, (lowest, highest) in _LIMITS.items():
         value: Any = opt
         for key in place.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float) and not isinstance(value, bool) and value < lowest:
-            problems.append(f"{place}: {value} is below {lowest}")
+        if isinstance(value, int | float) and not isinstance(value, bool) and not lowest <= value <= highest:
+            problems.append(
+                f"{place}: {value} is {'below' if value < lowest else 'above'} {lowest if value < lowest else highest}"
+            )

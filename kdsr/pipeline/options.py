@@ -23,9 +23,11 @@ import torch
 import yaml
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.registry import MODEL_REGISTRY
 
-from kdsr.pipeline.option_check import check
+from kdsr.pipeline.option_check import ModelKeys, check
 from kdsr.pipeline.option_files import EXPONENT_FLOAT, FLOAT_TAG, load, load_with_origin
+from kdsr.pipeline.option_names import registered
 from kdsr.pipeline.overrides import split_override
 from kdsr.runtime.distributed import init_distributed
 from kdsr.runtime.errors import OptionError
@@ -108,10 +110,17 @@ _COUNTS = {
 _DATASET_COUNTS = ("batch_size_per_gpu", "num_worker_per_gpu", "num_prefetch_queue", "gt_size")
 
 
+def _is_count(kind: Any) -> bool:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return int in kinds and float not in kinds
+
+
 def _make_counts_whole(opt: dict[str, Any]) -> None:
     """Turns whole floats into ints where a number counts something; the check has refused other floats."""
     sections = [(opt.get(name), keys) for name, keys in _COUNTS.items()]
-    sections.append((opt, ("scale",)))
+    sections.append((opt, ("scale", "manual_seed")))
+    declared = ModelKeys(registered(MODEL_REGISTRY).get(opt["model_type"])).train
+    sections.append((opt.get("train"), tuple(key for key, kind in declared.items() if _is_count(kind))))
     sections += [(dataset, _DATASET_COUNTS) for dataset in opt["datasets"].values()]
     for section, keys in sections:
         for key in keys:
@@ -186,6 +195,8 @@ def parse_options(
         raise OptionError(problems)
 
     _make_counts_whole(opt)
+    if opt.get("scale") is None:
+        opt.pop("scale", None)
     warnings: list[str] = []
     overridden = any(split_override(entry)[0] == ["num_gpu"] for entry in overrides)
     num_gpu = _resolve_num_gpu(
@@ -198,9 +209,10 @@ def parse_options(
 
     opt["dist"] = args.launcher != "none"
     if opt["dist"]:
-        cpu_backend = {"backend": "gloo"} if num_gpu == 0 else {}
-        init_distributed(args.launcher, {**cpu_backend, **(opt.get("dist_params") or {})})
+        cpu_backend = {"backend": "gloo"} if num_gpu == 0 else {}  # also where the file says nccl
+        init_distributed(args.launcher, {**(opt.get("dist_params") or {}), **cpu_backend})
     opt["rank"], opt["world_size"] = get_dist_info()
+    args.seed_is_drawn = opt.get("manual_seed") is None
     opt["manual_seed"] = _shared_seed(opt.get("manual_seed"), opt["world_size"])
     set_random_seed(opt["manual_seed"] + opt["rank"])
     args.resolved = user_level(opt)

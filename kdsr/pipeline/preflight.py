@@ -1,15 +1,21 @@
-"""Looks at every checkpoint before anything is written."""
+"""What is tried before anything is written: every checkpoint, and a first step."""
 
 from __future__ import annotations
 
+import copy
+import random
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
+from torch.utils.data import default_collate
 
 from kdsr.models.pretrained import load_pretrained, warm_start
-from kdsr.runtime.errors import CheckpointError, KdsrError
+from kdsr.pipeline.option_names import registered
+from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError
 
 
 def check_checkpoints(opt: dict[str, Any]) -> None:
@@ -35,7 +41,7 @@ def check_checkpoints(opt: dict[str, Any]) -> None:
     problems: list[str] = []
     built: dict[str, nn.Module] = {}
     for key in wanted:
-        built[key] = _build(opt[f"network_{key}"])
+        built[key] = _build(opt[f"network_{key}"], key)
         try:
             load_pretrained(built[key], key, opt)
         except KdsrError as error:
@@ -50,10 +56,72 @@ def check_checkpoints(opt: dict[str, Any]) -> None:
         raise CheckpointError(problems)
 
 
-def _build(options: dict[str, Any]) -> nn.Module:
+def _build(options: dict[str, Any], key: str) -> nn.Module:
     # Not BasicSR's build_network: it opens the log, whose file does not exist yet.
-    arguments = {key: value for key, value in options.items() if key != "type"}
-    known = dict(iter(ARCH_REGISTRY))
-    name = options["type"] if options["type"] in known else f"{options['type']}_basicsr"
-    with torch.random.fork_rng():  # initial weights must not depend on whether there was a file to look at
-        return known[name](**arguments)
+    arguments = {name: value for name, value in options.items() if name != "type"}
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # initial weights must not depend on whether there was a file to look at
+        try:
+            return registered(ARCH_REGISTRY)[options["type"]](**arguments)
+        except KdsrError:
+            raise
+        except Exception as error:  # whatever an architecture makes of numbers that do not go together
+            raise OptionError(f"network_{key}: {options['type']} cannot be built: {_said(error)}") from error
+
+
+def refuse_own_files(opt: dict[str, Any]) -> None:
+    """Refuses to start from files in the run's own folder, which a new run of that name moves aside.
+
+    Raises:
+        OptionError: Naming the options.
+    """
+    if opt["auto_resume"] or opt["path"].get("resume_state"):
+        return
+    run = Path(opt["path"]["experiments_root"])
+    inside = [
+        f"path.{key}: {file} lies in the folder of this very run, which is moved aside at the start; change the name"
+        for key, file in opt["path"].items()
+        if isinstance(file, str)
+        and (key.startswith("pretrain_network") or key == "init_from")
+        and run in Path(file).absolute().parents
+    ]
+    if inside:
+        raise OptionError(inside)
+
+
+def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> None:
+    """Makes the first step on one or two images with throw-away networks.
+
+    What no look at single options can find shows here, before the run's folder is made: losses that get what they
+    cannot take, networks whose outputs differ in size, optimizers that refuse their numbers. Costs one step of a
+    small batch; draws nothing from the run's generators.
+
+    Raises:
+        OptionError: What went wrong in building the model, or in its first step.
+    """
+    opt = copy.deepcopy(opt)
+    devices = [torch.cuda.current_device()] if opt["num_gpu"] and torch.cuda.is_available() else []
+    stage = f"{opt['model_type']} cannot be built"
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            rehearsed = model(opt)
+            samples = min(2, opt["datasets"]["train"]["batch_size_per_gpu"])
+            batch = default_collate([dataset[0, position] for position in range(samples)])
+            stage = "the first step fails"
+            rehearsed.update_learning_rate(1, warmup_iter=opt["train"].get("warmup_iter", -1))
+            rehearsed.feed_data(batch)
+            rehearsed.optimize_parameters(1)
+    except KdsrError:
+        raise
+    except Exception as error:
+        raise OptionError(f"{stage}: {_said(error)}") from error
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def _said(error: Exception) -> str:
+    last = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {last}"

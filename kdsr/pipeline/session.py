@@ -22,7 +22,8 @@ from kdsr.data.samplers import PositionSampler
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.models.base_model import RestorationModel
 from kdsr.pipeline import options
-from kdsr.pipeline.preflight import check_checkpoints
+from kdsr.pipeline.option_names import registered
+from kdsr.pipeline.preflight import check_checkpoints, refuse_own_files, rehearse
 from kdsr.pipeline.progress import Batches, Progress, ProgressMessageLogger, TickingPrefetcher
 from kdsr.runtime.errors import CheckpointError, OptionError
 
@@ -59,17 +60,31 @@ class Session:
         """Options, data sets and checkpoints, all looked at before a folder is made."""
         opt, self.args = options.parse_options(root_path, is_train, self.argv)
         for name, dataset_opt in opt["datasets"].items():
-            self.datasets[name] = self._make_dataset(dataset_opt, opt["manual_seed"])
+            self.datasets[name] = self._make_dataset(name, dataset_opt, opt["manual_seed"])
         if is_train:
             self._require_a_batch(opt)
-        check_checkpoints(opt)
+        model = registered(MODEL_REGISTRY)[opt["model_type"]]
+        self.ours = issubclass(model, RestorationModel)
+        if opt["dist"] and not self.ours and opt["num_gpu"] == 0:
+            raise OptionError(
+                f"--launcher: BasicSR's own {opt['model_type']} needs a GPU under a launcher; use KDModel"
+            )
+        if self.ours:  # BasicSR's models read files by rules of their own
+            check_checkpoints(opt)
+        if is_train:
+            refuse_own_files(opt)
+            rehearse(opt, model, self._make_dataset("train", opt["datasets"]["train"], opt["manual_seed"]))
         forget_logger()
         return opt, self.args
 
-    def _make_dataset(self, dataset_opt: dict[str, Any], seed: int) -> SeededDataset:
+    def _make_dataset(self, name: str, dataset_opt: dict[str, Any], seed: int) -> SeededDataset:
         # Not BasicSR's build_dataset: it opens the log, whose file does not exist yet.
-        cls = DATASET_REGISTRY._obj_map[dataset_opt["type"]]
-        return SeededDataset(cls(deepcopy(dataset_opt)), seed)
+        cls = registered(DATASET_REGISTRY)[dataset_opt["type"]]
+        try:
+            return SeededDataset(cls(deepcopy(dataset_opt)), seed)
+        except (KeyError, IndexError, TypeError, ValueError, AssertionError) as error:
+            what = f"the option {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise OptionError(f"datasets.{name}: {dataset_opt['type']} cannot be built: {what}") from error
 
     def _require_a_batch(self, opt: dict[str, Any]) -> None:
         train = opt["datasets"]["train"]
@@ -93,7 +108,11 @@ class Session:
         if state is None:
             return None
         opt["path"]["resume_state"] = str(path)
-        if not issubclass(MODEL_REGISTRY._obj_map[opt["model_type"]], RestorationModel):
+        if self.args.seed_is_drawn and state.get("manual_seed") is not None:
+            opt["manual_seed"] = self.args.resolved["manual_seed"] = state["manual_seed"]
+            for dataset in self.datasets.values():
+                dataset.seed = state["manual_seed"]
+        if not self.ours:
             # BasicSR's models find their weights through the options; ours have them in the state.
             check_resume(opt, state["iter"])
         self.resume_state = state
@@ -117,9 +136,11 @@ class Session:
         ratio = train_opt.get("dataset_enlarge_ratio", 1)
         train_set = self.datasets["train"]
         sampler = PositionSampler(train_set, opt["world_size"], opt["rank"], ratio, opt["manual_seed"])
-        # prefetch_mode cpu: BasicSR's reading thread dies of an unreadable image in silence, and the run hangs.
-        plain = {**train_opt, "prefetch_mode": None if train_opt.get("prefetch_mode") == "cpu" else "cuda"}
+        # Without prefetch_mode: its reading thread ("cpu") dies of an unreadable image in silence, and the run hangs.
+        plain = {**train_opt, "prefetch_mode": None}
         loader = build_dataloader(train_set, plain, opt["num_gpu"], opt["dist"], sampler, opt["manual_seed"])
+        # Else each start of an epoch draws from torch's global generator, and a resumed run starts one more.
+        loader.generator = torch.Generator().manual_seed(opt["manual_seed"])
         for name, dataset_opt in opt["datasets"].items():
             if name.split("_")[0] == "val":
                 dataset = self.datasets[name]
@@ -128,8 +149,9 @@ class Session:
 
         total_iters = int(opt["train"]["total_iter"])
         if self.resume_state:
-            done = self.resume_state["iter"] - self.resume_state["epoch"] * len(loader)
-            sampler.resume(self.resume_state["epoch"], max(done, 0) * train_opt["batch_size_per_gpu"])
+            # Not the state's epoch: the length of one may have changed since.
+            self.resume_state["epoch"], done = divmod(self.resume_state["iter"], len(loader))
+            sampler.resume(self.resume_state["epoch"], done * train_opt["batch_size_per_gpu"])
         # The loop runs epochs 0..total inclusive; its own count mixes ceil with drop_last and stops early.
         total_epochs = math.ceil(total_iters / len(loader)) - 1
         logger.info(
@@ -153,6 +175,9 @@ class Session:
         return TickingPrefetcher(Batches(loader), self.progress)
 
     def make_cuda_prefetcher(self, loader: Any, opt: dict[str, Any]) -> TickingPrefetcher:
+        if opt["num_gpu"] == 0:
+            get_root_logger().warning("datasets.train.prefetch_mode: cuda has no effect on the CPU")
+            return self.make_prefetcher(loader)
         return TickingPrefetcher(CUDAPrefetcher(loader, opt), self.progress)
 
     def make_message_logger(

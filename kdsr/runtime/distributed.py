@@ -78,6 +78,14 @@ def wrap_ddp(net: nn.Module, device: torch.device, find_unused_parameters: bool 
     )
 
 
+@torch.no_grad()
+def share_weights(net: nn.Module) -> None:
+    """Gives every rank rank 0's parameters and buffers: each has drawn its own, and copies of them are made next."""
+    if dist.is_available() and dist.is_initialized():
+        for tensor in net.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
 def gather_lists(items: list[Any]) -> list[Any]:
     """Concatenates every rank's list, in the order of the ranks; every rank gets the whole."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -50,7 +50,7 @@ def test_a_run_makes_exactly_total_iter_steps(
     run_options["datasets"]["train"].update(batch_size_per_gpu=3, dataset_enlarge_ratio=ratio)
     run_options["train"]["total_iter"] = total
     assert run(run_options) == 0
-    assert steps == list(range(1, total + 1))
+    assert steps == [1, *range(1, total + 1)]  # the rehearsal's, then the run's
     assert set(saved()) == {"params", "params_ema"}
     assert validations() == [(str(total), "student", image) for image in IMAGES]
 
@@ -88,19 +88,19 @@ def test_auto_resume_restores_everything_that_dckd_trains(dckd_options: dict[str
     assert list(Path("experiments").iterdir()) == [Path("experiments/run")]  # nothing was put aside
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_ends_in_the_same_bits(dckd_options: dict[str, Any], workers: int) -> None:
-    """Stopped in the middle of an epoch; SwinIR draws its stochastic depth from torch's global generator."""
+@pytest.mark.parametrize(("workers", "stop"), [(0, 3), (1, 3), (0, 4)])
+def test_a_resumed_run_ends_in_the_same_bits(dckd_options: dict[str, Any], workers: int, stop: int) -> None:
+    """Stopped in mid-epoch and at an epoch's end; SwinIR draws its stochastic depth from torch's global generator."""
     dckd_options["network_g"] = {
         "type": "SwinIR", "upscale": 4, "img_size": 16, "window_size": 8, "depths": [2], "embed_dim": 12,
         "num_heads": [2], "mlp_ratio": 2, "upsampler": "pixelshuffledirect", "resi_connection": "1conv",
         "drop_path_rate": 0.5,
     }  # fmt: skip
     dckd_options["datasets"]["train"].update(dataset_enlarge_ratio=2, num_worker_per_gpu=workers)
-    dckd_options["logger"]["save_checkpoint_freq"] = 3
+    dckd_options["logger"]["save_checkpoint_freq"] = 1
     dckd_options["train"]["total_iter"] = 6
     assert run(dckd_options, "--force_yml", "name=whole") == 0
-    dckd_options["train"]["total_iter"] = 3
+    dckd_options["train"]["total_iter"] = stop
     assert run(dckd_options, "--force_yml", "name=parted") == 0
     dckd_options["train"]["total_iter"] = 6
     assert run(dckd_options, "--auto_resume", "--force_yml", "name=parted") == 0
@@ -115,6 +115,28 @@ def test_a_resumed_run_ends_in_the_same_bits(dckd_options: dict[str, Any], worke
     assert all(torch.equal(first[key]["exp_avg_sq"], second[key]["exp_avg_sq"]) for key in first)
 
 
+def test_a_resume_with_longer_epochs_still_makes_every_step(run_options: dict[str, Any]) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 3
+    assert run(run_options) == 0
+    run_options["datasets"]["train"]["dataset_enlarge_ratio"] = 10
+    run_options["train"]["total_iter"] = 6
+    assert run(run_options, "--auto_resume") == 0
+    assert torch.load("experiments/run/training_states/6.state", weights_only=True)["iter"] == 6
+    # and once more, when there is nothing left to do: no validation twice
+    assert run(run_options, "--auto_resume") == 0
+    assert validations() == [(str(n), "student", image) for n in (3, 6) for image in IMAGES]
+
+
+def test_a_state_of_another_optimizer(
+    run_options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 1
+    assert run(run_options) == 0
+    run_options["train"].update(optim_g={"type": "SGD", "lr": 0.1}, total_iter=4)
+    assert run(run_options, "--auto_resume") == 2
+    assert "another optimizer than SGD" in capsys.readouterr().err
+
+
 def test_resume_takes_the_newest_state_that_loads(
     run_options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,7 +148,7 @@ def test_resume_takes_the_newest_state_that_loads(
     assert run(run_options, "--auto_resume") == 0
     captured = capsys.readouterr()
     assert "3.state" in captured.out and "does not load" in captured.out
-    assert "Resuming training from epoch: 0, iter: 2" in captured.err
+    assert "Resuming training from epoch: 1, iter: 2" in captured.err
 
 
 def test_the_resolved_file_runs_alone_from_the_runs_folder(run_options: dict[str, Any]) -> None:
