@@ -138,7 +138,7 @@ def prepare(file: str | Path, overrides: Sequence[str] = (), device: str = "cpu"
         OptionError: The options cannot be run.
     """
     opt = {**load(file, overrides), "path": {}}
-    problems = [problem for problem in check(opt, True) if not problem.startswith("datasets.")]
+    problems = [problem for problem in check(opt, True) if not problem.startswith(("datasets.", "path."))]
     if not (opt.get("datasets", {}).get("train") or {}).get("gt_size"):
         problems.append("datasets.train.gt_size: is required; the images of the measured step have this size")
     if problems:
