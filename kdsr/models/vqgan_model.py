@@ -65,7 +65,8 @@ class VQGANModel(RestorationModel):
     Options (``train``): ``pixel_opt`` -> ``l_pix``; ``vq_opt`` (``VQLoss``) -> ``l_commit``, ``l_codebook``;
     ``perceptual_opt`` (BasicSR's ``PerceptualLoss``; needs VGG weights on disk) -> ``l_percep``, ``l_style``;
     ``gan_opt`` (BasicSR's ``GANLoss``) with ``network_d`` and ``optim_d`` -> ``l_g_gan``, ``l_d``, after
-    ``gan_start`` (0) iterations, with taming's adaptive weight unless ``gan_adaptive_weight: false``;
+    ``gan_start`` (0) iterations, times ``loss_weight`` and, unless ``gan_adaptive_weight: false``, taming's
+    adaptive weight;
     for the first ``vq_start`` (0) iterations the decoder sees the encodings themselves, while the codes already
     follow them: an encoder that has learnt something first spreads over more codes (our choice); every
     ``restart_every`` (100) iterations, codes that were not used since are restarted from encoder outputs (0:
@@ -120,9 +121,32 @@ class VQGANModel(RestorationModel):
         super().build_training_networks()
         if self.opt["train"].get("gan_opt"):
             self.net_d = self.build("d")
+            self.check_discriminator(self.net_d)
             self.bundle_d = wrap_ddp(self.net_d, self.device)
         self.usage = CodeUsage(self.net_g.quantize.embedding.num_embeddings).to(self.device)
         self.restart_every = self.opt["train"].get("restart_every", 100)
+
+    @torch.no_grad()
+    def check_discriminator(self, net: nn.Module) -> None:
+        """Tries the discriminator on patches of ``gt_size`` pixels: its turn comes only after ``gan_start``.
+
+        Raises:
+            OptionError: It takes no such patches, or does not judge each of them.
+        """
+        size = self.opt["datasets"]["train"].get("gt_size")
+        if size is None:
+            return
+        at_fault = f"network_d: {type(net).__name__} cannot judge patches of datasets.train.gt_size {size}"
+        net.eval()  # leaves its running statistics and power iterations alone
+        try:
+            judged = net(torch.zeros(2, 3, size, size, device=self.device))
+        except Exception as error:  # whatever an architecture makes of a size that it was not made for
+            said = (str(error).strip().splitlines() or [""])[0]
+            raise OptionError(f"{at_fault}: {type(error).__name__}: {said}") from error
+        finally:
+            net.train()
+        if not isinstance(judged, Tensor) or judged.shape[:1] != (2,) or not judged.numel():
+            raise OptionError(f"{at_fault}: it gives no numbers for each of them")
 
     def build_losses(self, train_opt: dict[str, Any]) -> None:
         super().build_losses(train_opt)
@@ -131,6 +155,10 @@ class VQGANModel(RestorationModel):
             raise OptionError(problem)
         self.cri_perceptual = self.build_loss("perceptual_opt")
         self.cri_gan = self.build_loss("gan_opt")
+        if self.cri_gan is not None:
+            # BasicSR's loss multiplies its weight in, where the adaptive weight would divide it out again.
+            self.gan_weight = float(self.cri_gan.loss_weight)  # type: ignore[arg-type]
+            self.cri_gan.loss_weight = 1.0  # type: ignore[assignment]
         self.gan_start = train_opt.get("gan_start", 0)
         self.gan_adaptive_weight = train_opt.get("gan_adaptive_weight", True)
 
@@ -179,7 +207,7 @@ class VQGANModel(RestorationModel):
         loss = self.cri_gan(self.net_d(self.output), True, is_disc=False)
         if self.gan_adaptive_weight:
             loss = loss * adaptive_weight(reconstruction, loss, self.net_g.decoder.conv_out.weight)
-        return loss
+        return self.gan_weight * loss
 
     def update_discriminator(self) -> Tensor:
         """One step of the discriminator on this step's images and reconstructions; gives its loss."""

@@ -18,12 +18,7 @@ from kdsr.models.code_usage import CodeUsage
 from kdsr.models.vqgan_model import VQGANModel
 from kdsr.pipeline.option_files import load
 from kdsr.runtime.checkpoint import load_weights, read_checkpoint
-from kdsr.runtime.errors import OptionError
 
-DDCONFIG = {
-    "ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 8,
-    "resolution": 64, "attn_resolutions": [],
-}  # fmt: skip
 DISCRIMINATOR = {
     "network_d": {"type": "PatchDiscriminator", "num_feat": 8, "num_layers": 2},
     "train": {
@@ -35,26 +30,8 @@ DISCRIMINATOR = {
 
 
 @pytest.fixture
-def options(run_options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-    for name in ("train", "val"):
-        run_options["datasets"][name]["dataroot_lq"] = run_options["datasets"][name]["dataroot_gt"]
-    run_options["datasets"]["val"].update(phase="val", scale=1)
-    run_options.update(
-        model_type="VQGANModel",
-        scale=1,
-        num_gpu=0,
-        dist=False,
-        rank=0,
-        world_size=1,
-        is_train=True,
-        network_g={"type": "VQGAN", "embed_dim": 8, "n_embed": 32, "ddconfig": DDCONFIG, "decoder": True},
-        path={
-            key: str(tmp_path) for key in ("models", "training_states", "experiments_root", "visualization")
-        },
-    )
-    run_options["train"].update(ema_decay=0, restart_every=5, vq_opt={"type": "VQLoss"})
-    run_options["val"]["metrics"]["psnr"].update(crop_border=0, test_y_channel=False)
-    return run_options
+def options(vqgan_options: dict[str, Any]) -> dict[str, Any]:
+    return vqgan_options
 
 
 def build(options: dict[str, Any], seed: int = 0) -> VQGANModel:
@@ -222,41 +199,25 @@ def test_discriminator_joins_at_its_iteration(options: dict[str, Any]) -> None:
     assert last["l_d"] < 0.9 * logs[2]["l_d"]
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_loss_weight_scales_the_adversarial_term(options: dict[str, Any], adaptive: bool) -> None:
+    options["network_d"] = DISCRIMINATOR["network_d"]
+    options["train"].update(copy.deepcopy(DISCRIMINATOR["train"]), gan_start=0, gan_adaptive_weight=adaptive)
+    logs = []
+    for weight in (0.5, 1.0, 0.0):
+        options["train"]["gan_opt"]["loss_weight"] = weight
+        logs.append(step(build(options), 1, crops()))
+    assert logs[0]["l_g_gan"] != 0
+    assert logs[1]["l_g_gan"] == pytest.approx(2 * logs[0]["l_g_gan"])
+    assert logs[2]["l_g_gan"] == 0 and logs[2]["l_d"] == logs[0]["l_d"]
+
+
 def test_reduced_precision(options: dict[str, Any]) -> None:
     options["precision"] = {"amp": "bf16"}
     model = build(options)
     logs = [step(model, iteration, crops()) for iteration in range(1, 11)]
     assert logs[-1]["l_pix"] < logs[0]["l_pix"]
     assert model.output.dtype == torch.float32
-
-
-def test_wrong_options_are_all_named(options: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
-    assert VQGANModel.check_options(options) == []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    options["scale"] = 4
-    options["datasets"]["train"]["gt_size"] = 50
-    options["network_g"]["decoder"] = False
-    options["train"].update(
-        gan_opt={"type": "GANLoss", "gan_type": "hinge"},
-        restart_every=-1,
-        perceptual_opt={"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1.0}},
-    )
-    problems = "\n".join(VQGANModel.check_options(options))
-    parts = ("scale", "decoder: true", "gt_size: 50 must be a multiple of 4")
-    parts += ("network_d: missing", "train.optim_d: missing", "restart_every", "vgg19-dcbb9e9d.pth")
-    assert [part for part in parts if part not in problems] == []
-
-
-def test_absent_vgg_weights_are_named_and_not_downloaded(
-    options: dict[str, Any], tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    options["train"]["perceptual_opt"] = {"type": "PerceptualLoss", "layer_weights": {"relu1_1": 1.0}}
-    with pytest.raises(OptionError, match="experiments/pretrained_models/vgg19-dcbb9e9d.pth"):
-        build(options)
-    assert not (tmp_path / "hub").exists()
 
 
 @pytest.mark.slow

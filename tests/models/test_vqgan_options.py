@@ -1,0 +1,74 @@
+"""VQGANModel's options: what cannot be trained is refused before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdsr.models.vqgan_model import VQGANModel
+from kdsr.runtime.errors import OptionError
+
+ENCODER = {
+    "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8, "resolution": 64, "attn_resolutions": [],
+}  # fmt: skip
+ADVERSARIAL = {
+    "gan_opt": {"type": "GANLoss", "gan_type": "hinge"},
+    "optim_d": {"type": "Adam", "lr": 1e-3},
+    "gan_start": 10000,
+}
+
+
+@pytest.fixture
+def options(vqgan_options: dict[str, Any]) -> dict[str, Any]:
+    return vqgan_options
+
+
+@pytest.mark.parametrize(
+    "network, size, message",
+    [
+        ({"type": "PatchDiscriminator", "num_layers": 5}, 16, "gt_size 16: RuntimeError"),
+        ({"type": "PatchDiscriminator", "num_in_ch": 4}, 32, "gt_size 32: RuntimeError"),
+        ({"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 4}, 32, "gt_size 32: AssertionError"),
+        ({"type": "VQGAN", "embed_dim": 8, "n_embed": 4, "ddconfig": ENCODER}, 32, "no numbers for each"),
+    ],
+)
+def test_wrong_discriminators_are_found_long_before_their_turn(
+    options: dict[str, Any], network: dict[str, Any], size: int, message: str
+) -> None:
+    options["network_d"] = network
+    options["train"].update(copy.deepcopy(ADVERSARIAL))
+    options["datasets"]["train"]["gt_size"] = size
+    with pytest.raises(OptionError, match=f"network_d: .*{message}"):
+        VQGANModel(options)
+
+
+def test_wrong_options_are_all_named(options: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    assert VQGANModel.check_options(options) == []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    options["scale"] = 4
+    options["datasets"]["train"]["gt_size"] = 50
+    options["network_g"]["decoder"] = False
+    options["train"].update(
+        gan_opt={"type": "GANLoss", "gan_type": "hinge"},
+        restart_every=-1,
+        perceptual_opt={"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1.0}},
+    )
+    problems = "\n".join(VQGANModel.check_options(options))
+    parts = ("scale", "decoder: true", "gt_size: 50 must be a multiple of 4")
+    parts += ("network_d: missing", "train.optim_d: missing", "restart_every", "vgg19-dcbb9e9d.pth")
+    assert [part for part in parts if part not in problems] == []
+
+
+def test_absent_vgg_weights_are_named_and_not_downloaded(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    options["train"]["perceptual_opt"] = {"type": "PerceptualLoss", "layer_weights": {"relu1_1": 1.0}}
+    with pytest.raises(OptionError, match="experiments/pretrained_models/vgg19-dcbb9e9d.pth"):
+        VQGANModel(options)
+    assert not (tmp_path / "hub").exists()
