@@ -28,7 +28,10 @@ class CodeUsage(nn.Module):
     @torch.no_grad()
     def update(self, codes: Tensor) -> None:
         """Takes in the codes (any shape) of a step, of all processes. Nothing is read from the device."""
-        counts = torch.bincount(codes.flatten(), minlength=len(self.histogram)).to(self.histogram.dtype)
+        indices = codes.flatten()
+        # not bincount: it reads the largest index from the device; whole numbers add up alike in any order
+        counted = torch.zeros_like(self.idle).scatter_add_(0, indices, torch.ones_like(indices))
+        counts = counted.to(self.histogram.dtype)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
         self.histogram.lerp_(counts / counts.sum(), 1 - DECAY)
