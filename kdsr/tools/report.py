@@ -16,6 +16,8 @@ import pandas as pd
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from numpy.typing import NDArray
 
+from kdsr.runtime.errors import DataError
+
 Image = NDArray[np.uint8]
 MEAN = "mean"
 
@@ -38,10 +40,14 @@ class Method:
 
 
 def load_rgb(path: str | Path) -> Image:
-    """Reads an image file as RGB."""
+    """Reads an image file as RGB.
+
+    Raises:
+        DataError: The file is absent or no image.
+    """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise FileNotFoundError(f"{path}: not an image that can be read")
+        raise DataError(f"{path}: not an image that can be read")
     return np.asarray(image[..., ::-1], dtype=np.uint8)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kdsr  # noqa: F401
+from kdsr.runtime.errors import DataError
 from kdsr.tools import report
 
 
@@ -81,5 +82,5 @@ def test_files(photographs, methods, tmp_path):
 
 
 def test_load_rgb_names_the_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+    with pytest.raises(DataError, match=r"none\.png"):
         report.load_rgb(tmp_path / "none.png")
