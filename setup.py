@@ -10,7 +10,9 @@ ROOT = Path(__file__).parent
 
 def version() -> str:
     """The version that kdsr/__init__.py states, read without importing it (that would import torch)."""
-    found = re.search(r'^__version__ = "(.+)"$', (ROOT / "kdsr/__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(
+        r'^__version__ = "(.+)"$', (ROOT / "kdsr/__init__.py").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert found, "kdsr/__init__.py states no __version__"
     return found.group(1)
 
