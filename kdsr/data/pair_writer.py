@@ -138,6 +138,29 @@ def check_names(photographs: Iterable[Photograph]) -> None:
         seen[name] = path
 
 
+def check_apart(sources: Iterable[Path], targets: Iterable[Path]) -> None:
+    """Refuses to write where the originals are: replacing a folder would delete them.
+
+    Args:
+        sources: Files, or folders of them.
+        targets: Folders that will be made or replaced.
+
+    Raises:
+        OptionError: A source is a target, lies in one, or contains one.
+    """
+    places = [(target, target.resolve()) for target in targets]
+    for source in sources:
+        for real in {
+            source.resolve(),
+            source.parent.resolve() / source.name,
+        }:  # a link, and what it points to
+            for target, place in places:
+                if real.is_relative_to(place) or place.is_relative_to(real):
+                    raise OptionError(
+                        f"{target} would be made where the originals are ({source}); choose another OUT"
+                    )
+
+
 def write_pairs(
     photographs: Sequence[Photograph],
     cutting: Cutting,
@@ -167,10 +190,12 @@ def write_pairs(
 
     Raises:
         DataError: A photograph cannot be read or has an unfit name, or none is large enough.
-        OptionError: A folder exists and is not empty, and ``force`` is false.
+        OptionError: A folder exists and is not empty, and ``force`` is false; or a photograph lies in a folder
+            that would be replaced.
     """
-    check_names(photographs)
     targets = [*folders.values(), *(lmdbs or {}).values()]
+    check_apart([photograph.path for photograph in photographs], [out / target for target in targets])
+    check_names(photographs)
     for target in targets:
         if not force and (out / target).exists() and any((out / target).iterdir()):
             raise OptionError(f"{out / target} exists already; add --force to replace it")

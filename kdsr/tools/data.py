@@ -12,7 +12,7 @@ import typer
 from tqdm import tqdm
 
 from kdsr.data.image_files import list_images
-from kdsr.data.pair_writer import Photograph, write_pairs
+from kdsr.data.pair_writer import Photograph, check_apart, write_pairs
 from kdsr.data.sub_images import GT, Cutting, common_multiple
 from kdsr.runtime.errors import OptionError
 from kdsr.tools.sample import SOURCES, folder_names, make_sample
@@ -124,10 +124,11 @@ def sr(
     cutting = _cutting(factors, layout, crop, step or crop // 2, thresh)
     if layout is Layout.div2k and len(sources) > 1:
         raise OptionError("--layout div2k names its folders after SRC: give one")
-    photographs = [Photograph(path.stem, path) for source in sources for path in list_images(source)]
-    photographs.sort(key=lambda photograph: photograph.name)
     folders = target_folders(layout, sources[0].resolve().name, factors, bool(crop))
     lmdbs = {scale: _lmdb_name(folder) for scale, folder in folders.items()} if lmdb else None
+    check_apart(sources, [out / folder for folder in (*folders.values(), *(lmdbs or {}).values())])
+    photographs = [Photograph(path.stem, path) for source in sources for path in list_images(source)]
+    photographs.sort(key=lambda photograph: photograph.name)
     with tqdm(total=len(photographs), unit="image", desc=str(out), disable=None) as bar:
         written = write_pairs(
             photographs,

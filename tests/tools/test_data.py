@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from kdsr.data.checks import check_dataset
 from kdsr.data.image_files import list_images
+from kdsr.data.pair_writer import Photograph, write_pairs
 from kdsr.data.resize import imresize
+from kdsr.data.sub_images import Cutting
 from kdsr.runtime.errors import DataError, OptionError
 from kdsr.tools.data import app
 from kdsr.tools.sample import SOURCES
@@ -240,6 +242,31 @@ def test_existing_output_needs_force(source: Path, tmp_path: Path) -> None:
     run("sr", source, out, "--scales", "4", "--force")
     assert sorted(path.name for path in (out / "GT").iterdir()) == ["camera.png", "cat.png", "cup.png"]
     assert sorted(path.name for path in out.iterdir()) == ["GT", "LR_x4"]
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.parametrize("place", [".", "GT", "GT/more", "LR_x4.lmdb"])
+def test_originals_are_never_a_target(source: Path, tmp_path: Path, force: list[str], place: str) -> None:
+    """SRC contains a target, is one, or lies in one."""
+    out = tmp_path / "out"
+    originals = out / place
+    shutil.copytree(source, originals)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OptionError, match="where the originals are"):
+        run("sr", originals, out, "--scales", "4", "--lmdb", *force)
+    (tmp_path / "link").symlink_to(originals)
+    with pytest.raises(OptionError, match="where the originals are"):
+        run("sr", tmp_path / "link", out, "--scales", "4", "--lmdb", *force)
+    (tmp_path / "link").unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_photographs_are_never_in_a_target(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "out" / "GT")
+    photographs = [Photograph("cat", tmp_path / "out" / "GT" / "cat.png")]
+    with pytest.raises(OptionError, match="where the originals are"):
+        write_pairs(photographs, Cutting((4,), 4), tmp_path / "out", {1: "GT", 4: "LR_x4"}, force=True)
+    assert (tmp_path / "out" / "GT" / "cat.png").is_file()
 
 
 def test_an_interrupted_run_leaves_nothing(source: Path, tmp_path: Path) -> None:
