@@ -5,9 +5,14 @@ Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks"
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+
+from kdsr.runtime.errors import OptionError
 
 
 @ARCH_REGISTRY.register()
@@ -20,11 +25,17 @@ class PatchDiscriminator(nn.Module):
     Args:
         num_in_ch: Channels of the image.
         num_feat: Channels of the first layer; they double per layer up to eight times.
-        num_layers: Number of halvings; 3 makes patches of 70 pixels.
+        num_layers: Number of halvings, at least 1; 3 makes patches of 70 pixels.
+
+    Raises:
+        OptionError: A number is below 1.
     """
 
     def __init__(self, num_in_ch: int = 3, num_feat: int = 64, num_layers: int = 3) -> None:
         super().__init__()
+        given = {"num_in_ch": num_in_ch, "num_feat": num_feat, "num_layers": num_layers}
+        if problems := self.option_problems(given):
+            raise OptionError([f"PatchDiscriminator: {problem}" for problem in problems])
         widths = [num_feat * min(2**layer, 8) for layer in range(num_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(num_in_ch, widths[0], 4, stride=2, padding=1)]
         for layer in range(1, num_layers + 1):
@@ -33,6 +44,15 @@ class PatchDiscriminator(nn.Module):
             layers += [nn.LeakyReLU(0.2), spectral_norm(conv)]
         layers += [nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], 1, 4, padding=1)]
         self.body = nn.Sequential(*layers)
+
+    @classmethod
+    def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
+        """What the constructor's signature cannot tell about its options; empty when it can be built."""
+        return [
+            f"{key}: must be at least 1, not {options[key]}"
+            for key in ("num_in_ch", "num_feat", "num_layers")
+            if type(options.get(key)) is int and options[key] < 1
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, num_in_ch, H, W) -> (N, 1, about H / 2**num_layers, about W / 2**num_layers), unbounded."""

@@ -7,6 +7,7 @@ in distillation: DCKD (arXiv 2412.08939). Files of taming-transformers load by n
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -67,10 +68,21 @@ class DDConfig:
         found += [
             f"ddconfig.{key}: is a list of whole numbers" for key in lists if not _whole(options.get(key, []))
         ]
-        numbers = set(known) - {*lists, "dropout", "double_z"}
+        numbers = [key for key in known if key not in {*lists, "dropout", "double_z"}]
         found += [
             f"ddconfig.{key}: is a whole number" for key in numbers if not _whole([options.get(key, 1)])
         ]
+        if found:
+            return found
+        found += [f"ddconfig.{key}: must be at least 1" for key in numbers if options.get(key, 1) < 1]
+        found += [
+            f"ddconfig.{key}: its numbers must be at least 1"
+            for key in lists
+            if min(options.get(key) or [1]) < 1
+        ]
+        dropout = options.get("dropout", 0.0)
+        if not _number(dropout) or not 0 <= dropout < 1:
+            found.append(f"ddconfig.dropout: is a rate from 0 to below 1, not {dropout!r}")
         if found:
             return found
         if options.get("double_z"):
@@ -79,7 +91,7 @@ class DDConfig:
             found.append("ddconfig.ch_mult: needs at least one level")
         groups = options.get("norm_groups", cls.norm_groups)
         for width in sorted({options["ch"], *(options["ch"] * factor for factor in options["ch_mult"])}):
-            if groups < 1 or width % groups:
+            if width % groups:
                 found.append(
                     f"ddconfig: ch and every ch * ch_mult must be a multiple of {groups}, not {width}"
                 )
@@ -96,6 +108,10 @@ def _initialise(module: nn.Module) -> None:
 
 def _whole(values: Any) -> bool:
     return isinstance(values, list | tuple) and all(type(value) is int for value in values)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 class Reconstruction(NamedTuple):
@@ -150,7 +166,7 @@ class VQGAN(nn.Module):
         decoder: Whether to build ``post_quant_conv`` and the decoder, which ``reconstruct`` needs.
 
     Raises:
-        OptionError: Naming each wrong key of ``ddconfig``.
+        OptionError: Naming each wrong option, those of ``ddconfig`` included.
     """
 
     required_prefixes = ("encoder.", "quant_conv.", "quantize.")
@@ -164,7 +180,8 @@ class VQGAN(nn.Module):
         decoder: bool = False,
     ) -> None:
         super().__init__()
-        if problems := self.option_problems({"ddconfig": ddconfig, "input_range": input_range}):
+        given = {"embed_dim": embed_dim, "n_embed": n_embed, "ddconfig": ddconfig, "input_range": input_range}
+        if problems := self.option_problems(given):
             raise OptionError([f"VQGAN: {problem}" for problem in problems])
         config = DDConfig(**ddconfig)
         self.low, self.high = float(input_range[0]), float(input_range[1])
@@ -189,11 +206,20 @@ class VQGAN(nn.Module):
     @classmethod
     def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
         """What the constructor's signature cannot tell about its options; empty when it can be built."""
-        ddconfig = options.get("ddconfig")
-        found = DDConfig.problems(ddconfig) if isinstance(ddconfig, Mapping) else []
+        found = [
+            f"{key}: must be at least 1, not {options[key]}"
+            for key in ("embed_dim", "n_embed")
+            if _whole([options.get(key)]) and options[key] < 1
+        ]
+        ddconfig = options.get("ddconfig", {})
+        if not isinstance(ddconfig, Mapping):
+            found.append(f"ddconfig: is a section, not {ddconfig!r}")
+        elif "ddconfig" in options:
+            found += DDConfig.problems(ddconfig)
         low_high = options.get("input_range", (0.0, 1.0))
-        if not (isinstance(low_high, list | tuple) and len(low_high) == 2 and low_high[0] < low_high[1]):
-            found.append(f"input_range: is [low, high], not {low_high}")
+        pair = isinstance(low_high, list | tuple) and len(low_high) == 2 and all(map(_number, low_high))
+        if not (pair and low_high[0] < low_high[1]):
+            found.append(f"input_range: is [low, high], two numbers, not {low_high}")
         return found
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:

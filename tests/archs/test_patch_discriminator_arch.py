@@ -1,8 +1,10 @@
 """The patch discriminator: shapes, locality, independence of the batch."""
 
+import pytest
 import torch
 
 from kdsr.archs.patch_discriminator_arch import PatchDiscriminator
+from kdsr.runtime.errors import OptionError
 
 
 def discriminator() -> PatchDiscriminator:
@@ -22,3 +24,9 @@ def test_one_number_per_patch_of_70_pixels():
 def test_an_image_is_judged_alone():
     net, x = discriminator(), torch.rand(3, 3, 64, 64)
     torch.testing.assert_close(net(x)[1:2], net(x[1:2]))
+
+
+@pytest.mark.parametrize("key", ["num_in_ch", "num_feat", "num_layers"])
+def test_nothing_below_one(key):
+    with pytest.raises(OptionError, match=f"PatchDiscriminator: {key}: must be at least 1, not 0"):
+        PatchDiscriminator(**{key: 0})

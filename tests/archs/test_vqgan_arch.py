@@ -1,5 +1,7 @@
 """VQGAN against DCKD's release, taming-transformers' names, and its own promises."""
 
+import re
+
 import pytest
 import torch
 
@@ -205,11 +207,36 @@ def test_every_wrong_key_is_named_at_once():
         ({"ch_mult": "1,1,2"}, "ch_mult: is a list of whole numbers"),
         ({"ch_mult": []}, "at least one level"),
         ({"num_res_blocks": "two"}, "num_res_blocks: is a whole number"),
+        ({"num_res_blocks": 0}, "num_res_blocks: must be at least 1"),
+        ({"z_channels": 0}, "z_channels: must be at least 1"),
+        ({"ch_mult": [1, 0]}, "ch_mult: its numbers must be at least 1"),
+        ({"dropout": 1.0}, "dropout: is a rate from 0 to below 1, not 1.0"),
+        ({"dropout": "some"}, "dropout: is a rate"),
     ],
 )
 def test_impossible_shapes(change, message):
     with pytest.raises(OptionError, match=message):
         VQGAN(8, 20, SMALL | change)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"input_range": [None, 1]}, "input_range: is \\[low, high\\], two numbers"),
+        ({"input_range": ["a", "b"]}, "input_range: is"),
+        ({"input_range": [0, float("inf")]}, "input_range: is"),
+        ({"ddconfig": [1, 2]}, "ddconfig: is a section, not \\[1, 2\\]"),
+        ({"ddconfig": None}, "ddconfig: is a section, not None"),
+        ({"embed_dim": 0}, "embed_dim: must be at least 1, not 0"),
+        ({"n_embed": -1}, "n_embed: must be at least 1, not -1"),
+    ],
+)
+def test_impossible_options(change, message):
+    options = {"embed_dim": 8, "n_embed": 20, "ddconfig": SMALL} | change
+    with pytest.raises(OptionError, match=f"VQGAN: {message}"):
+        VQGAN(**options)
+    problems = check({"model_type": "DCKDModel", "network_vqgan": {"type": "VQGAN"} | options}, is_train=True)
+    assert any(re.match(f"network_vqgan.{message}", problem) for problem in problems)
 
 
 def test_option_check_sees_into_ddconfig():
