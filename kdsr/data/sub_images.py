@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsr.data.resize import imresize
+from kdsr.runtime.errors import OptionError
 
 Image = NDArray[np.uint8]
 GT = 1  # the key of the ground truth among the scales
@@ -32,6 +33,10 @@ class Cutting:
         step: Distance of neighbouring sub-images, a multiple of ``multiple_of``.
         thresh: A rest at the right or lower border up to this size is left out, a larger one gets a sub-image
             that ends at the border.
+
+    Raises:
+        OptionError: A size is not a multiple of every scale (ground truth and LQ images would not lie on each
+            other), or ``step`` is not positive although ``crop`` is.
     """
 
     scales: tuple[int, ...]
@@ -39,6 +44,19 @@ class Cutting:
     crop: int = 0
     step: int = 0
     thresh: int = 0
+
+    def __post_init__(self) -> None:
+        multiple = common_multiple(self.scales)
+        if self.multiple_of < 1 or self.multiple_of % multiple:
+            raise OptionError(
+                f"Images are cropped to multiples of {self.multiple_of}: must be one of {multiple}"
+            )
+        listed = ", ".join(map(str, self.scales))
+        for name, size in (("crop", self.crop), ("step", self.step)):
+            if size < 0 or size % multiple:
+                raise OptionError(f"{name} {size}: scales {listed} need a multiple of {multiple}")
+        if self.crop and not self.step:
+            raise OptionError(f"step 0: crop {self.crop} needs a positive one")
 
     def starts(self, length: int) -> list[int]:
         """Where sub-images begin along a dimension of ``length`` pixels (a multiple of ``multiple_of``)."""

@@ -9,6 +9,7 @@ import skimage.data
 
 from kdsr.data.resize import imresize
 from kdsr.data.sub_images import GT, Cutting, common_multiple, cut, encode_png, mod_crop
+from kdsr.runtime.errors import OptionError
 
 
 @pytest.mark.parametrize(("length", "thresh", "expected"), [
@@ -21,6 +22,21 @@ from kdsr.data.sub_images import GT, Cutting, common_multiple, cut, encode_png, 
 ])  # fmt: skip
 def test_starts(length: int, thresh: int, expected: list[int]) -> None:
     assert Cutting((4,), 12, 192, 96, thresh).starts(length) == expected
+
+
+@pytest.mark.parametrize(("scales", "sizes", "message"), [
+    ((7,), (7, 240, 120), "crop 240: scales 7 need a multiple of 7"),
+    ((2, 9), (18, 36, 12), "step 12: scales 2, 9 need a multiple of 18"),
+    ((2, 3), (4,), "multiples of 4: must be one of 6"),
+    ((4,), (0,), "multiples of 0: must be one of 4"),
+    ((4,), (4, 8), "step 0: crop 8 needs a positive one"),
+    ((4,), (4, -8, 4), "crop -8"),
+])  # fmt: skip
+def test_sizes_that_would_not_lie_on_each_other(
+    scales: tuple[int, ...], sizes: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        Cutting(scales, *sizes)
 
 
 def test_whole_image() -> None:

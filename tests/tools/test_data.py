@@ -151,6 +151,12 @@ def test_sample_does_not_touch_what_it_has_not_made(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
+def test_sample_refuses_scales_that_do_not_divide_its_sub_images(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="crop 240: scales 4, 7 need a multiple of 28"):
+        run("sample", "--out", tmp_path / "sample", "--scales", "4,7")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sample_states_origin_and_terms(sample: Path) -> None:
     text = (sample / "README.md").read_text()
     assert all(source.file in text and source.terms in text for source in SOURCES)
