@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 import torch
+from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
 from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from kdsr.models.base_model import RestorationModel
 from kdsr.models.code_usage import CodeUsage
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import OptionError
+
+VGG_TYPES = tuple(name + norm for name in VGG_LAYERS for norm in ("", "_bn"))
 
 
 class _Reconstructor(nn.Module):
@@ -43,6 +46,8 @@ class _Reconstructor(nn.Module):
 def vgg_weights_problem(options: dict[str, Any]) -> str | None:
     """Why BasicSR's PerceptualLoss would not find its VGG; None where it will. Nothing is downloaded."""
     kind = options.get("vgg_type", "vgg19")
+    if kind not in VGG_TYPES:
+        return f"train.perceptual_opt.vgg_type: {kind!r} is not known; valid: {', '.join(VGG_TYPES)}"
     # BasicSR loads this one file whatever the type; other types come from torchvision's cache.
     if kind == "vgg19" and os.path.isfile(VGG_PRETRAIN_PATH):
         return None
@@ -96,7 +101,13 @@ class VQGANModel(RestorationModel):
             )
         if network.get("type") != "VQGAN" or network.get("decoder") is not True:
             problems.append("network_g: VQGANModel trains type VQGAN with decoder: true")
-        multiple = 2 ** (len((network.get("ddconfig") or {}).get("ch_mult", [1])) - 1)
+        ddconfig = network.get("ddconfig") or {}
+        problems += [
+            f"network_g.ddconfig.{key}: VQGANModel's images have 3 channels, not {ddconfig[key]}"
+            for key in ("in_channels", "out_ch")
+            if ddconfig.get(key, 3) != 3
+        ]
+        multiple = 2 ** (len(ddconfig.get("ch_mult", [1])) - 1)
         size = ((opt.get("datasets") or {}).get("train") or {}).get("gt_size", multiple)
         if size % multiple:
             problems.append(
@@ -110,6 +121,8 @@ class VQGANModel(RestorationModel):
             problems += [
                 f"{key}: missing, train.gan_opt needs it" for key, given in needed.items() if not given
             ]
+        elif opt.get("network_d"):
+            problems.append("network_d: has nothing to do without train.gan_opt; take it out, or give that")
         if train.get("perceptual_opt") and (problem := vgg_weights_problem(train["perceptual_opt"])):
             problems.append(problem)
         return problems

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from kdsr.models.vqgan_model import VQGANModel
+from kdsr.pipeline.option_check import check
 from kdsr.runtime.errors import OptionError
 
 ENCODER = {
     "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 8, "resolution": 64, "attn_resolutions": [],
 }  # fmt: skip
+PERCEPTUAL = {"type": "PerceptualLoss", "layer_weights": {"relu1_1": 1.0}}
 ADVERSARIAL = {
     "gan_opt": {"type": "GANLoss", "gan_type": "hinge"},
     "optim_d": {"type": "Adam", "lr": 1e-3},
@@ -68,7 +70,38 @@ def test_absent_vgg_weights_are_named_and_not_downloaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    options["train"]["perceptual_opt"] = {"type": "PerceptualLoss", "layer_weights": {"relu1_1": 1.0}}
+    options["train"]["perceptual_opt"] = PERCEPTUAL
     with pytest.raises(OptionError, match="experiments/pretrained_models/vgg19-dcbb9e9d.pth"):
         VQGANModel(options)
     assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        ("network_g.ddconfig.in_channels", 1, "in_channels: VQGANModel's images have 3 channels, not 1"),
+        ("network_g.ddconfig.out_ch", 4, "out_ch: VQGANModel's images have 3 channels, not 4"),
+        ("network_g.ddconfig.num_res_blocks", 0, "num_res_blocks: must be at least 1"),
+        ("network_g.ddconfig", [1], "network_g.ddconfig: is a section"),
+        ("network_g.ddconfig", None, "network_g.ddconfig: is a section"),
+        ("network_g.input_range", [None, 1], "network_g.input_range: is [low, high]"),
+        ("network_g.n_embed", 0, "network_g.n_embed: must be at least 1"),
+        ("network_d", {"type": "PatchDiscriminator"}, "network_d: has nothing to do without train.gan_opt"),
+        (
+            "train.perceptual_opt",
+            PERCEPTUAL | {"vgg_type": "vgg18"},
+            "vgg_type: 'vgg18' is not known; valid: vgg11,",
+        ),
+    ],
+)
+def test_the_option_check_names_what_is_wrong(
+    vqgan_options: dict[str, Any], place: str, value: Any, message: str
+) -> None:
+    vqgan_options["path"] = {}
+    *sections, key = place.split(".")
+    section = vqgan_options
+    for name in sections:
+        section = section[name]
+    section[key] = value
+    problems = [problem for problem in check(vqgan_options, True) if not problem.startswith("datasets.")]
+    assert any(message in problem for problem in problems), problems
