@@ -48,5 +48,7 @@ format: venv
 
 # Leaves experiments/ and every data set but the generated sample alone.
 clean:
-	rm -rf $(VENV) datasets/sample build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@if [ -e "$(VENV)" ] && [ ! -f "$(VENV)/pyvenv.cfg" ]; then \
+		echo "kdsr: $(VENV) is no virtual environment; it stays" >&2; exit 2; fi
+	rm -rf "$(VENV)" datasets/sample build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find kdsr tests -name __pycache__ -type d -prune -exec rm -rf {} +

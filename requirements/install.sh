@@ -21,6 +21,12 @@ if [ -f "$installed" ] && [ "$(cat "$installed")" = "$wanted" ] && supported "$v
     exit 0
 fi
 
+# what --clear empties, and `make clean` removes, must be an environment
+if [ -e "$venv" ] && [ ! -f "$venv/pyvenv.cfg" ] && { [ ! -d "$venv" ] || [ -n "$(ls -A "$venv")" ]; }; then
+    echo "kdsr: $venv exists and is no virtual environment; name another place with 'make VENV=DIR'" >&2
+    exit 2
+fi
+
 if [ -n "${PYTHON-}" ]; then
     candidates=$PYTHON
 else

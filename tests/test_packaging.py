@@ -80,3 +80,33 @@ def test_an_unfit_python_is_refused_in_one_line(tmp_path: Path, python: str):
     (line,) = result.stderr.splitlines()
     assert "3.11 or 3.12" in line and python in line
     assert not venv.exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[str(REQUIREMENTS / "install.sh"), "{}"], ["make", "-f", str(ROOT / "Makefile"), "clean", "VENV={}"]],
+)
+def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path, command: list[str]):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    result = subprocess.run(
+        [word.format(mine) for word in command],
+        cwd=tmp_path,  # make clean removes nothing of this repository
+        env={**os.environ, "PYTHON": sys.executable, "PIP_NO_INDEX": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert f"{mine} " in result.stderr and "no virtual environment" in result.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+
+
+def test_make_clean_removes_an_environment(tmp_path: Path):
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
+    (tmp_path / "kdsr").mkdir()
+    (tmp_path / "tests").mkdir()
+    command = ["make", "-f", str(ROOT / "Makefile"), "clean", f"VENV={tmp_path / 'venv'}"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kdsr", "tests"]
