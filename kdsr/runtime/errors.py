@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 
 class KdsrError(Exception):
@@ -46,8 +47,20 @@ class TrainingError(KdsrError):
     """A run cannot go on."""
 
 
+def _system_problem(error: OSError) -> str:
+    """Names the file and the system's reason; an error that carries neither speaks for itself."""
+    # DataLoader raises a worker's error again with the worker's traceback as its message.
+    lines = str(error).strip().splitlines()
+    reason = error.strerror or (lines[-1] if lines else type(error).__name__)
+    files = [str(file) for file in (error.filename, error.filename2) if file is not None]
+    return f"{' -> '.join(files)}: {reason}" if files else reason
+
+
 def reported(run: Callable[[], None]) -> int:
     """Runs ``run``; an error that a user can mend is printed without its traceback.
+
+    These are kdsr's own, the system's (a full disk, no permission, a file where a folder belongs) and a worker
+    process that was ended from outside.
 
     Returns:
         The exit code: 0, or the error's.
@@ -55,7 +68,16 @@ def reported(run: Callable[[], None]) -> int:
     try:
         run()
     except KdsrError as error:
-        for problem in error.problems:
-            print(f"kdsr: error: {problem}", file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
+        problems, exit_code = error.problems, error.exit_code
+    except OSError as error:
+        problems, exit_code = [_system_problem(error)], 1
+    except BrokenProcessPool:
+        problems, exit_code = (
+            ["a worker process was ended from outside (out of memory?); use fewer --workers"],
+            1,
+        )
+    else:
+        return 0
+    for problem in problems:
+        print(f"kdsr: error: {problem}", file=sys.stderr, flush=True)
+    return exit_code
