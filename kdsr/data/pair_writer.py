@@ -215,7 +215,8 @@ def write_pairs(
             if progress is not None:
                 progress(1)
         if not shapes[GT]:
-            raise DataError(f"None of the {len(photographs)} images has sides of {max(min_size, 1)} pixels")
+            least = max(min_size, cutting.multiple_of)
+            raise DataError(f"None of the {len(photographs)} images has sides of {least} pixels")
         for scale, target in (lmdbs or {}).items():
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
             write_lmdb(temporary / folders[scale], temporary / target, shapes[scale])

@@ -75,9 +75,10 @@ def _cutting(scales: tuple[int, ...], layout: Layout, crop: int, step: int, thre
             raise OptionError("--crop: the images of a benchmark stay whole; use another --layout")
     if crop < 0 or crop % multiple:
         raise OptionError(f"--crop {crop}: must be 0 (whole images) or a multiple of {multiple}")
+    step = step or max(crop // 2 // multiple, 1) * multiple
     if crop and (step <= 0 or step % multiple):
         raise OptionError(f"--step {step}: must be a positive multiple of {multiple}")
-    return Cutting(scales, multiple, crop, step, thresh)
+    return Cutting(scales, multiple, crop, step if crop else 0, thresh)
 
 
 @app.command()
@@ -108,7 +109,12 @@ def sr(
         ),
     ] = Layout.plain,
     crop: Annotated[int, typer.Option(help="Side of square sub-images, for training; 0: whole images.")] = 0,
-    step: Annotated[int, typer.Option(help="Distance of neighbouring sub-images; 0: half of --crop.")] = 0,
+    step: Annotated[
+        int,
+        typer.Option(
+            help="Distance of neighbouring sub-images; 0: half of --crop, at a multiple of the scales."
+        ),
+    ] = 0,
     thresh: Annotated[
         int, typer.Option(min=0, help="A rest at the border up to this size makes no sub-image of its own.")
     ] = 0,
@@ -121,10 +127,11 @@ def sr(
 ) -> None:
     """Make GT and LQ folders (Matlab's bicubic) of folders of images, such as DIV2K or T91."""
     factors = parse_scales(scales)
-    cutting = _cutting(factors, layout, crop, step or crop // 2, thresh)
+    cutting = _cutting(factors, layout, crop, step, thresh)
     if layout is Layout.div2k and len(sources) > 1:
         raise OptionError("--layout div2k names its folders after SRC: give one")
-    folders = target_folders(layout, sources[0].resolve().name, factors, bool(crop))
+    # not resolve(): the folder's own name counts, not that of what it may link to
+    folders = target_folders(layout, Path(os.path.abspath(sources[0])).name, factors, bool(crop))
     lmdbs = {scale: _lmdb_name(folder) for scale, folder in folders.items()} if lmdb else None
     check_apart(sources, [out / folder for folder in (*folders.values(), *(lmdbs or {}).values())])
     photographs = [Photograph(path.stem, path) for source in sources for path in list_images(source)]
@@ -145,4 +152,5 @@ def sr(
     typer.echo(f"{out}: {written.pairs} pairs of {written.photographs} images in {made}")
     if written.too_small:
         listed = ", ".join(written.too_small[:5]) + (", …" if len(written.too_small) > 5 else "")
-        typer.echo(f"{out}: left out {len(written.too_small)} images below {min_size} pixels: {listed}")
+        least = max(min_size, cutting.multiple_of)
+        typer.echo(f"{out}: left out {len(written.too_small)} images below {least} pixels: {listed}")

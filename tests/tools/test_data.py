@@ -195,6 +195,28 @@ def test_div2k_layout_with_sub_images_and_lmdb(source: Path, tmp_path: Path) -> 
             assert check_dataset(opt, scale) == [] and len(build_dataset(opt)) == len(names)
 
 
+def test_div2k_layout_is_named_after_the_link(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "NEW_HR").symlink_to(source)
+    run("sr", tmp_path / "NEW_HR", tmp_path / "out", "--scales", "4", "--layout", "div2k")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["NEW_HR_whole", "NEW_LR_bicubic"]
+    monkeypatch.chdir(source)
+    run("sr", ".", tmp_path / "out2", "--scales", "4", "--layout", "div2k")
+    assert (tmp_path / "out2" / "SRC_HR_whole").is_dir()
+
+
+@pytest.mark.parametrize(("crop", "step"), [(36, 12), (48, 24), (12, 12)])
+def test_default_step_fits_the_scales(source: Path, tmp_path: Path, crop: int, step: int) -> None:
+    run("sr", source, tmp_path / "default", "--crop", crop)
+    run("sr", source, tmp_path / "stated", "--crop", crop, "--step", step)
+    default, stated = (
+        {path.name: path.read_bytes() for path in (tmp_path / out / "GT").iterdir()}
+        for out in ("default", "stated")
+    )
+    assert default == stated
+
+
 def test_workers_do_not_change_the_result(source: Path, tmp_path: Path) -> None:
     for workers in (1, 3):
         run(
@@ -226,6 +248,9 @@ def test_small_images_are_kept_or_left_out(source: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match="None of the 3 images has sides of 500 pixels"):
         run("sr", source, tmp_path / "none", "--scales", "4", "--min-size", 500)
     assert list((tmp_path / "none").iterdir()) == []
+    with pytest.raises(DataError, match="None of the 3 images has sides of 211 pixels"):
+        run("sr", source, tmp_path / "none", "--scales", "211")
+    assert "left out 1 images below 53 pixels: cup" in run("sr", source, tmp_path / "53", "--scales", "53")
 
 
 def test_several_sources(source: Path, tmp_path: Path) -> None:
