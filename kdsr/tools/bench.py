@@ -7,13 +7,13 @@ random: neither data nor checkpoints are needed.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,12 +22,16 @@ import torch
 import typer
 from basicsr.models import build_model
 from basicsr.utils import set_random_seed
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
+from kdsr.models.kd_model import KDModel
 from kdsr.pipeline.option_check import check
+from kdsr.pipeline.option_check_geometry import check_geometry
 from kdsr.pipeline.options import load
 from kdsr.runtime.errors import OptionError
 from kdsr.tools.report import as_markdown
+from kdsr.tools.step_clock import REST, Clock, Memory
 
 app = typer.Typer(help="Measure time and memory.", no_args_is_help=True, add_completion=False)
 
@@ -36,60 +40,13 @@ TEACHER = "teacher"
 HISTORY = "history model"
 VQGAN_FROZEN = "VQGAN without gradient"
 VQGAN_GRADIENT = "VQGAN with gradient, forward and backward"
-REST = "rest (degradations, losses, update, EMA)"
-_MIB = 2**20
 
 
-class Memory:
-    """Peak memory between two calls: of the process on a CPU (Linux), of torch's allocator on a GPU."""
+class Device(StrEnum):
+    """Where a step is measured."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def start(self) -> None:
-        """Forgets the peak so far."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to what is resident now
-
-    def peak(self) -> float:
-        """Highest use since ``start``, in MiB."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / _MIB
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-@dataclass
-class Clock:
-    """Attributes time and peak memory to the part that is at work."""
-
-    memory: Memory
-    part: str = REST
-    since: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
-    peaks: dict[str, float] = field(default_factory=dict)
-
-    def start(self) -> None:
-        """Begins a step; what has been measured before is forgotten."""
-        self.seconds, self.peaks, self.part = {}, {}, REST
-        self.memory.start()
-        self.since = self._now()
-
-    def switch(self, part: str) -> str:
-        """From now on ``part`` is at work; returns the one that was."""
-        now, before = self._now(), self.part
-        self.seconds[before] = self.seconds.get(before, 0.0) + now - self.since
-        self.peaks[before] = max(self.peaks.get(before, 0.0), self.memory.peak())
-        self.memory.start()
-        self.part, self.since = part, self._now()
-        return before
-
-    def _now(self) -> float:
-        if self.memory.device.type == "cuda":
-            torch.cuda.synchronize(self.memory.device)
-        return time.perf_counter()
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 @contextmanager
@@ -131,20 +88,43 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
             handle.remove()
 
 
-def prepare(file: str | Path, overrides: Sequence[str] = (), device: str = "cpu") -> dict[str, Any]:
+def prepare(file: str | Path, overrides: Sequence[str] = (), device: Device = Device.cpu) -> dict[str, Any]:
     """The option file as a model takes it, without checkpoints and data.
 
     Raises:
-        OptionError: The options cannot be run.
+        OptionError: The options cannot be run, their model has other parts, or there is no such device.
     """
+    if device == Device.cuda and not torch.cuda.is_available():
+        raise OptionError(
+            "--device cuda: there is no GPU that torch can use; leave it out to measure the CPU"
+        )
     opt = {**load(file, overrides), "path": {}}
     problems = [problem for problem in check(opt, True) if not problem.startswith(("datasets.", "path."))]
-    if not (opt.get("datasets", {}).get("train") or {}).get("gt_size"):
-        problems.append("datasets.train.gt_size: is required; the images of the measured step have this size")
+    problems = problems or _size_problems(opt)
     if problems:
         raise OptionError(problems)
+    if not issubclass(MODEL_REGISTRY.get(opt["model_type"]), KDModel):
+        raise OptionError(
+            f"model_type: bench step knows the parts of KDModel and DCKDModel, not those of {opt['model_type']}"
+        )
     derived = {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
-    return {**opt, **derived, "num_gpu": int(device == "cuda")}
+    return {**opt, **derived, "num_gpu": int(device == Device.cuda)}
+
+
+def _size_problems(opt: dict[str, Any]) -> list[str]:
+    """What is wrong with the images' size; what the check says about the files is no matter here."""
+    datasets = opt.get("datasets")
+    train = datasets.get("train") if isinstance(datasets, dict) else None
+    size, place = train.get("gt_size") if isinstance(train, dict) else None, "datasets.train.gt_size"
+    if size is None:
+        return [f"{place}: is required; the images of the measured step have this size"]
+    if type(size) is not int or size < 1:
+        return [f"{place}: is a number of pixels, not {size!r}"]
+    if size % opt.get("scale", 1):
+        return [f"{place}: {size} is not a multiple of the scale {opt['scale']}"]
+    found: list[str] = []
+    check_geometry(opt, True, found)
+    return [problem for problem in found if problem.startswith(place)]
 
 
 def measure(model: Any, batch: dict[str, Tensor], *, warmup: int, repeat: int) -> tuple[pd.DataFrame, float]:
@@ -186,6 +166,10 @@ def summary(measured: pd.DataFrame) -> pd.DataFrame:
     medians = {part: statistics.median(values) for part, values in samples.items()}
     total = sum(medians.values())
     peaks = measured.groupby("part")["peak_mib"].max()
+
+    def mib(value: float) -> str:
+        return "–" if math.isnan(value) else f"{value:,.0f}"
+
     table = pd.DataFrame(columns=["median s", "min–max s", "share", "peak MiB"], dtype=object)
     for part in parts:
         values = samples[part]
@@ -194,23 +178,34 @@ def summary(measured: pd.DataFrame) -> pd.DataFrame:
             f"{medians[part]:.3f}",
             spread,
             f"{medians[part] / total:.1%}",
-            f"{peaks[part]:,.0f}",
+            mib(peaks[part]),
         ]
     table.loc["sum of the parts"] = [f"{total:.3f}", "", "100.0%", ""]
     spread = f"{min(wholes):.3f}–{max(wholes):.3f}"
-    table.loc["whole step"] = [f"{statistics.median(wholes):.3f}", spread, "", f"{peaks.max():,.0f}"]
+    table.loc["whole step"] = [f"{statistics.median(wholes):.3f}", spread, "", mib(peaks.max())]
     table.index.name = "part"
     return table
 
 
-def machine(device: str, threads: int) -> str:
+def memory_said(device: Device, before: float) -> str:
+    """One sentence on what the column of the memory means."""
+    if math.isnan(before):
+        return "Peak MiB: not measured, this system does not tell the peak of a process."
+    memory = "memory of the process" if device == Device.cpu else "memory allocated by torch"
+    return (
+        f"Peak MiB: {memory} while the part is at work, networks and libraries included; "
+        f"{before:,.0f} MiB before the first measured step."
+    )
+
+
+def machine(device: Device, threads: int) -> str:
     """One line on what the measurement ran on."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         name = models[0].split(":", 1)[1].strip() if models else name
-    if device == "cuda":
+    if device == Device.cuda:
         name = f"{torch.cuda.get_device_name()}, {name}"
     return f"{name}, {threads} of {os.cpu_count()} CPU threads, torch {torch.__version__}"
 
@@ -223,19 +218,19 @@ def bench() -> None:
 @app.command()
 def step(
     opt: Annotated[str, typer.Option("-opt", "--opt", help="Option file of a training run.")],
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     repeat: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 7,
     warmup: Annotated[int, typer.Option(min=0, help="Steps before them that are not.")] = 2,
     batch: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[Device, typer.Option(help="What to measure on.")] = Device.cpu,
     force_yml: Annotated[
         list[str] | None, typer.Option("--force_yml", help="KEY:KEY=VALUE, as in training.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
 ) -> None:
     """Time and peak memory of a training step, part by part: random weights and images, no data needed."""
-    torch.set_num_threads(threads)
     options = prepare(opt, force_yml or (), device)
+    torch.set_num_threads(threads)
     size = options["datasets"]["train"]["gt_size"]
     scale = options.get("scale", 1)
     set_random_seed(options.get("manual_seed") or 0)
@@ -245,11 +240,9 @@ def step(
         "gt": torch.rand(batch, 3, size, size),
     }
     measured, before = measure(model, images, warmup=warmup, repeat=repeat)
-    memory = "memory of the process" if device == "cpu" else "memory allocated by torch"
     text = (
         f"One training step of {options['name']} (batch {batch}, {size}×{size} ground truth), {repeat} steps "
-        f"after {warmup} to warm up.\n{machine(device, threads)}.\nPeak MiB: {memory} while the part is at "
-        f"work, networks and libraries included; {before:,.0f} MiB before the first measured step.\n\n"
+        f"after {warmup} to warm up.\n{machine(device, threads)}.\n{memory_said(device, before)}\n\n"
         f"{as_markdown(summary(measured))}"
     )
     typer.echo(text)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -153,3 +155,48 @@ def test_command_prints_every_part_and_writes_the_table(file: Path, tmp_path: Pa
 def test_wrong_options_are_refused(file: Path):
     with pytest.raises(OptionError, match="ema_deca"):
         bench.prepare(file, ["train:ema_deca=0.5"])
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("datasets:train:gt_size=33", "gt_size: 33 is not a multiple of the scale 2"),
+        ("datasets:train:gt_size=-2", "gt_size: is a number of pixels, not -2"),
+        ("datasets:train:gt_size=~", "gt_size: is required"),
+        ("datasets:train=7", "gt_size: is required"),
+        ("scale=two", "scale: expected a"),
+        ("network_vqgan:ddconfig:ch_mult=[1,1,1,1]", "gt_size: 36 is no multiple of 8"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(file: Path, override: str, message: str):
+    with pytest.raises(OptionError, match=message):
+        bench.prepare(file, ["datasets:train:gt_size=36", override])
+
+
+def test_models_with_other_parts_are_refused():
+    small = Path(__file__).resolve().parents[2] / "options" / "train" / "VQGAN_f16_small.yml"
+    with pytest.raises(OptionError, match="KDModel and DCKDModel, not those of VQGANModel"):
+        bench.prepare(small)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_absent_gpu_is_said(file: Path):
+    with pytest.raises(OptionError, match="--device cuda: there is no GPU"):
+        bench.prepare(file, device=bench.Device.cuda)
+
+
+@pytest.mark.parametrize("wrong", [["--device", "tpu"], ["--threads", "0"]])
+def test_wrong_arguments_are_refused(file: Path, wrong: list[str]):
+    result = CliRunner().invoke(bench.app, ["step", "-opt", str(file), *wrong])
+    assert result.exit_code == 2, "a usage error; an OptionError would be 1 here"
+
+
+def test_memory_that_the_system_does_not_tell(tmp_path: Path):
+    memory = bench.Memory(torch.device("cpu"), tmp_path)
+    memory.start()
+    assert math.isnan(memory.peak())
+    measured = pd.DataFrame(
+        [(0, bench.STUDENT, 1.0, memory.peak())], columns=["step", "part", "seconds", "peak_mib"]
+    )
+    assert bench.summary(measured)["peak MiB"].tolist() == ["–", "", "–"]
+    assert "not measured" in bench.memory_said(bench.Device.cpu, memory.peak())
