@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import IO
 
@@ -41,7 +42,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Reads an image as 8-bit BGR or grey, (H, W, 3) or (H, W).
+    """Reads an image as 8-bit BGR or grey, (H, W, 3) or (H, W), upright (EXIF orientation applied).
 
     Raises:
         DataError: It cannot be read, is partly transparent, or has other than 8 bits per channel.
@@ -59,7 +60,30 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         if image[..., 3].min() < 255:
             raise DataError(f"{path} is partly transparent; flatten it first")
         image = image[..., :3]
-    return np.ascontiguousarray(image, np.uint8)
+    try:
+        with Image.open(io.BytesIO(content)) as header:
+            # OpenCV's reader of TIFF applies it whatever the flags
+            orientation = 1 if header.format == "TIFF" else _orientation(header)
+    except OSError:  # OpenCV could decode it: a format that Pillow does not know
+        orientation = 1
+    return np.ascontiguousarray(_upright(image, orientation), np.uint8)
+
+
+def _orientation(header: Image.Image) -> int:
+    # Pillow decodes a whole PNG to look for EXIF at its end, where no camera writes any.
+    has_exif = header.format != "PNG" or "exif" in header.info
+    return int(header.getexif().get(_EXIF_ORIENTATION, 1)) if has_exif else 1
+
+
+def _upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undoes an EXIF orientation, which cv2.IMREAD_UNCHANGED leaves alone."""
+    if orientation in _TRANSPOSED:
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image
 
 
 def image_size(image: str | Path | IO[bytes]) -> tuple[int, int]:
@@ -77,9 +101,7 @@ def image_size(image: str | Path | IO[bytes]) -> tuple[int, int]:
     """
     with Image.open(image) as header:
         width, height = header.size
-        # Pillow decodes a whole PNG to look for EXIF at its end, where no camera writes any.
-        has_exif = header.format != "PNG" or "exif" in header.info
-        turned = has_exif and header.getexif().get(_EXIF_ORIENTATION, 1) in _TRANSPOSED
+        turned = _orientation(header) in _TRANSPOSED
     return (width, height) if turned else (height, width)
 
 
