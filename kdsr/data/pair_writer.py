@@ -121,20 +121,24 @@ def replace_folder(new: Path, target: Path) -> None:
     os.replace(new, target)
 
 
-def check_names(photographs: Iterable[Photograph]) -> None:
+def check_names(photographs: Iterable[Photograph], lmdb: bool) -> None:
     """Refuses photographs whose results would overwrite each other, or be misread by BasicSR.
 
+    Args:
+        photographs: The sources.
+        lmdb: Whether LMDBs will be made; their keys are plain ASCII without dots and spaces.
+
     Raises:
-        DataError: Two photographs have the same name, or a name is not plain ASCII without dots and spaces.
+        DataError: Two photographs have the same name, or a name is no key.
     """
     seen: dict[str, Path] = {}
     for photograph in photographs:
         name, path = photograph.name, photograph.path
         if name in seen:
             raise DataError(f"{seen[name]} and {path} would both become {name}; rename one")
-        if not name.isascii() or any(character in ". \t\n" for character in name):
-            # BasicSR cuts LMDB keys at the first dot and the names of meta_info files at the first space
-            raise DataError(f"{path}: rename it; BasicSR needs ASCII names without dots and spaces")
+        if lmdb and (not name.isascii() or any(character in ". \t\n" for character in name)):
+            # BasicSR cuts LMDB keys at the first dot and writes one per line, as ASCII, before a space
+            raise DataError(f"{path}: rename it; BasicSR's LMDBs need ASCII names without dots and spaces")
         seen[name] = path
 
 
@@ -195,7 +199,7 @@ def write_pairs(
     """
     targets = [*folders.values(), *(lmdbs or {}).values()]
     check_apart([photograph.path for photograph in photographs], [out / target for target in targets])
-    check_names(photographs)
+    check_names(photographs, bool(lmdbs))
     for target in targets:
         if not force and (out / target).exists() and any((out / target).iterdir()):
             raise OptionError(f"{out / target} exists already; add --force to replace it")

@@ -319,10 +319,14 @@ def test_unfit_images_are_named(source: Path, tmp_path: Path, image: np.ndarray,
 
 
 @pytest.mark.parametrize("name", ["two.dots.png", "with space.png", "grün.png"])
-def test_names_that_basicsr_would_misread(source: Path, tmp_path: Path, name: str) -> None:
+def test_names_that_an_lmdb_cannot_hold(source: Path, tmp_path: Path, name: str) -> None:
     (source / "cat.png").rename(source / name)
     with pytest.raises(DataError, match="rename it"):
-        run("sr", source, tmp_path / "out")
+        run("sr", source, tmp_path / "out", "--lmdb")
+    run("sr", source, tmp_path / "out", "--scales", "2")  # folders can have such names
+    opt = paired(tmp_path / "out", "GT", "LR_x2", "val", 2)
+    assert check_dataset(opt, 2) == []
+    assert str(tmp_path / "out" / "GT" / name) in {item["gt_path"] for item in build_dataset(opt)}
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
