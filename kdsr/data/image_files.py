@@ -62,14 +62,18 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         image = image[..., :3]
     try:
         with Image.open(io.BytesIO(content)) as header:
-            # OpenCV's reader of TIFF applies it whatever the flags
-            orientation = 1 if header.format == "TIFF" else _orientation(header)
-    except OSError:  # OpenCV could decode it: a format that Pillow does not know
-        orientation = 1
+            orientation = _orientation(header)
+    except (OSError, Image.DecompressionBombError):
+        orientation = (
+            1  # OpenCV could decode it: a format that Pillow does not know, or a size it does not like
+        )
     return np.ascontiguousarray(_upright(image, orientation), np.uint8)
 
 
 def _orientation(header: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied."""
+    if header.format == "TIFF":
+        return 1  # OpenCV turns the pixels whatever the flags, Pillow states the size of the turned image
     # Pillow decodes a whole PNG to look for EXIF at its end, where no camera writes any.
     has_exif = header.format != "PNG" or "exif" in header.info
     return int(header.getexif().get(_EXIF_ORIENTATION, 1)) if has_exif else 1
@@ -98,6 +102,7 @@ def image_size(image: str | Path | IO[bytes]) -> tuple[int, int]:
 
     Raises:
         OSError: It cannot be read, or is no image (``PIL.UnidentifiedImageError`` is an OSError).
+        PIL.Image.DecompressionBombError: Its header states more pixels than Pillow takes for sound.
     """
     with Image.open(image) as header:
         width, height = header.size
