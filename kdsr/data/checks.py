@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.utils import scandir
+from PIL import Image
 
 from kdsr.data.image_files import image_size, list_images, sizes_match
 from kdsr.runtime.errors import DataError
@@ -36,6 +37,16 @@ def _quote(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def _read_lines(path: str | Path, key: str, problems: list[str]) -> list[str] | None:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        problems.append(f"{key}: cannot read {path}: {error.strerror or error}")
+    except UnicodeDecodeError:
+        problems.append(f"{key}: cannot read {path}: not UTF-8 text")
+    return None
+
+
 def _open_lmdb(key: str, root: str, problems: list[str]) -> _Images | None:
     if not root.endswith(".lmdb"):
         problems.append(f"{key}: {root} must end in .lmdb for io_backend.type: lmdb")
@@ -47,7 +58,9 @@ def _open_lmdb(key: str, root: str, problems: list[str]) -> _Images | None:
     if absent:
         problems.append(f"{key}: the LMDB {root} has no {' and no '.join(absent)}; make it anew")
         return None
-    lines = Path(root, "meta_info.txt").read_text(encoding="utf-8").splitlines()
+    lines = _read_lines(Path(root, "meta_info.txt"), key, problems)
+    if lines is None:
+        return None
     sizes: dict[str, Size | None] = {}
     for line in filter(None, lines):
         shape = _SHAPE.search(line)
@@ -95,12 +108,25 @@ def _listed(opt: Mapping[str, Any], problems: list[str]) -> list[str] | None:
     listing = opt.get("meta_info_file")
     if not isinstance(listing, str) or (opt.get("io_backend") or {}).get("type") == "lmdb":
         return None
-    try:
-        lines = Path(listing).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        problems.append(f"meta_info_file: cannot read {listing}: {error.strerror or error}")
+    lines = _read_lines(listing, "meta_info_file", problems)
+    if lines is None:
         return None
-    return [line.split(" ")[0] for line in lines if line.strip()]
+    names = [line.split(" ")[0] for line in lines if line.strip()]
+    if not names:
+        problems.append(f"meta_info_file: {listing} names no image")
+    return names
+
+
+def _template_fits(template: Any, problems: list[str]) -> bool:
+    try:
+        fits = isinstance(template, str) and bool(template.format("name"))
+    except (AttributeError, IndexError, KeyError, ValueError):  # what str.format raises
+        fits = False
+    if not fits:
+        problems.append(
+            f"filename_tmpl: {template!r} must be like '{{}}x2': {{}} becomes the name of the GT image"
+        )
+    return fits
 
 
 def _pairs(opt: Mapping[str, Any], gt: _Images, lq: _Images, problems: list[str]) -> list[tuple[str, str]]:
@@ -111,6 +137,8 @@ def _pairs(opt: Mapping[str, Any], gt: _Images, lq: _Images, problems: list[str]
     else:
         listed = _listed(opt, problems)
         template = opt.get("filename_tmpl", "{}")
+        if not _template_fits(template, problems):
+            return []
         names = gt.names if listed is None else listed
         parts = {name: os.path.splitext(os.path.basename(name)) for name in names}
         partners = {name: f"{template.format(stem)}{ending}" for name, (stem, ending) in parts.items()}
@@ -139,7 +167,12 @@ def _sizes(images: _Images, key: str, names: Sequence[str], problems: list[str])
     for name in names:
         try:
             sizes.append(images.size(name))
-        except (OSError, SyntaxError, ValueError):  # what Pillow raises for a broken header
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+        ):  # Pillow's for a broken header
             unreadable.append(images.shown(name))
             sizes.append(None)
     if unreadable:
@@ -240,5 +273,8 @@ def check_dataset(opt: Mapping[str, Any], scale: int, phase: str | None = None) 
     elif kind == "ImageFolderDataset":
         if training and opt.get("gt_size") is None:
             problems.append("gt_size: is required in training")
+        multiple = opt.get("multiple_of", 1)
+        if not isinstance(multiple, int) or multiple < 1:
+            problems.append(f"multiple_of: {multiple} must be a whole number from 1 on")
         _check_single(opt, "dataroot_gt", training, True, problems)
     return problems

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 from torch.utils.data import Dataset
 
 from kdsr.data.image_files import image_size, sizes_match
@@ -170,7 +171,7 @@ def _size_problem(dataset: Any, index: int) -> str | None:
         content = _bytes(dataset, path, role)
         try:
             sizes[role] = image_size(io.BytesIO(content or b""))
-        except OSError:  # OpenCV could decode it: a format that Pillow does not know
+        except (OSError, Image.DecompressionBombError):  # OpenCV could decode it, only Pillow cannot
             return None
     return _mismatch(dataset, files, sizes)
 

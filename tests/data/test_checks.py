@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,42 @@ def test_filename_template(opt: dict[str, Any], tmp_path: Path) -> None:
         file.rename(file.with_stem(f"{file.stem}x2"))
     assert "has no a.png, b.png, c.png" in only(check_dataset(opt, 2, "train"))
     assert check_dataset(opt | {"filename_tmpl": "{}x2"}, 2, "train") == []
+
+
+@pytest.mark.parametrize("template", ["{}{}", "{name}", "{", "{0.absent}", "", None])
+def test_unfit_filename_template(opt: dict[str, Any], template: Any) -> None:
+    problem = only(check_dataset(opt | {"filename_tmpl": template}, 2, "train"))
+    assert problem.startswith(f"filename_tmpl: {template!r} must be like")
+
+
+def test_lists_that_say_nothing(opt: dict[str, Any], tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text("\n")
+    made = opt | {"meta_info_file": str(listing)}
+    assert only(check_dataset(made, 2, "train")) == f"meta_info_file: {listing} names no image"
+    listing.write_bytes("grün.png".encode("latin-1"))
+    assert only(check_dataset(made, 2, "train")) == f"meta_info_file: cannot read {listing}: not UTF-8 text"
+    made = to_lmdb(opt)
+    (Path(made["dataroot_lq"]) / "meta_info.txt").write_bytes(b"\xff.png (10,12,3) 1\n")
+    problem = only(check_dataset(made, 2, "train"))
+    assert problem.startswith("dataroot_lq: cannot read") and problem.endswith("not UTF-8 text")
+
+
+def test_header_that_states_too_many_pixels(opt: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "LQ" / "a.png"
+    content = bytearray(file.read_bytes())
+    content[16:24] = struct.pack(">II", 60000, 60000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    file.write_bytes(content)
+    assert only(check_dataset(opt, 2, "val")) == f"dataroot_lq: cannot read image {file}"
+
+
+@pytest.mark.parametrize("multiple", [0, -4])
+def test_multiple_of(tmp_path: Path, multiple: int) -> None:
+    write(tmp_path / "GT", {"a": (20, 24)})
+    folder = {"type": "ImageFolderDataset", "dataroot_gt": str(tmp_path / "GT"), "multiple_of": multiple}
+    assert only(check_dataset(folder, 1, "val")).startswith(f"multiple_of: {multiple} must be")
+    assert check_dataset(folder | {"multiple_of": 4}, 1, "val") == []
 
 
 def test_meta_info_file(opt: dict[str, Any], tmp_path: Path) -> None:
