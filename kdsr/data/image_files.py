@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -79,7 +79,7 @@ def _orientation(header: Image.Image) -> int:
     return int(header.getexif().get(_EXIF_ORIENTATION, 1)) if has_exif else 1
 
 
-def _upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
     """Undoes an EXIF orientation, which cv2.IMREAD_UNCHANGED leaves alone."""
     if orientation in _TRANSPOSED:
         image = image.swapaxes(0, 1)
