@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 .PHONY: help demo test test-slow test-all lint format venv clean
 
 help:
-	@echo "make demo      sample photographs, a student distilled by DCKD, a table and a picture (about 10 minutes)"
+	@echo "make demo      sample photographs, a student distilled by DCKD, a table and a picture (about 5 minutes)"
 	@echo "make test      the tests, without the slow ones;  make test-all: all of them"
 	@echo "make lint      ruff and mypy;  make format: ruff's formatter"
 	@echo "make venv      only the virtual environment;  make clean: removes it, the sample data and caches"

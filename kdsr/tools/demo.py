@@ -239,7 +239,7 @@ def demo(
     iters: Annotated[int | None, typer.Option(min=1, help="Iterations of each training.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
 ) -> None:
-    """Distil a small student by DCKD on sample photographs and compare: about ten minutes on two CPU cores."""
+    """Distil a small student by DCKD on sample photographs and compare: about five minutes on two CPU cores."""
     if threads is not None:
         torch.set_num_threads(threads)
     run_demo(out, iters, lambda line: typer.echo(line))
