@@ -231,11 +231,22 @@ def test_command(
         pytest.fail(f"no test runs this command: {command}")
 
 
+def make_sample_of(photos: Path) -> None:
+    """The layout of ``kdsr data sample``, which a reader of these commands has from the demo."""
+    for part in ("train", "val"):
+        folder = Path("datasets/sample", part)
+        folder.mkdir(parents=True)
+        for name in ("GT", "LR_x4"):
+            (folder / name).symlink_to(photos / name)
+
+
 def check_run(
     words: list[str], shown: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A training or a test; one below which an error is shown must end with that error."""
     file, overrides = option_words(words)
+    if "demo_" in file:
+        make_sample_of(Path("datasets/my_images").resolve().parent)
     wrong = "kdsr: error" in shown
     options = load(file, [] if wrong else overrides)
     small = list(reductions(options))
