@@ -25,6 +25,7 @@ from kdsr.pipeline import options
 from kdsr.pipeline.option_names import registered
 from kdsr.pipeline.preflight import check_checkpoints, refuse_own_files, rehearse
 from kdsr.pipeline.progress import Batches, Progress, ProgressMessageLogger, TickingPrefetcher
+from kdsr.runtime.distributed import leave_distributed
 from kdsr.runtime.errors import CheckpointError, OptionError
 
 _FOLDERS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
@@ -51,8 +52,9 @@ class Session:
         forget_logger()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         self.progress.close()
+        leave_distributed(orderly=error is None)
 
     # ------------------------------------------------------------------------------ before anything is written
 

@@ -68,6 +68,18 @@ def init_distributed(launcher: str, dist_params: dict[str, Any] | None = None) -
     dist.init_process_group(backend)
 
 
+def leave_distributed(orderly: bool) -> None:
+    """Ends the process group; a process that exits with one open may be aborted by its threads.
+
+    Args:
+        orderly: Whether all ranks come here, so that they can wait for each other; after an error they may not.
+    """
+    if dist.is_available() and dist.is_initialized():
+        if orderly:
+            dist.barrier()
+        dist.destroy_process_group()
+
+
 def wrap_ddp(net: nn.Module, device: torch.device, find_unused_parameters: bool = False) -> nn.Module:
     """Wraps a network in DistributedDataParallel, on a GPU or on the CPU; without a process group it stays bare."""
     if not (dist.is_available() and dist.is_initialized()):
