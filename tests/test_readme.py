@@ -30,6 +30,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from kdsr import cli
 from kdsr.pipeline.options import load
+from small_networks import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -41,17 +42,6 @@ EXCEPTED = {
     r"srun ": "needs a cluster",
 }
 SLOW = r"torchrun |make demo|kdsr demo"
-SMALL: dict[str, dict[str, Any]] = {
-    "SwinIR": {"depths": [2], "num_heads": [2], "embed_dim": 8},
-    "RCAN": {"num_feat": 16, "num_group": 1, "num_block": 1},
-    "EDSR": {"num_feat": 8, "num_block": 1},
-    "MSRResNet": {"num_feat": 8, "num_block": 1},
-    "SmallNet": {"num_feat": 8, "num_block": 1},
-    "RLFN": {"feature_channels": 8, "num_blocks": 1, "esa_channels": 4},
-    "VQGAN": {"embed_dim": 8, "n_embed": 16, "ddconfig:ch": 32, "ddconfig:ch_mult": [1, 1, 1, 1, 1],
-              "ddconfig:num_res_blocks": 1, "ddconfig:z_channels": 8, "ddconfig:attn_resolutions": []},
-    "PatchDiscriminator": {"num_feat": 8},
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

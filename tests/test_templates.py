@@ -16,21 +16,13 @@ from kdsr import test as test_entry
 from kdsr import train as train_entry
 from kdsr.pipeline.option_check import check
 from kdsr.pipeline.option_files import load
+from small_networks import SMALL
 
 ROOT = Path(__file__).resolve().parents[1] / "options"
 TRAIN = sorted((ROOT / "train").glob("*.yml"))
 TEST = sorted((ROOT / "test").glob("*.yml"))
 
-# parameter -> reduced value, by network; the teacher (and any other) is a little wider than the student
-SMALL: dict[str, dict[str, Any]] = {
-    "SwinIR": {"depths": [2], "num_heads": [2], "embed_dim": 8},
-    "RCAN": {"num_feat": 16, "num_group": 1, "num_block": 1},
-    "EDSR": {"num_feat": 8, "num_block": 1},
-    "RLFN": {"feature_channels": 8, "num_blocks": 1, "esa_channels": 4},
-    "VQGAN": {"embed_dim": 8, "n_embed": 16, "ddconfig:ch": 32, "ddconfig:ch_mult": [1, 1, 1, 1, 1],
-              "ddconfig:num_res_blocks": 1, "ddconfig:z_channels": 8, "ddconfig:attn_resolutions": []},
-    "PatchDiscriminator": {"num_feat": 8},
-}  # fmt: skip
+# the teacher (and any other network) is a little wider than the student
 WIDER = {
     "SwinIR": {"embed_dim": 12},
     "RCAN": {"num_block": 2},

@@ -54,7 +54,7 @@ TRAIN_SEAM: _Table = {
     ),
     "MessageLogger": (
         lambda session: session.make_message_logger,
-        "writes through a progress line",
+        'counts one iteration too few to go (an ETA of "-1 day"), writes through a progress line',
     ),
 }
 
@@ -84,13 +84,13 @@ def train(root_path: str, argv: list[str] | None = None) -> None:
         root_path: Folder under which ``experiments/`` lies.
         argv: Command line without the program's name; ``sys.argv`` when None.
     """
-    session = Session(argv, is_train=True)
+    session = Session(argv)
     with _replaced(basicsr.train, TRAIN_SEAM, session), session:
         basicsr.train.train_pipeline(root_path)
 
 
 def test(root_path: str, argv: list[str] | None = None) -> None:
     """Runs ``basicsr.test.test_pipeline`` with the defects of ``TEST_SEAM`` cured; arguments as for ``train``."""
-    session = Session(argv, is_train=False)
+    session = Session(argv)
     with _replaced(basicsr.test, TEST_SEAM, session), session:
         basicsr.test.test_pipeline(root_path)

@@ -36,12 +36,10 @@ class Session:
 
     Args:
         argv: Command line without the program's name; ``sys.argv`` when None.
-        is_train: Training, or testing.
     """
 
-    def __init__(self, argv: list[str] | None, is_train: bool) -> None:
+    def __init__(self, argv: list[str] | None) -> None:
         self.argv = argv
-        self.is_train = is_train
         self.datasets: dict[str, Any] = {}
         self.args: argparse.Namespace
         self.resume_state: dict[str, Any] | None = None
