@@ -7,7 +7,6 @@ Lightning need not be installed. Any other name in a file is refused.
 
 from __future__ import annotations
 
-import os
 import pickletools
 import zipfile
 from collections import OrderedDict
@@ -19,7 +18,8 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
-from kdsr.runtime.errors import CheckpointError, TrainingError
+from kdsr.runtime.errors import CheckpointError
+from kdsr.runtime.files import write_whole
 
 SHOWN = 5  # differing parameters, or keys, that a message lists
 
@@ -255,31 +255,7 @@ def save_file(obj: Any, path: str | Path) -> None:
     Raises:
         TrainingError: It cannot be written (disk full, no permission).
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                torch.save(obj, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        raise TrainingError(f"{path}: cannot be written ({error}); the earlier file is untouched") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    # The new name itself must reach the disk too; Windows opens no folders, replace is enough there.
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    write_whole(path, lambda file: torch.save(obj, file))
 
 
 def _shape(tensor: Tensor) -> str:

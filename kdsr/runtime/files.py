@@ -1,0 +1,55 @@
+"""Files that are whole or absent, also when the process is killed while it writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from kdsr.runtime.errors import TrainingError
+
+
+def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file of which only the whole new version or the one before is ever seen.
+
+    A temporary file in the same folder is written, flushed to the disk and renamed.
+
+    Args:
+        path: The file; its folder is made.
+        write: Gets the open temporary file.
+
+    Raises:
+        TrainingError: It cannot be written (disk full, no permission); what was there before is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
+        raise TrainingError(f"{path}: cannot be written ({error}); the earlier file is untouched") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    # The new name itself must reach the disk too; Windows opens no folders, replace is enough there.
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sweep_temporaries(folder: str | Path) -> None:
+    """Removes what killed writers of ``write_whole`` left in a folder. No writer may be at work in it."""
+    for left in Path(folder).glob(".*.tmp"):
+        left.unlink(missing_ok=True)
