@@ -33,6 +33,7 @@ from kdsr.pipeline.option_names import (
     registered,
 )
 from kdsr.runtime.precision import Precision
+from kdsr.runtime.stopping import signal_problems
 
 _SCHEDULERS = {
     "MultiStepLR": MultiStepRestartLR,
@@ -76,6 +77,7 @@ def check(opt: dict[str, Any], is_train: bool) -> list[str]:
             check_table(opt[section], table, section, problems)
     if keys.ours and isinstance(opt.get("precision"), dict):
         check_table(opt["precision"], Precision.KEYS, "precision", problems)
+    problems += [f"stop_signals{problem}" for problem in signal_problems(opt.get("stop_signals"))]
     _check_limits(opt, problems)
     check_datasets(opt, is_train, problems)
     check_geometry(opt, is_train, problems)

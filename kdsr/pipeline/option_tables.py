@@ -24,6 +24,7 @@ TOP: dict[str, Any] = {
     "val": (dict, NONE),
     "logger": (dict, NONE),
     "dist_params": (dict, NONE),
+    "stop_signals": list,
     # BasicSR's older test files state these at the top, where nothing reads them
     "crop_border": (int, NONE),
     "save_img": bool,

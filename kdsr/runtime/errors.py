@@ -15,6 +15,7 @@ class KdsrError(Exception):
     """
 
     exit_code = 1
+    label = "kdsr: error"
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -47,6 +48,16 @@ class TrainingError(KdsrError):
     """A run cannot go on."""
 
 
+class Stopped(KdsrError):
+    """A run was asked to stop and did, with its state saved; the same command goes on from there.
+
+    The exit code is sysexits' EX_TEMPFAIL: what started the run may start it again.
+    """
+
+    exit_code = 75
+    label = "kdsr"
+
+
 def _system_problem(error: OSError) -> str:
     """Names the file and the system's reason; an error that carries neither speaks for itself."""
     # DataLoader raises a worker's error again with the worker's traceback as its message.
@@ -59,16 +70,19 @@ def _system_problem(error: OSError) -> str:
 def reported(run: Callable[[], None]) -> int:
     """Runs ``run``; an error that a user can mend is printed without its traceback.
 
-    These are kdsr's own, the system's (a full disk, no permission, a file where a folder belongs) and a worker
-    process that was ended from outside.
+    These are kdsr's own, the system's (a full disk, no permission, a file where a folder belongs), a worker
+    process that was ended from outside and an interrupt (Ctrl-C).
 
     Returns:
-        The exit code: 0, or the error's.
+        The exit code: 0, or the error's; 130 after an interrupt.
     """
+    label = KdsrError.label
     try:
         run()
     except KdsrError as error:
-        problems, exit_code = error.problems, error.exit_code
+        problems, exit_code, label = error.problems, error.exit_code, error.label
+    except KeyboardInterrupt:
+        problems, exit_code, label = ["interrupted"], 130, Stopped.label
     except OSError as error:
         problems, exit_code = [_system_problem(error)], 1
     except BrokenProcessPool:
@@ -79,5 +93,5 @@ def reported(run: Callable[[], None]) -> int:
     else:
         return 0
     for problem in problems:
-        print(f"kdsr: error: {problem}", file=sys.stderr, flush=True)
+        print(f"{label}: {problem}", file=sys.stderr, flush=True)
     return exit_code

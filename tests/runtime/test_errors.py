@@ -14,7 +14,7 @@ import skimage.data
 import typer
 from torch.utils.data import DataLoader, Dataset
 
-from kdsr.runtime.errors import DataError, OptionError, reported
+from kdsr.runtime.errors import DataError, OptionError, Stopped, reported
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -46,6 +46,12 @@ def test_own_errors_have_their_exit_codes(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == "".join(f"kdsr: error: {word}\n" for word in ("one", "two", "three"))
 
 
+def test_a_stop_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reported(lambda: _raises(Stopped("stopped by SIGTERM"))) == 75
+    assert reported(lambda: _raises(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "kdsr: stopped by SIGTERM\nkdsr: interrupted\n"
+
+
 def test_system_errors_name_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert reported((tmp_path / "file" / "folder").mkdir) == 1
@@ -73,9 +79,7 @@ def test_a_lost_worker_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert "worker process" in line
 
 
-@pytest.mark.parametrize(
-    "error", [typer.Exit(3), typer.Abort(), SystemExit(3), KeyboardInterrupt(), KeyError("x")]
-)
+@pytest.mark.parametrize("error", [typer.Exit(3), typer.Abort(), SystemExit(3), KeyError("x")])
 def test_others_pass(error: BaseException) -> None:
     with pytest.raises(type(error)):
         reported(lambda: _raises(error))

@@ -1,0 +1,133 @@
+"""Stop requests: a signal ends a run after its running iteration, on all ranks at the same one.
+
+A handler only notes the signal. The loop asks :meth:`StopRequest.agreed` after each iteration, saves and stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from kdsr.runtime.errors import Stopped
+
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+# What schedulers and people send to end a process in order. SIGKILL and SIGSTOP cannot be handled; the others
+# report defects (SIGSEGV), or Python and torch need them for themselves (SIGCHLD).
+_POSSIBLE = (*STOP_SIGNALS, "SIGHUP", "SIGQUIT", "SIGXCPU")
+
+
+def signal_problems(names: Any) -> list[str]:
+    """What is wrong with the option ``stop_signals``; each problem begins after the option's name.
+
+    Args:
+        names: The option's value; what is not a list is the type check's business.
+    """
+    problems = []
+    for index, name in enumerate(names if isinstance(names, list) else []):
+        if name not in _POSSIBLE:
+            near = difflib.get_close_matches(str(name).upper(), _POSSIBLE, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"possible are {', '.join(_POSSIBLE)}"
+            problems.append(f".{index}: {name!r} is no signal that can stop a run in order; {advice}")
+    return problems
+
+
+class StopRequest:
+    """Handles stop signals while the ``with`` block lasts; the earlier handlers are put back at its end.
+
+    Until ``training`` is set there is nothing to save: a signal raises :class:`Stopped` at once, SIGINT
+    ``KeyboardInterrupt``. From then on the first signal is noted in ``requested`` and said on stderr, and only a
+    second SIGINT raises ``KeyboardInterrupt``.
+
+    Outside the main thread, where Python allows no handlers, nothing is handled.
+
+    Args:
+        signals: Names of signals, the same on all ranks.
+    """
+
+    def __init__(self, signals: Sequence[str] = STOP_SIGNALS) -> None:
+        self.signals = tuple(signals)
+        self.training = False
+        self.requested: str | None = None
+        self._interrupts = 0
+        self._previous: dict[int, Any] = {}
+        self._group: dist.ProcessGroup | None = None
+        self._pid = os.getpid()
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for name in self.signals:
+                number = signal.Signals[name]
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            # None: a handler that was not set from Python, which cannot be put back
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A loading worker between its fork and its spare_worker.
+            return spare_worker()
+        name = signal.Signals(number).name
+        self._interrupts += name == "SIGINT"
+        first, self.requested = self.requested is None, self.requested or name
+        if self._interrupts > 1 or (name == "SIGINT" and not self.training):
+            raise KeyboardInterrupt
+        if not self.training:
+            # Should a destructor swallow it, requested still ends the run after its first iteration.
+            raise Stopped(f"stopped by {name} before the first iteration; there was nothing to save yet")
+        if first:
+            again = "; a second SIGINT (Ctrl-C) stops at once" if "SIGINT" in self.signals else ""
+            _say(f"kdsr: {name}: finishing the iteration and saving the state{again}")
+
+    def agreed(self) -> str | None:
+        """Whether to stop: the name of the signal when any rank was asked, the same on all ranks.
+
+        Collective: every rank calls it the same number of times. It costs one message between the hosts and
+        nothing on a GPU.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return self.requested
+        if self._group is None and dist.get_backend() != "gloo":
+            self._group = dist.new_group(backend="gloo")
+        # One reading, for a signal may come in between.
+        requested = self.requested
+        asked = torch.tensor([self.signals.index(requested) + 1 if requested else 0])
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
+        # On the host, where a value costs no wait for a GPU.
+        return self.signals[int(asked) - 1] if int(asked) else None
+
+
+def spare_worker(worker_id: int = 0) -> None:
+    """Lets a loading worker outlive a signal to the whole process group: the main process still needs its batches.
+
+    SIGINT, SIGUSR1 and SIGUSR2 are ignored, and the first SIGTERM; a second SIGTERM ends the worker. Made for
+    ``DataLoader``'s ``worker_init_fn``.
+
+    Args:
+        worker_id: Not used; ``worker_init_fn`` is given it.
+    """
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        signal.signal(signal.Signals[name], signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_next_time)
+
+
+def _end_next_time(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _say(line: str) -> None:
+    # Not print: the handler may have interrupted a print, and a buffered stream cannot be entered twice.
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
