@@ -1,0 +1,205 @@
+"""Lives of a training: real processes, started, killed and started again, and what they leave compared bit by bit.
+
+Importing kdsr takes seconds, so lives are forked from a server that has imported it and done nothing else. A life is
+an ordinary process all the same: it calls ``kdsr.train.main`` in its own folder, its loader workers are forked from
+it, and SIGKILL takes it as it takes any other.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+START, STEP, SAVE, VALIDATION, END = range(5)
+PHASES = ("before the first step", "in a step", "in the save", "in validation", "after the last step")
+POLL = 0.0003  # seconds between two looks at a life
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["kdsr.train", "kdsr.pipeline.seam"])
+
+
+class Life:
+    """One process that trains in ``folder``; what it prints goes to ``folder/life.log``.
+
+    Args:
+        folder: Its working directory.
+        argv: Arguments of ``kdsr/train.py``.
+    """
+
+    def __init__(self, folder: Path, argv: list[str]) -> None:
+        self.log = folder / "life.log"
+        self._seen = _context.RawArray("q", 2)  # phase, iteration
+        self.process = _context.Process(target=_live, args=(str(folder), argv, str(self.log), self._seen))
+        self.process.start()
+        self.started = time.monotonic()
+
+    @property
+    def phase(self) -> int:
+        return self._seen[0]
+
+    @property
+    def iteration(self) -> int:
+        """The iteration that is running; 0 before the loop begins."""
+        return self._seen[1]
+
+    @property
+    def age(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def wait_until(self, condition: Callable[[Life], bool], limit: float = 120) -> bool:
+        """Waits for a moment of the life; False when it ended without it."""
+        deadline = time.monotonic() + limit
+        while not condition(self):
+            if not self.process.is_alive():
+                return False
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(f"waited {limit} s for a moment that did not come; see {self.log}")
+            time.sleep(POLL)
+        return True
+
+    def kill(self) -> bool:
+        """SIGKILL to the process, then to its workers; whether the process was alive."""
+        pid = self.process.pid
+        assert pid is not None
+        hit = self.process.is_alive()
+        if hit:
+            os.kill(pid, signal.SIGKILL)
+        self.process.join()
+        self._end_workers()
+        return hit and self.process.exitcode == -signal.SIGKILL
+
+    def finish(self, limit: float = 240) -> int:
+        """Waits for the end and gives the exit code."""
+        self.process.join(limit)
+        if self.process.is_alive():
+            self.kill()
+            raise TimeoutError(f"still running after {limit} s; see {self.log}")
+        self._end_workers()
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    def _end_workers(self) -> None:
+        try:
+            os.killpg(self.process.pid or 0, signal.SIGKILL)  # its own group: see _live
+        except ProcessLookupError:
+            pass
+
+
+def _live(folder: str, argv: list[str], log: str, seen: Any) -> None:
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  as a process of its own would have them
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    multiprocessing.set_start_method("fork", force=True)  # the default, which loaders take
+    torch.set_num_threads(1)
+    from kdsr import train
+
+    _watch(seen)
+    sys.exit(train.main(argv))
+
+
+def _watch(seen: Any) -> None:
+    """Lets the loop's calls leave a mark of where they are; they do what they did."""
+    from kdsr.models.base_model import RestorationModel
+    from kdsr.models.measured_model import MeasuredModel
+    from kdsr.models.stateful_model import StatefulModel
+    from kdsr.pipeline.progress import ProgressMessageLogger
+
+    started = ProgressMessageLogger.__init__
+    feed = RestorationModel.feed_data
+    running = []
+
+    def start(self: Any, *arguments: Any) -> None:
+        started(self, *arguments)
+        running.append(True)
+
+    def step(self: Any, data: Any) -> None:
+        if running:  # not the rehearsal
+            seen[0], seen[1] = STEP, self.iteration + 1
+        feed(self, data)
+
+    def within(phase: int, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any, **named: Any) -> Any:
+            before = seen[0]
+            seen[0] = phase
+            try:
+                return call(*arguments, **named)
+            finally:
+                seen[0] = before
+
+        return watched
+
+    ProgressMessageLogger.__init__ = start  # type: ignore[method-assign]
+    RestorationModel.feed_data = step  # type: ignore[method-assign]
+    StatefulModel.save = within(SAVE, StatefulModel.save)  # type: ignore[method-assign]
+    MeasuredModel.validation = within(VALIDATION, MeasuredModel.validation)  # type: ignore[method-assign]
+
+
+def train(folder: Path, argv: list[str]) -> int:
+    """A whole life, from its start to its own end; gives the exit code."""
+    return Life(folder, argv).finish()
+
+
+def newest(run: Path) -> int:
+    """Iteration of the newest state of a run's folder; 0 without one."""
+    return max((int(path.stem) for path in run.glob("training_states/*.state")), default=0)
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two finished runs: the last state, the students' files, ``metrics.csv``.
+
+    Tensors are compared bit by bit, everything else of a state by value, ``metrics.csv`` byte by byte.
+    """
+    found = []
+    last = newest(one), newest(other)
+    if last[0] != last[1]:
+        return [f"the last states are {last[0]} and {last[1]}"]
+    pairs = [f"training_states/{last[0]}.state", "models/net_g_latest.pth"]
+    names = [{path.name for path in run.glob("models/net_g_*.pth")} for run in (one, other)]
+    pairs += [f"models/{name}" for name in sorted(names[0] & names[1])]
+    for file in dict.fromkeys(pairs):
+        contents = [torch.load(run / file, weights_only=True) for run in (one, other)]
+        found += [f"{file}: {difference}" for difference in _unlike(*contents, "")]
+    if (one / "metrics.csv").read_bytes() != (other / "metrics.csv").read_bytes():
+        found.append("metrics.csv")
+    return found
+
+
+def _unlike(one: Any, other: Any, place: str) -> Iterator[str]:
+    if type(one) is not type(other):
+        yield f"{place}: {type(one).__name__} and {type(other).__name__}"
+    elif isinstance(one, Tensor):
+        alike = one.dtype == other.dtype and one.shape == other.shape
+        if not alike or not np.array_equal(_bits(one), _bits(other)):
+            yield f"{place}: other bits"
+    elif isinstance(one, dict):
+        if list(one) != list(other):
+            yield f"{place}: keys {list(one)} and {list(other)}"
+        for key in one.keys() & other.keys():
+            yield from _unlike(one[key], other[key], f"{place}.{key}" if place else str(key))
+    elif isinstance(one, list | tuple):
+        if len(one) != len(other):
+            yield f"{place}: {len(one)} and {len(other)} entries"
+        for index, (first, second) in enumerate(zip(one, other, strict=False)):
+            yield from _unlike(first, second, f"{place}.{index}")
+    elif one != other and not (one != one and other != other):
+        yield f"{place}: {one!r} and {other!r}"
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    return np.frombuffer(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), np.uint8)
