@@ -48,15 +48,25 @@ class PositionSampler(Sampler[tuple[int, int]]):
         order = torch.randperm(self.total_size, generator=generator)
         epoch = self.epoch
         done = self.resume_after if epoch == self.resume_epoch else 0
-        for position in order[self.rank :: self.num_replicas][done : self.num_samples].tolist():
+        left = order[done:]
+        share = left[self.rank :: self.num_replicas][: len(left) // self.num_replicas]
+        for position in share.tolist():
             yield epoch, position
 
     def __len__(self) -> int:
         return self.num_samples
 
-    def resume(self, epoch: int, done: int) -> None:
-        """Goes on in the middle of an epoch: leaves out the first ``done`` positions that this rank has had of it."""
-        self.resume_epoch, self.resume_after = epoch, done
+    def resume(self, epoch: int, samples: int) -> None:
+        """Goes on in the middle of an epoch: leaves out its first ``samples`` positions, those of all ranks together.
+
+        So the number of ranks may have changed since: what is left is shared among those there are now.
+        """
+        self.resume_epoch, self.resume_after = epoch, samples
+
+    def batches(self, epoch: int, batch_size: int) -> int:
+        """Whole batches of ``batch_size`` that each rank gets in an epoch."""
+        done = self.resume_after if epoch == self.resume_epoch else 0
+        return max(self.total_size - done, 0) // self.num_replicas // batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the permutation of the next iteration over the sampler."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
 from kdsr.runtime.distributed import gather_lists
+from kdsr.runtime.errors import DataError
+from kdsr.runtime.files import write_whole
 
 CSV_HEADER = ("iteration", "network", "set", "image", "metric", "value")
 
@@ -99,27 +102,48 @@ def evaluate(
 
     Returns:
         One result per image, in the order of the data set.
+
+    Raises:
+        DataError: An image cannot be read; on every rank.
     """
-    results = []
-    for index, data in _rank_share(dataloader, rank, world_size):
-        name = Path(data["lq_path"][0]).stem
-        with torch.no_grad():
-            output = restore(data["lq"].to(device))
-        image: np.ndarray = tensor2img([output.float().cpu()])
-        if save_to is not None:
-            imwrite(image, str(save_to(name)))
-        values = {}
-        if metrics and "gt" in data:
-            pair = {"img": image, "img2": tensor2img([data["gt"]])}
-            values = {key: float(calculate_metric(pair, opt)) for key, opt in metrics.items()}
-        elif metrics:
-            values = {
-                key: float(calculate_metric({"img": image}, opt))
-                for key, opt in metrics.items()
-                if not needs_reference(opt)
-            }
-        results.append(ImageResult(index, name, values))
+    results: list[ImageResult] = []
+    problems: list[str] = []
+    try:
+        for index, data in _rank_share(dataloader, rank, world_size):
+            results.append(_evaluate_one(restore, index, data, metrics, device, save_to))
+    except DataError as error:
+        problems = error.problems
+    problems = gather_lists(problems)
+    if problems:  # on every rank: none must wait for one that is gone
+        raise DataError(problems)
     return sorted(gather_lists(results), key=lambda result: result.index)
+
+
+def _evaluate_one(
+    restore: Callable[[Tensor], Tensor],
+    index: int,
+    data: dict[str, Any],
+    metrics: dict[str, dict[str, Any]] | None,
+    device: torch.device,
+    save_to: Callable[[str], Path] | None,
+) -> ImageResult:
+    name = Path(data["lq_path"][0]).stem
+    with torch.no_grad():
+        output = restore(data["lq"].to(device))
+    image: np.ndarray = tensor2img([output.float().cpu()])
+    if save_to is not None:
+        imwrite(image, str(save_to(name)))
+    values = {}
+    if metrics and "gt" in data:
+        pair = {"img": image, "img2": tensor2img([data["gt"]])}
+        values = {key: float(calculate_metric(pair, opt)) for key, opt in metrics.items()}
+    elif metrics:
+        values = {
+            key: float(calculate_metric({"img": image}, opt))
+            for key, opt in metrics.items()
+            if not needs_reference(opt)
+        }
+    return ImageResult(index, name, values)
 
 
 def mean_values(results: list[ImageResult]) -> dict[str, float]:
@@ -129,38 +153,77 @@ def mean_values(results: list[ImageResult]) -> dict[str, float]:
     return {key: float(np.mean([result.values[key] for result in results])) for key in results[0].values}
 
 
+@dataclass(frozen=True)
+class MeasuredRow:
+    """One row of ``metrics.csv``: an image's value of a metric."""
+
+    iteration: int | str
+    network: str
+    set: str
+    image: str
+    metric: str
+    value: float
+
+
+def read_csv(path: Path) -> list[MeasuredRow]:
+    """The rows of ``metrics.csv``; none where there is no such file.
+
+    Raises:
+        DataError: The file is not one of ours.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.reader(file), start=1):
+            if number == 1 or not row:
+                continue
+            try:
+                iteration, network, dataset, image, metric, value = row
+                at = int(iteration) if iteration.isdecimal() else iteration
+                rows.append(MeasuredRow(at, network, dataset, image, metric, float(value)))
+            except ValueError as error:
+                raise DataError(
+                    f"{path}, line {number}: is no row of {', '.join(CSV_HEADER)}; mend or remove the file"
+                ) from error
+    return rows
+
+
+def write_csv(path: Path, rows: list[MeasuredRow]) -> None:
+    """Writes ``metrics.csv``, whole or not at all (header: ``CSV_HEADER``)."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for row in rows:
+        writer.writerow((row.iteration, row.network, row.set, row.image, row.metric, repr(row.value)))
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+
+
 def append_csv(
     path: Path, iteration: int | str, network: str, dataset: str, results: list[ImageResult]
 ) -> None:
-    """Appends one row per image and metric to ``metrics.csv`` (header: ``CSV_HEADER``)."""
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(CSV_HEADER)
-        for result in results:
-            for metric, value in result.values.items():
-                writer.writerow((iteration, network, dataset, result.image, metric, repr(value)))
-
-
-def _rows(path: Path) -> list[list[str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in list(csv.reader(file))[1:] if row]
-
-
-def measured_sets(path: Path, iteration: int) -> set[tuple[str, int]]:
-    """Which sets were validated at ``iteration``, with that iteration."""
-    return {(row[2], iteration) for row in _rows(path) if row[:2] == [str(iteration), "student"]}
+    """Adds one row per image and metric to ``metrics.csv``."""
+    # The whole file anew: of a validation that was killed while it was written no half may stay.
+    added = [
+        MeasuredRow(iteration, network, dataset, result.image, metric, value)
+        for result in results
+        for metric, value in result.values.items()
+    ]
+    write_csv(path, read_csv(path) + added)
 
 
 def forget_after(path: Path, iteration: int) -> None:
     """Drops the rows later than ``iteration``: a resumed run measures those again."""
-    rows = _rows(path)
-    kept = [row for row in rows if int(row[0]) <= iteration]
+    rows = read_csv(path)
+    kept = [row for row in rows if isinstance(row.iteration, int) and row.iteration <= iteration]
     if len(kept) != len(rows):
-        temporary = path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([CSV_HEADER, *kept])
-        temporary.replace(path)
+        write_csv(path, kept)
+
+
+def recorded_means(path: Path, iteration: int, dataset: str) -> dict[str, float]:
+    """The student's mean values on a set at an iteration, from ``metrics.csv``; empty where it was not measured."""
+    values: dict[str, list[float]] = {}
+    for row in read_csv(path):
+        if (row.iteration, row.network, row.set) == (iteration, "student", dataset):
+            values.setdefault(row.metric, []).append(row.value)
+    return {metric: float(np.mean(of_images)) for metric, of_images in values.items()}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdsr.data.label_consistency import LabelConsistency
 from kdsr.models.base_model import Number, RestorationModel
+from kdsr.models.evaluation import mean_values
 from kdsr.models.pretrained import warm_start
 
 
@@ -98,7 +99,7 @@ class KDModel(RestorationModel):
             return
         teacher = self.net_t
         for dataloader in dataloaders:
-            values = self.measure(lambda lq: self.restore_with(teacher, lq), dataloader, 0, "teacher")
             name = dataloader.dataset.opt["name"]
-            lines = "".join(f"\t # {metric}: {value:.4f}\n" for metric, value in values.items())
-            get_root_logger().info(f"Validation of the teacher, {name}\n{lines}")
+            results = self.measure_images(lambda lq: self.restore_with(teacher, lq), dataloader, 0)
+            self.record(0, "teacher", name, results)
+            self.log_means(f"Validation of the teacher, {name}", mean_values(results))

@@ -12,7 +12,15 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
-from kdsr.models.evaluation import append_csv, evaluate, mean_values, pad_and_restore
+from kdsr.models.evaluation import (
+    ImageResult,
+    append_csv,
+    evaluate,
+    mean_values,
+    pad_and_restore,
+    recorded_means,
+)
+from kdsr.runtime.distributed import on_first_rank
 
 
 class MeasuredModel(SRModel):
@@ -25,6 +33,7 @@ class MeasuredModel(SRModel):
         self.metric_results: dict[str, float] = {}
         self._validated: set[tuple[str, Any]] = set()
         self.iteration = 0  # the last one trained
+        self.before_validation: Callable[[], None] | None = None  # set by what surrounds the loop
 
     def size_multiple(self, net: nn.Module) -> int:
         """What an image's height and width must be divisible by for ``net``: what it declares, and ``val`` says."""
@@ -49,39 +58,78 @@ class MeasuredModel(SRModel):
             self.output = self.restore(self.lq)
 
     def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
-        """Validates on all ranks, logs the means, appends each image's values to ``metrics.csv``."""
+        """Validates on all ranks, logs the means, adds each image's values to ``metrics.csv`` and to TensorBoard."""
         if self.is_train:
             current_iter = self.iteration  # BasicSR's last validation comes with one past the end
         dataset_name = dataloader.dataset.opt["name"]
         if (dataset_name, current_iter) in self._validated:
             return  # BasicSR validates once more at the end of training
         self._validated.add((dataset_name, current_iter))
-        values = self.measure(self.restore, dataloader, current_iter, "student", save_img)
-        if not values:
-            return
-        self.metric_results = values
-        if self.best_metric_results.get(dataset_name, {}).keys() != values.keys():
+        if self.before_validation is not None:
+            self.before_validation()
+        results = self.measure_images(self.restore, dataloader, current_iter, save_img)
+        self.metric_results = mean_values(results)
+        if self.metric_results and self.is_train:
+            # The best checkpoint first: a validation that is in metrics.csv is not made again.
+            self.note_best(dataset_name, self.metric_results, current_iter)
+        self.record(current_iter, "student", dataset_name, results)
+        if self.metric_results and self.is_train:
+            self._log_validation_metric_values(current_iter, dataset_name, tb_logger)
+            if tb_logger:
+                for result in results:
+                    for metric, value in result.values.items():
+                        tag = f"images/{dataset_name}/{metric}/{result.image}"
+                        tb_logger.add_scalar(tag, value, current_iter)
+        elif self.metric_results:
+            self.log_means(f"Validation {dataset_name}", self.metric_results)
+
+    def validate_due(self, dataloaders: list[Any], tb_logger: Any) -> None:
+        """Makes, at a resume, the validations of the state's iteration that the killed run still owed.
+
+        Those that ``metrics.csv`` has are not repeated; they may set a best value that the state does not know yet,
+        for it was saved before them.
+        """
+        val = self.opt["val"]
+        names = [dataloader.dataset.opt["name"] for dataloader in dataloaders]
+
+        def recorded() -> list[dict[str, float]]:
+            return [recorded_means(self.metrics_file, self.iteration, name) for name in names]
+
+        # What rank 0 reads counts: the others may not see its disk.
+        for dataloader, name, means in zip(dataloaders, names, on_first_rank(recorded), strict=True):
+            if means:
+                self.note_best(name, means, self.iteration)
+                self._validated.add((name, self.iteration))
+            elif self.iteration % val["val_freq"] == 0:
+                self.validation(dataloader, self.iteration, tb_logger, val["save_img"])
+
+    def note_best(self, dataset_name: str, values: dict[str, float], current_iter: int) -> None:
+        """Takes the mean values of a set into ``best_metric_results``, and keeps the best checkpoint."""
+        if self.best_metric_results.get(dataset_name, {}).keys() != self.opt["val"]["metrics"].keys():
             self.best_metric_results.pop(dataset_name, None)  # other metrics than those of the run it resumed
         self._initialize_best_metric_results(dataset_name)
-        if self.is_train:
-            for metric, value in values.items():
-                self._update_best_metric_result(dataset_name, metric, value, current_iter)
-            self._log_validation_metric_values(current_iter, dataset_name, tb_logger)
-        else:
-            lines = "".join(f"\t # {metric}: {value:.4f}\n" for metric, value in values.items())
-            get_root_logger().info(f"Validation {dataset_name}\n{lines}")
+        for metric, value in values.items():
+            self._update_best_metric_result(dataset_name, metric, value, current_iter)
+        wanted = self.opt["logger"].get("save_best") or {}
+        if wanted.get("set") == dataset_name and wanted.get("metric") in values:
+            best = self.best_metric_results[dataset_name][wanted["metric"]]
+            if best["iter"] == current_iter:
+                self.keep_best({"iteration": current_iter, "value": best["val"], **wanted})
 
-    def measure(
+    def keep_best(self, measured: dict[str, Any]) -> None:
+        """Keeps the weights that were just measured: the best so far by ``logger.save_best``."""
+        raise NotImplementedError
+
+    def measure_images(
         self,
         restore: Callable[[Tensor], Tensor],
         dataloader: Any,
         iteration: int | str,
-        network: str,
         save_img: bool = False,
-    ) -> dict[str, float]:
-        """Means of the metrics over a set; the values of each image go to ``metrics.csv``."""
+    ) -> list[ImageResult]:
+        """The metrics of every image of a set, measured by all ranks together."""
         dataset_name = dataloader.dataset.opt["name"]
-        results = evaluate(
+        return evaluate(
             restore,
             dataloader,
             self.opt["val"].get("metrics"),
@@ -90,9 +138,16 @@ class MeasuredModel(SRModel):
             world_size=self.opt["world_size"],
             save_to=(lambda image: self.image_path(dataset_name, image, iteration)) if save_img else None,
         )
-        if self.opt["rank"] == 0:
-            append_csv(self.metrics_file, iteration, network, dataset_name, results)
-        return mean_values(results)
+
+    def record(
+        self, iteration: int | str, network: str, dataset_name: str, results: list[ImageResult]
+    ) -> None:
+        """Adds the values of each image to ``metrics.csv``."""
+        on_first_rank(lambda: append_csv(self.metrics_file, iteration, network, dataset_name, results))
+
+    def log_means(self, title: str, values: dict[str, float]) -> None:
+        lines = "".join(f"\t # {metric}: {value:.4f}\n" for metric, value in values.items())
+        get_root_logger().info(f"{title}\n{lines}")
 
     @property
     def metrics_file(self) -> Path:

@@ -22,6 +22,7 @@ from kdsr.models.base_model import RestorationModel
 from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.option_check_data import check_datasets
 from kdsr.pipeline.option_check_geometry import check_geometry
+from kdsr.pipeline.option_check_logger import check_logger
 from kdsr.pipeline.option_names import (
     check_call,
     check_kind,
@@ -51,6 +52,9 @@ _LIMITS = {
     "val.window_size": (1, math.inf),
     "logger.print_freq": (1, math.inf),
     "logger.save_checkpoint_freq": (1, math.inf),
+    "dist_params.port": (1, 65535),
+    "dist_params.timeout": (1, math.inf),
+    "logger.keep_last": (0, math.inf),
 }
 
 
@@ -72,9 +76,9 @@ def check(opt: dict[str, Any], is_train: bool) -> list[str]:
             check_section(options, keys, is_train, problems)
     _check_references(opt, keys, problems)
     _check_paths(opt, keys, is_train, problems)
-    for section, table in (("logger", tables.LOGGER), ("dist_params", tables.DIST_PARAMS)):
-        if isinstance(opt.get(section), dict):
-            check_table(opt[section], table, section, problems)
+    check_logger(opt, keys.ours, problems)
+    if isinstance(opt.get("dist_params"), dict):
+        check_table(opt["dist_params"], tables.DIST_PARAMS, "dist_params", problems)
     if keys.ours and isinstance(opt.get("precision"), dict):
         check_table(opt["precision"], Precision.KEYS, "precision", problems)
     problems += [f"stop_signals{problem}" for problem in signal_problems(opt.get("stop_signals"))]

@@ -57,10 +57,14 @@ VAL: dict[str, Any] = {
     "pbar": bool,
     "metrics": (dict, NONE),
 }
-DIST_PARAMS: dict[str, Any] = {"backend": str, "port": (int, NONE)}
+DIST_PARAMS: dict[str, Any] = {"backend": str, "port": (int, NONE), "timeout": (*NUMBER, NONE)}
 
 # What RestorationModel and its children read beside their TRAIN_KEYS.
 OUR_VAL: dict[str, Any] = {"teacher": bool, "window_size": int, "multiple_of": int}
+OUR_LOGGER: dict[str, Any] = {
+    "keep_last": (int, NONE),
+    "save_best": {"set": (str, NONE), "metric": (str, NONE)},
+}
 OUR_PATH: dict[str, Any] = {"init_from": (str, NONE)}
 
 _SR_TRAIN: dict[str, Any] = {

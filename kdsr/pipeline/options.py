@@ -50,6 +50,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--auto_resume", action="store_true", help="go on from the newest state of this run, if any"
     )
     parser.add_argument(
+        "--force_resume",
+        action="store_true",
+        help="go on from a state although the networks or the training images have changed since",
+    )
+    parser.add_argument(
         "--debug", action="store_true", help="validate and save every 8 iterations, as debug_NAME"
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by older launchers")
@@ -105,7 +110,7 @@ def _shared_seed(seed: int | None, world_size: int) -> int:
 _COUNTS = {
     "train": ("total_iter", "warmup_iter"),
     "val": ("val_freq",),
-    "logger": ("print_freq", "save_checkpoint_freq"),
+    "logger": ("print_freq", "save_checkpoint_freq", "keep_last"),
 }
 _DATASET_COUNTS = ("batch_size_per_gpu", "num_worker_per_gpu", "num_prefetch_queue", "gt_size")
 

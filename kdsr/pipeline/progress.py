@@ -68,26 +68,6 @@ class Batches:
         return next(self.iterator, None)
 
 
-class TickingPrefetcher:
-    """A prefetcher (``reset``, ``next``) that moves the progress line: the loop asks when it is done with a step."""
-
-    def __init__(self, prefetcher: Any, progress: Progress) -> None:
-        self.prefetcher = prefetcher
-        self.progress = progress
-        self.delivered = False
-
-    def reset(self) -> None:
-        self.prefetcher.reset()
-        self.delivered = False
-
-    def next(self) -> dict[str, Any] | None:
-        if self.delivered:
-            self.progress.advance()
-        batch = self.prefetcher.next()
-        self.delivered = batch is not None
-        return batch
-
-
 class ProgressMessageLogger(MessageLogger):
     """BasicSR's message logger; also puts the losses on the progress line."""
 

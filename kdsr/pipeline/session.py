@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ from kdsr.data.samplers import PositionSampler
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.models.base_model import RestorationModel
 from kdsr.pipeline import options
+from kdsr.pipeline.loop import Loop, LoopPrefetcher
 from kdsr.pipeline.option_names import registered
 from kdsr.pipeline.preflight import check_checkpoints, refuse_own_files, rehearse
-from kdsr.pipeline.progress import Batches, Progress, ProgressMessageLogger, TickingPrefetcher
-from kdsr.runtime.distributed import leave_distributed
-from kdsr.runtime.errors import CheckpointError, OptionError
+from kdsr.pipeline.progress import Batches, Progress, ProgressMessageLogger
+from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
+from kdsr.runtime.distributed import leave_distributed, on_first_rank
+from kdsr.runtime.errors import OptionError, Stopped
+from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest, spare_worker
 
 _FOLDERS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
 
@@ -43,22 +48,31 @@ class Session:
         self.datasets: dict[str, Any] = {}
         self.args: argparse.Namespace
         self.resume_state: dict[str, Any] | None = None
+        self.record: dict[str, Any] = {}
+        self.notes: list[str] = []  # for the log, which is not open yet
         self.val_loaders: list[Any] = []
         self.progress = Progress()
+        self.stop = StopRequest()
+        self.tb_logger: Any = None
 
     def __enter__(self) -> Session:
         forget_logger()
         return self
 
-    def __exit__(self, error: object, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.stop.__exit__()
         self.progress.close()
-        leave_distributed(orderly=error is None)
+        if self.tb_logger:
+            self.tb_logger.close()  # a run that was stopped has left events in its queue
+        leave_distributed(orderly=error is None or issubclass(error, Stopped))
 
     # ------------------------------------------------------------------------------ before anything is written
 
     def parse_options(self, root_path: str, is_train: bool) -> tuple[dict[str, Any], argparse.Namespace]:
         """Options, data sets and checkpoints, all looked at before a folder is made."""
         opt, self.args = options.parse_options(root_path, is_train, self.argv)
+        if is_train:
+            self.stop = StopRequest(opt.get("stop_signals", STOP_SIGNALS)).__enter__()
         for name, dataset_opt in opt["datasets"].items():
             self.datasets[name] = self._make_dataset(name, dataset_opt, opt["manual_seed"])
         if is_train:
@@ -99,24 +113,39 @@ class Session:
     # ------------------------------------------------------------------------------ names of basicsr.train
 
     def load_resume_state(self, opt: dict[str, Any]) -> dict[str, Any] | None:
-        """The newest state that loads (``--auto_resume``) or the one that ``path.resume_state`` names."""
-        if opt["auto_resume"]:
-            state, path = newest_state(Path(opt["path"]["training_states"]))
-        else:
-            path = Path(opt["path"]["resume_state"]) if opt["path"].get("resume_state") else None
-            state = read_state(path) if path else None
-        if state is None:
-            return None
-        opt["path"]["resume_state"] = str(path)
-        if self.args.seed_is_drawn and state.get("manual_seed") is not None:
-            opt["manual_seed"] = self.args.resolved["manual_seed"] = state["manual_seed"]
+        """The newest state that loads (``--auto_resume``) or the one that ``path.resume_state`` names.
+
+        Rank 0 looks for it and compares it with the options, the others read what it found.
+        """
+        path, seed, self.record, self.notes = on_first_rank(lambda: self._find_state(opt))
+        if seed != opt["manual_seed"]:
+            opt["manual_seed"] = self.args.resolved["manual_seed"] = seed
             for dataset in self.datasets.values():
-                dataset.seed = state["manual_seed"]
+                dataset.seed = seed
+        if path is None:
+            return None
+        self.resume_state = state = read_state(path)
+        opt["path"]["resume_state"] = str(path)
         if not self.ours:
             # BasicSR's models find their weights through the options; ours have them in the state.
             check_resume(opt, state["iter"])
-        self.resume_state = state
         return state
+
+    def _find_state(self, opt: dict[str, Any]) -> tuple[Path | None, int, dict[str, Any], list[str]]:
+        folders, state = opt["path"], None
+        notes: list[str] = []
+        path = Path(folders["resume_state"]) if folders.get("resume_state") else None
+        if opt["auto_resume"]:
+            state, path, notes = newest_state(Path(folders["training_states"]), Path(folders["models"]))
+        elif path is not None:
+            state = read_state(path)
+        seed = opt["manual_seed"]
+        if state is not None and self.args.seed_is_drawn and state.get("manual_seed") is not None:
+            seed = state["manual_seed"]
+        record = run_record({**self.args.resolved, "manual_seed": seed}, self.datasets["train"])
+        if state is not None and path is not None and self.ours:
+            notes += changes(state, record, path, self.args.force_resume)
+        return path, seed, record, notes
 
     def make_exp_dirs(self, opt: dict[str, Any]) -> None:
         """BasicSR's folders, and no others: it would make one for any entry of ``path`` that it does not know."""
@@ -132,6 +161,8 @@ class Session:
         self, opt: dict[str, Any], logger: Any
     ) -> tuple[Any, Any, list[Any], int, int]:
         """Loaders whose epochs add up to exactly ``total_iter`` steps."""
+        for note in self.notes:
+            logger.warning(note)
         train_opt = opt["datasets"]["train"]
         ratio = train_opt.get("dataset_enlarge_ratio", 1)
         train_set = self.datasets["train"]
@@ -147,13 +178,10 @@ class Session:
                 self.val_loaders.append(build_dataloader(dataset, dataset_opt, opt["num_gpu"], opt["dist"]))
                 logger.info(f"Number of val images/folders in {dataset_opt['name']}: {len(dataset)}")
 
+        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        self.sampler = sampler
         total_iters = int(opt["train"]["total_iter"])
-        if self.resume_state:
-            # Not the state's epoch: the length of one may have changed since.
-            self.resume_state["epoch"], done = divmod(self.resume_state["iter"], len(loader))
-            sampler.resume(self.resume_state["epoch"], done * train_opt["batch_size_per_gpu"])
-        # The loop runs epochs 0..total inclusive; its own count mixes ceil with drop_last and stops early.
-        total_epochs = math.ceil(total_iters / len(loader)) - 1
+        total_epochs = self._place_sampler(sampler, len(loader), train_opt["batch_size_per_gpu"], total_iters)
         logger.info(
             f"Training statistics:\n\tNumber of train images: {len(train_set)}\n\tDataset enlarge ratio: {ratio}"
             f"\n\tBatch size per process: {train_opt['batch_size_per_gpu']}\n\tProcesses: {opt['world_size']}"
@@ -161,28 +189,56 @@ class Session:
         )
         return loader, sampler, self.val_loaders, total_epochs, total_iters
 
+    def _place_sampler(
+        self, sampler: PositionSampler, batches: int, batch_size: int, total_iters: int
+    ) -> int:
+        """Puts the sampler where the state left off; gives the number of the last epoch.
+
+        The loop runs epochs up to that one inclusive; its own count mixes ceil with drop_last and stops early.
+        """
+        state = self.resume_state
+        if state is None:
+            return math.ceil(total_iters / batches) - 1
+        epoch, done = divmod(state["iter"], batches)
+        position = {"epoch": epoch, "samples": done * batch_size * sampler.num_replicas}
+        position |= state.get("position", {})  # BasicSR's own states have none
+        sampler.resume(position["epoch"], position["samples"])
+        if sampler.batches(position["epoch"], batch_size) == 0:  # at the end of an epoch, or of a shorter one
+            sampler.resume(position["epoch"] + 1, 0)
+        state["epoch"] = sampler.resume_epoch
+        after = total_iters - state["iter"] - sampler.batches(sampler.resume_epoch, batch_size)
+        return sampler.resume_epoch + math.ceil(max(after, 0) / batches)
+
     def build_model(self, opt: dict[str, Any]) -> Any:
         """Builds the model and measures the teacher once, before it teaches."""
         for warning in opt.get("warnings", ()):
             get_root_logger().warning(warning)
-        model = build_model(opt)
+        self.model = model = build_model(opt)
+        model.run_record = self.record
         val = opt.get("val") or {}
         if val.get("teacher") and self.resume_state is None and hasattr(model, "validate_teacher"):
             model.validate_teacher(self.val_loaders)
         return model
 
-    def make_prefetcher(self, loader: Any) -> TickingPrefetcher:
-        return TickingPrefetcher(Batches(loader), self.progress)
+    def make_prefetcher(self, loader: Any) -> LoopPrefetcher:
+        return self._looped(Batches(loader))
 
-    def make_cuda_prefetcher(self, loader: Any, opt: dict[str, Any]) -> TickingPrefetcher:
+    def make_cuda_prefetcher(self, loader: Any, opt: dict[str, Any]) -> LoopPrefetcher:
         if opt["num_gpu"] == 0:
             get_root_logger().warning("datasets.train.prefetch_mode: cuda has no effect on the CPU")
             return self.make_prefetcher(loader)
-        return TickingPrefetcher(CUDAPrefetcher(loader, opt), self.progress)
+        return self._looped(CUDAPrefetcher(loader, opt))
+
+    def _looped(self, prefetcher: Any) -> LoopPrefetcher:
+        self.loop.begin(self.val_loaders, self.tb_logger)
+        return LoopPrefetcher(prefetcher, self.loop, self.progress.advance)
 
     def make_message_logger(
         self, opt: dict[str, Any], start_iter: int, tb_logger: Any
     ) -> ProgressMessageLogger:
+        """The first thing after the state has been taken in: from here on the run knows where it is."""
+        self.tb_logger = tb_logger
+        self.loop = Loop(opt, self.model, self.sampler, self.stop, start_iter if self.resume_state else None)
         return ProgressMessageLogger(opt, start_iter, tb_logger, self.progress)
 
     # ------------------------------------------------------------------------------ names of basicsr.test
@@ -200,26 +256,7 @@ def forget_logger() -> None:
             handler.close()
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """A training state, on the CPU.
-
-    Raises:
-        CheckpointError: When the file is missing or cannot be read.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as a training state ({type(error).__name__})"
-        ) from error
-
-
-def newest_state(folder: Path) -> tuple[dict[str, Any] | None, Path | None]:
-    """The newest state in ``folder`` that loads; says which newer ones it skipped."""
-    named = [path for path in folder.glob("*.state") if path.stem.isdigit()] if folder.is_dir() else []
-    for path in sorted(named, key=lambda path: int(path.stem), reverse=True):
-        try:
-            return read_state(path), path
-        except CheckpointError as error:
-            print(f"Skipping a state that does not load: {error}", flush=True)
-    return None, None
+def _start_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
+    spare_worker(worker_id)
+    if then is not None:
+        then(worker_id)

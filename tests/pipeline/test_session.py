@@ -147,7 +147,7 @@ def test_resume_takes_the_newest_state_that_loads(
     run_options["train"]["total_iter"] = 4
     assert run(run_options, "--auto_resume") == 0
     captured = capsys.readouterr()
-    assert "3.state" in captured.out and "does not load" in captured.out
+    assert "3.state" in captured.err and "does not load" in captured.err
     assert "Resuming training from epoch: 1, iter: 2" in captured.err
 
 

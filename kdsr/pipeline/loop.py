@@ -1,0 +1,143 @@
+"""What happens between two iterations of BasicSR's loop: the position in the data, due validations, stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from basicsr.utils import get_root_logger
+
+from kdsr.data.samplers import PositionSampler
+from kdsr.models.base_model import RestorationModel
+from kdsr.pipeline.resume import set_aside_later
+from kdsr.runtime.distributed import on_first_rank
+from kdsr.runtime.errors import Stopped
+from kdsr.runtime.files import sweep_temporaries
+from kdsr.runtime.stopping import StopRequest
+
+
+class Loop:
+    """Knows where a training is, and ends it in order when a signal asks for it.
+
+    Args:
+        opt: The parsed options.
+        model: What is trained.
+        sampler: That of the training set.
+        stop: Whether to stop.
+        resumed: The iteration that the run goes on from; None for a new one.
+    """
+
+    def __init__(
+        self,
+        opt: dict[str, Any],
+        model: Any,
+        sampler: PositionSampler,
+        stop: StopRequest,
+        resumed: int | None,
+    ) -> None:
+        self.opt = opt
+        self.model = model
+        self.sampler = sampler
+        self.stop = stop
+        self.resumed = resumed
+        self.batch = opt["datasets"]["train"]["batch_size_per_gpu"] * opt["world_size"]
+        self.iteration = resumed or 0
+        self.samples = 0
+        self.saved = True  # whether the state of this iteration is on the disk
+        if isinstance(model, RestorationModel):
+            model.before_validation = self.save_if_asked
+
+    def begin(self, val_loaders: list[Any], tb_logger: Any) -> None:
+        """Before the first iteration: what a killed run left undone is done, what it left lying is removed."""
+        self.stop.training = True
+        if self.resumed is None or not isinstance(self.model, RestorationModel):
+            return
+        for line in on_first_rank(self._tidy):
+            get_root_logger().info(line)
+        if self.opt.get("val"):
+            self.model.validate_due(val_loaders, tb_logger)
+        self.stop_if_asked()
+
+    def _tidy(self) -> list[str]:
+        path = self.opt["path"]
+        for folder in (path["models"], path["training_states"], path["experiments_root"]):
+            sweep_temporaries(folder)
+        own = Path(path["resume_state"]).absolute().parent == Path(path["training_states"]).absolute()
+        if self.opt["auto_resume"] or not own:
+            return []
+        return set_aside_later(Path(path["training_states"]), self.iteration)
+
+    def begin_epoch(self) -> None:
+        resumed_here = self.sampler.epoch == self.sampler.resume_epoch
+        self.samples = self.sampler.resume_after if resumed_here else 0
+
+    def begin_iteration(self) -> None:
+        """A batch goes to the model."""
+        self.iteration += 1
+        self.samples += self.batch
+        self.saved = False
+        self.model.position = {"epoch": self.sampler.epoch, "samples": self.samples}
+
+    def end_iteration(self) -> None:
+        """An iteration is over, with what was to be saved and validated after it."""
+        if self.iteration % self.opt["logger"]["save_checkpoint_freq"] == 0:
+            self.saved = True
+        self.stop_if_asked()
+
+    def save_if_asked(self) -> None:
+        """Before a validation, which may take longer than the time that is left: the state first."""
+        if self.stop.agreed() and self.iteration <= int(self.opt["train"]["total_iter"]):
+            self._save()
+
+    def stop_if_asked(self) -> None:
+        """Ends the run on all ranks when a signal has asked any of them to.
+
+        Raises:
+            Stopped: With the state saved.
+        """
+        name = self.stop.agreed()
+        if name is None:
+            return
+        self._save()
+        raise Stopped(
+            f"{name}: stopped after iteration {self.iteration}, its state is saved; "
+            "the same command with --auto_resume goes on"
+        )
+
+    def _save(self) -> None:
+        if not self.saved:
+            get_root_logger().info("Saving models and training states.")
+            self.model.save(self.sampler.epoch, self.iteration)
+            self.saved = True
+
+
+class LoopPrefetcher:
+    """A prefetcher (``reset``, ``next``), which the loop asks when it is done with an iteration.
+
+    Args:
+        prefetcher: Gives the batches.
+        loop: Is told what happens.
+        tick: Called after each iteration (the progress line).
+    """
+
+    def __init__(self, prefetcher: Any, loop: Loop, tick: Callable[[], None]) -> None:
+        self.prefetcher = prefetcher
+        self.loop = loop
+        self.tick = tick
+        self.delivered = False
+
+    def reset(self) -> None:
+        self.loop.begin_epoch()
+        self.prefetcher.reset()
+        self.delivered = False
+
+    def next(self) -> dict[str, Any] | None:
+        if self.delivered:
+            self.tick()
+            self.loop.end_iteration()
+        batch = self.prefetcher.next()
+        self.delivered = batch is not None
+        if self.delivered:
+            self.loop.begin_iteration()
+        return batch

@@ -1,0 +1,41 @@
+"""Checks the section ``logger``: its keys, and that the best checkpoint is judged by something that is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdsr.pipeline import option_tables as tables
+from kdsr.pipeline.option_names import check_table, nearest
+
+
+def check_logger(opt: dict[str, Any], ours: bool, problems: list[str]) -> None:
+    """Reports what is wrong with ``logger``.
+
+    Args:
+        opt: The option tree.
+        ours: Whether the model is one of this package, which keep and drop checkpoints.
+        problems: Gets what is wrong.
+    """
+    logger = opt.get("logger")
+    if not isinstance(logger, dict):
+        return
+    check_table(logger, tables.LOGGER | (tables.OUR_LOGGER if ours else {}), "logger", problems)
+    best = logger.get("save_best")
+    if not ours or not isinstance(best, dict):
+        return
+    val, datasets = opt.get("val"), opt.get("datasets")
+    metrics = val.get("metrics") if isinstance(val, dict) else None
+    sets = [
+        dataset.get("name")
+        for key, dataset in (datasets.items() if isinstance(datasets, dict) else ())
+        if str(key).startswith("val") and isinstance(dataset, dict)
+    ]
+    for key, offer, what in (
+        ("set", sets, "the name of a validation set"),
+        ("metric", list(metrics) if isinstance(metrics, dict) else [], "in val.metrics"),
+    ):
+        value = best.get(key)
+        if value not in offer:
+            problems.append(
+                f"logger.save_best.{key}: {value!r} is not {what}; {nearest(str(value), map(str, offer))}"
+            )

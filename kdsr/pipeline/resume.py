@@ -1,0 +1,241 @@
+"""From which state a run goes on, and what has changed since it was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from kdsr.runtime.checkpoint import read_checkpoint
+from kdsr.runtime.errors import CheckpointError, OptionError
+
+_NEEDED = {"iter": int, "optimizers": list, "schedulers": list}
+# beginnings of the options whose new value has no effect on a resumed run, or none on its result
+_WITHOUT_EFFECT = (
+    "name",
+    "path.init_from",
+    "path.resume_state",
+    "path.experiments_root",
+    "path.results_root",
+)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A training state, on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, cannot be read, or is no training state.
+    """
+    state = read_checkpoint(path)
+    for key, kind in _NEEDED.items():
+        if not isinstance(state.get(key), kind):
+            raise CheckpointError(f"{path}: is no training state (it has no {key})")
+    if state["iter"] < 1:
+        raise CheckpointError(f"{path}: is no training state (its iteration is {state['iter']})")
+    return state
+
+
+def newest_state(folder: Path, models: Path) -> tuple[dict[str, Any] | None, Path | None, list[str]]:
+    """The newest state that loads and whose files exist.
+
+    Args:
+        folder: ``training_states`` of a run.
+        models: Its ``models``, where the weights lie that a state names.
+
+    Returns:
+        The state and its file (None where there is none), and why newer ones were skipped.
+    """
+    named = [path for path in folder.glob("*.state") if path.stem.isdecimal()] if folder.is_dir() else []
+    skipped = []
+    for path in sorted(named, key=lambda path: int(path.stem), reverse=True):
+        try:
+            state = read_state(path)
+        except CheckpointError as error:
+            skipped.append(f"Skipped a state that does not load: {error}")
+            continue
+        absent = [name for name in state.get("weights", ()) if not (models / str(name)).is_file()]
+        if absent:
+            skipped.append(f"Skipped a state whose weights are gone: {path} names {models / absent[0]}")
+            continue
+        return state, path, skipped
+    return None, None, skipped
+
+
+def set_aside_later(folder: Path, iteration: int) -> list[str]:
+    """Renames the states later than ``iteration`` to ``N.state.set_aside``.
+
+    A run that goes on from an older state leaves them behind; ``--auto_resume`` must not come back to them.
+
+    Returns:
+        What was renamed, for the log.
+    """
+    later = [path for path in folder.glob("*.state") if path.stem.isdecimal() and int(path.stem) > iteration]
+    for path in later:
+        path.rename(f"{path}.set_aside")
+    return [f"{path} is later than the state that the run goes on from: set aside" for path in sorted(later)]
+
+
+# ---------------------------------------------------------------------------------------------- what was trained on
+
+
+def run_record(options: dict[str, Any], train_set: Any) -> dict[str, Any]:
+    """What a state remembers of its run beside the training itself.
+
+    Args:
+        options: The resolved options at the user's level.
+        train_set: The training set.
+
+    Returns:
+        ``options``, and ``fingerprints`` of the options, the training set and each pretrained network.
+    """
+    text = json.dumps(options, sort_keys=True, default=str)
+    return {
+        "options": options,
+        "fingerprints": {
+            "options": hashlib.sha256(text.encode()).hexdigest(),
+            "train_set": fingerprint_of_set(train_set),
+            "networks": fingerprints_of_networks(options.get("path") or {}),
+        },
+    }
+
+
+def fingerprint_of_set(dataset: Any) -> str:
+    """A hash over a data set's images: their names below the data root, and on a disk their sizes in bytes."""
+    digest = hashlib.sha256()
+    opt = dataset.opt
+    for key in ("dataroot_gt", "dataroot_lq"):
+        root = opt.get(key)
+        if root is not None and root.endswith(".lmdb"):
+            digest.update(Path(root, "meta_info.txt").read_bytes())
+    paths = getattr(dataset, "paths", None)
+    if not isinstance(paths, list):
+        digest.update(str(len(dataset)).encode())
+        return digest.hexdigest()
+    roots = [os.path.abspath(opt[key]) for key in ("dataroot_gt", "dataroot_lq") if opt.get(key)]
+    entries = []
+    for path in paths:
+        for file in path.values() if isinstance(path, dict) else (path,):
+            entries.append(_name_and_size(str(file), roots))
+    # Sorted: a folder lists its files in any order (the order of training is that of the names).
+    digest.update("\n".join(sorted(entries)).encode())
+    return digest.hexdigest()
+
+
+def _name_and_size(file: str, roots: list[str]) -> str:
+    whole = os.path.abspath(file)
+    root = next((root for root in roots if whole.startswith(root + os.sep)), None)
+    try:
+        size = os.path.getsize(whole)
+    except OSError:  # the key of an LMDB
+        return file
+    return f"{os.path.relpath(whole, root) if root else file} {size}"
+
+
+def fingerprints_of_networks(path: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """File and SHA-256 of each ``path.pretrain_network_X``, by X."""
+    found = {}
+    for key, file in path.items():
+        if key.startswith("pretrain_network_") and file:
+            with open(os.path.expanduser(file), "rb") as content:
+                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+            found[key.removeprefix("pretrain_network_")] = {"path": str(file), "sha256": sha256}
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- what has changed
+
+
+def changes(
+    state: dict[str, Any], record: dict[str, Any], file: Path | str, force: bool = False
+) -> list[str]:
+    """What is different between the run that wrote a state and the one that goes on from it, and what counts.
+
+    The option file of the new run counts, as if it had been the old one's; what would make another run of it (its
+    networks, its training images) is refused.
+
+    Args:
+        state: As read.
+        record: ``run_record`` of the new run.
+        file: The state's, for messages.
+        force: ``--force_resume``: list what would be refused, and go on.
+
+    Returns:
+        Lines for the log; none where nothing has changed.
+
+    Raises:
+        OptionError: Networks or training images have changed.
+    """
+    if "options" not in state:
+        return [f"{file}: does not say with which options it was written; nothing was compared"]
+    old, new = state["fingerprints"], record["fingerprints"]
+    trained = {name.removeprefix("net_") for name in state.get("networks", {})}
+    lines: list[str] = []
+    refused: list[str] = []
+    for key, before, after in _differences(state["options"], record["options"]):
+        said = f"{key}: {_shown(before)} -> {_shown(after)}"
+        network = key.partition(".")[0]
+        if network.startswith("network_"):
+            refused.append(f"{said}; the state holds another network")
+        elif key.startswith("path.pretrain_network_"):
+            name = key.removeprefix("path.pretrain_network_")
+            if name in trained:
+                lines.append(f"{said}; no effect, the state's weights go on")
+            elif old["networks"].get(name, {}).get("sha256") == new["networks"].get(name, {}).get("sha256"):
+                lines.append(f"{said}; the same weights")
+        elif key.startswith(_WITHOUT_EFFECT):
+            lines.append(f"{said}; no effect on a run that goes on")
+        elif key.startswith(("train.optim_", "train.scheduler", "train.warmup_iter")):
+            lines.append(f"{said}; the new one counts: the schedule goes on as if it had always been so")
+        elif key == "manual_seed":
+            lines.append(f"{said}; the order of the data is that of the new one, generators go on as saved")
+        else:
+            lines.append(f"{said}; the new one counts from here on")
+    for name in sorted(old["networks"].keys() | new["networks"].keys()):
+        was, now = (networks.get(name) for networks in (old["networks"], new["networks"]))
+        if name not in trained and (was or {}).get("sha256") != (now or {}).get("sha256"):
+            refused.append(
+                f"path.pretrain_network_{name}: the weights have changed ({_origin(was)}, now {_origin(now)})"
+            )
+    if old["train_set"] != new["train_set"]:
+        refused.append("datasets.train: the images have changed (names, number or sizes)")
+    if refused and not force:
+        raise OptionError(
+            [
+                *(f"{file}: {problem}" for problem in refused),
+                "this would be another run: give it another name, or go on all the same with --force_resume",
+            ]
+        )
+    return [*(f"{problem}; --force_resume goes on all the same" for problem in refused), *lines]
+
+
+def _differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            difference
+            for key in keys
+            for difference in _differences(
+                old.get(key, _ABSENT), new.get(key, _ABSENT), f"{place}.{key}" if place else str(key)
+            )
+        ]
+    same = old == new and isinstance(old, bool) == isinstance(new, bool)
+    return [] if same else [(place, old, new)]
+
+
+class _Absent:
+    def __str__(self) -> str:
+        return "(not there)"
+
+
+_ABSENT = _Absent()
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _origin(network: dict[str, str] | None) -> str:
+    return f"{network['path']} {network['sha256'][:12]}" if network else "none"
