@@ -36,7 +36,19 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
-        raise TrainingError(f"{path}: cannot be written ({error}); the earlier file is untouched") from error
+        raise TrainingError(
+            f"{path}: cannot be written ({_reason(error)}); the earlier file is untouched"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words where there are any: torch's zip writer stumbles over a failed write once more."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return str(error)
 
 
 def _sync_folder(folder: Path) -> None:
