@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
 from kdsr.runtime.distributed import gather_lists
-from kdsr.runtime.errors import DataError
+from kdsr.runtime.errors import DataError, TrainingError
 from kdsr.runtime.files import write_whole
 
 CSV_HEADER = ("iteration", "network", "set", "image", "metric", "value")
@@ -104,14 +104,14 @@ def evaluate(
         One result per image, in the order of the data set.
 
     Raises:
-        DataError: An image cannot be read; on every rank.
+        DataError: An image cannot be read, or written; on every rank.
     """
     results: list[ImageResult] = []
     problems: list[str] = []
     try:
         for index, data in _rank_share(dataloader, rank, world_size):
             results.append(_evaluate_one(restore, index, data, metrics, device, save_to))
-    except DataError as error:
+    except (DataError, TrainingError) as error:
         problems = error.problems
     problems = gather_lists(problems)
     if problems:  # on every rank: none must wait for one that is gone
@@ -132,7 +132,10 @@ def _evaluate_one(
         output = restore(data["lq"].to(device))
     image: np.ndarray = tensor2img([output.float().cpu()])
     if save_to is not None:
-        imwrite(image, str(save_to(name)))
+        try:
+            imwrite(image, str(save_to(name)))
+        except OSError as error:  # BasicSR's names no file
+            raise TrainingError(f"{save_to(name)}: cannot be written ({error})") from error
     values = {}
     if metrics and "gt" in data:
         pair = {"img": image, "img2": tensor2img([data["gt"]])}

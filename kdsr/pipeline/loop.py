@@ -14,7 +14,7 @@ from kdsr.pipeline.resume import set_aside_later
 from kdsr.runtime.distributed import on_first_rank
 from kdsr.runtime.errors import Stopped
 from kdsr.runtime.files import sweep_temporaries
-from kdsr.runtime.stopping import StopRequest
+from kdsr.runtime.stopping import StopRequest, signals_held
 
 
 class Loop:
@@ -129,7 +129,8 @@ class LoopPrefetcher:
 
     def reset(self) -> None:
         self.loop.begin_epoch()
-        self.prefetcher.reset()
+        with signals_held():
+            self.prefetcher.reset()
         self.delivered = False
 
     def next(self) -> dict[str, Any] | None:

@@ -16,7 +16,6 @@ from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.models import build_model
 from basicsr.utils import check_resume, get_root_logger, make_exp_dirs
-from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
@@ -57,9 +56,13 @@ class Session:
 
     def __enter__(self) -> Session:
         forget_logger()
+        # A log file that cannot be written any more (a full disk) would put a traceback before each line; the lines
+        # still go to the screen, and the next save stops the run.
+        self.raises, logging.raiseExceptions = logging.raiseExceptions, False
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        logging.raiseExceptions = self.raises
         self.stop.__exit__()
         self.progress.close()
         if self.tb_logger:
@@ -154,8 +157,8 @@ class Session:
 
     def copy_opt_file(self, opt_file: str, experiments_root: str) -> None:
         """Writes the resolved options beside the run."""
-        if get_dist_info()[0] == 0:
-            options.dump(self.args.resolved, Path(experiments_root) / Path(opt_file).name)
+        file = Path(experiments_root) / Path(opt_file).name
+        on_first_rank(lambda: options.dump(self.args.resolved, file))
 
     def create_train_val_dataloader(
         self, opt: dict[str, Any], logger: Any
