@@ -10,13 +10,14 @@ import difflib
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from kdsr.runtime.distributed import host_group
 from kdsr.runtime.errors import Stopped
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
@@ -59,7 +60,6 @@ class StopRequest:
         self.requested: str | None = None
         self._interrupts = 0
         self._previous: dict[int, Any] = {}
-        self._group: dist.ProcessGroup | None = None
         self._pid = os.getpid()
 
     def __enter__(self) -> StopRequest:
@@ -77,7 +77,7 @@ class StopRequest:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A loading worker between its fork and its spare_worker.
+            # A worker that was forked without spare_worker as its worker_init_fn.
             return spare_worker()
         name = signal.Signals(number).name
         self._interrupts += name == "SIGINT"
@@ -99,14 +99,26 @@ class StopRequest:
         """
         if not (dist.is_available() and dist.is_initialized()):
             return self.requested
-        if self._group is None and dist.get_backend() != "gloo":
-            self._group = dist.new_group(backend="gloo")
         # One reading, for a signal may come in between.
         requested = self.requested
         asked = torch.tensor([self.signals.index(requested) + 1 if requested else 0])
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=host_group())
         # On the host, where a value costs no wait for a GPU.
         return self.signals[int(asked) - 1] if int(asked) else None
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Holds signals back while loading workers start: one that came to them before ``spare_worker`` would end them.
+
+    The workers are born with the signals held, ``spare_worker`` lets them through; here they come at the end of the
+    block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers(_POSSIBLE))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def spare_worker(worker_id: int = 0) -> None:
@@ -121,6 +133,11 @@ def spare_worker(worker_id: int = 0) -> None:
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         signal.signal(signal.Signals[name], signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_next_time)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers(_POSSIBLE))
+
+
+def _numbers(names: Sequence[str]) -> set[signal.Signals]:
+    return {signal.Signals[name] for name in names}
 
 
 def _end_next_time(number: int, _: FrameType | None) -> None:
