@@ -3,15 +3,16 @@
 Replaced, and why: networks are read by ``load_weights`` (BasicSR's reader loads what it finds and prints the rest);
 the student is wrapped for DDP after its subclass is complete, on the CPU too; optimizers come from all of
 ``torch.optim`` (PyPI's BasicSR knows Adam only); losses stay on the device until they are printed (BasicSR calls
-``.item()`` on each at every step); validation keeps the value of each image, is shared among ranks and pads any
-network; files are whole or absent.
+``.item()`` on each at every step); a step that is not finite changes nothing (BasicSR trains on with NaN weights);
+validation keeps the value of each image, is shared among ranks and pads any network; files are whole or absent.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +26,10 @@ from torch import Tensor, nn
 from kdsr.models.pretrained import load_pretrained
 from kdsr.models.stateful_model import StatefulModel
 from kdsr.runtime.distributed import share_weights, wrap_ddp
-from kdsr.runtime.errors import OptionError
+from kdsr.runtime.errors import OptionError, TrainingError
+from kdsr.runtime.finite import StepGuard, Trained, fused_where_it_helps, keep_own_kernels
 from kdsr.runtime.precision import Precision
+from kdsr.runtime.step_log import StepLog
 
 Number = (int, float)
 
@@ -49,8 +52,22 @@ class RestorationModel(StatefulModel):
         "optim_g": dict,
         "scheduler": dict,
         "pixel_opt": (dict, type(None)),
+        "clip_grad_norm": (*Number, type(None)),
+        "max_nonfinite": int,
     }
     NETWORK_KEYS: frozenset[str] = frozenset({"g"})
+
+    @classmethod
+    def check_options(cls, opt: dict[str, Any]) -> list[str]:
+        """Problems that a look at the kinds of single options does not find."""
+        train = opt.get("train") or {}
+        problems = []
+        clip = train.get("clip_grad_norm")
+        if clip is not None and not clip > 0:
+            problems.append(f"train.clip_grad_norm: {clip} is no length of a gradient; it must be above 0")
+        if train.get("max_nonfinite", 1) < 1:
+            problems.append(f"train.max_nonfinite: {train['max_nonfinite']} is no number of steps, from 1")
+        return problems
 
     def __init__(self, opt: dict[str, Any]) -> None:
         BaseModel.__init__(
@@ -95,6 +112,14 @@ class RestorationModel(StatefulModel):
         self.bundle = wrap_ddp(self.trained_module(), self.device, find_unused)
         self.setup_optimizers()
         self.setup_schedulers()
+        self.guard = StepGuard(
+            self.trained(),
+            self.device,
+            clip_norm=train_opt.get("clip_grad_norm"),
+            limit=train_opt.get("max_nonfinite", 10),
+            loss_scale=self.precision.loss_scale(),
+        )
+        self.step_log = StepLog(self.guard, self.opt["rank"])
 
     def trained_module(self) -> nn.Module:
         """What maps ``lq`` to the output in training: what DDP wraps and the optimizer sees."""
@@ -118,9 +143,16 @@ class RestorationModel(StatefulModel):
     def make_optimizer(
         self, parameters: Iterable[nn.Parameter], opt: dict[str, Any]
     ) -> torch.optim.Optimizer:
-        """Any optimizer of ``torch.optim``: ``{type: AdamW, lr: 1e-4, ...}``."""
+        """Any optimizer of ``torch.optim``: ``{type: AdamW, lr: 1e-4, ...}``; on a GPU fused, where it can be."""
         options = {key: value for key, value in opt.items() if key != "type"}
-        return getattr(torch.optim, opt["type"])(list(parameters), **options)
+        options = fused_where_it_helps(options, opt["type"], self.device)
+        optimizer = getattr(torch.optim, opt["type"])(list(parameters), **options)
+        keep_own_kernels(optimizer)
+        return optimizer
+
+    def trained(self) -> dict[str, Trained]:
+        """What is trained by which optimizer, by the name under which the norm of its gradients is logged."""
+        return {"grad_norm": Trained(self.bundle, self.optimizer_g)}
 
     def setup_schedulers(self) -> None:
         scheduler = dict(self.opt["train"]["scheduler"])
@@ -130,7 +162,10 @@ class RestorationModel(StatefulModel):
     # -------------------------------------------------------------------------------------------- one step
 
     def feed_data(self, data: dict[str, Any]) -> None:
+        if self.is_train and self.step_log.due():
+            self.tell_of_skipped_steps()
         self.restore_generators_once()
+        self.images: Sequence[str] = data.get("lq_path") or data.get("gt_path") or ()
         self.lq = data["lq"].to(self.device, non_blocking=True, memory_format=self.precision.memory_format)
         if "gt" in data:
             self.gt = data["gt"].to(
@@ -138,53 +173,111 @@ class RestorationModel(StatefulModel):
             )
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One training step: the student, the losses by name, backward, the update, the EMA."""
-        self.optimizer_g.zero_grad(set_to_none=True)
+        """One training step: the losses by name, backward, the update where all of it is finite, the EMA."""
+        self.guard.begin()
+        losses = self.compute_gradients(current_iter)
+        self.guard.step(torch.stack(list(losses.values())))
+        self.update_ema()
+        self.after_step(current_iter)
+        self.iteration = current_iter
+        self.step_log.note(current_iter, losses, self.images)
+        self.log_dict = OrderedDict((name, value.detach()) for name, value in losses.items())
+        if self.guard.clip_norm is not None:
+            self.log_dict.update(self.guard.norms)
+
+    def compute_gradients(self, current_iter: int) -> dict[str, Tensor]:
+        """The student, the losses, and backward; gives all losses of the step."""
         with self.precision.autocast():
             self.output = self.bundle(self.lq).to(self.lq.dtype)
             losses = self.compute_losses(current_iter)
         if not losses:
             raise OptionError("train: names no loss; give pixel_opt, or the options of a method")
-        torch.stack(list(losses.values())).sum().backward()
-        self.optimizer_g.step()
-        self.update_ema()
-        self.after_step(current_iter)
-        self.iteration = current_iter
-        self.log_dict = OrderedDict((name, value.detach()) for name, value in losses.items())
+        self.guard.backward(torch.stack(list(losses.values())).sum())
+        return losses
 
     def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
         """The weighted losses of this step by name (scalars); their sum is what is minimised."""
         return {"l_pix": self.cri_pix(self.output, self.gt)} if self.cri_pix else {}
 
     def after_step(self, current_iter: int) -> None:
-        """Called after the update and the EMA of each step."""
+        """Called after the update and the EMA of each step, made or skipped (``guard.made``)."""
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """``ema ← decay·ema + (1 − decay)·student`` in one fused update; buffers are copied."""
-        if self.ema_decay > 0:
-            blend_weights(self.net_g_ema, self.net_g, self.ema_decay)
+        """``ema ← decay·ema + (1 − decay)·student`` in one fused update; it stays where the student's is skipped."""
+        if self.ema_decay > 0 and self.guard.made_on_host is not False:
+            where = None if self.guard.made_on_host else self.guard.made
+            blend_weights(self.net_g_ema, self.net_g, self.ema_decay, where)
 
     def get_current_log(self) -> dict[str, float]:
-        """The last step's losses, averaged over ranks. The only place where they are read from the device."""
+        """The last step's losses, averaged over ranks. Here they are read from the device, and not at each step.
+
+        Raises:
+            TrainingError: Too many steps in a row were not finite.
+        """
         if not self.log_dict:
             return {}
+        self.tell_of_skipped_steps()
         values = torch.stack([value.float() for value in self.log_dict.values()])
         if self.opt["dist"]:
             dist.all_reduce(values)
             values /= self.opt["world_size"]
         return OrderedDict(zip(self.log_dict, values.tolist(), strict=True))
 
+    # ----------------------------------------------------------------------------- steps that are not finite
+
+    def tell_of_skipped_steps(self) -> None:
+        """Logs the steps that were not finite since the last call; ends a run that makes no others. Collective.
+
+        Raises:
+            TrainingError: ``train.max_nonfinite`` in a row; what is saved is from before the first of them.
+        """
+        problems = self.step_log.tell()
+        if not problems:
+            return
+        self.guard.try_again()  # else the state would be one that stops at once
+        self.save(-1, self.iteration)
+        state = Path(self.opt["path"]["training_states"]) / f"{self.iteration}.state"
+        raise TrainingError(
+            [
+                f"{problems[0]} (train.max_nonfinite: {self.guard.limit}). Lower train.optim_g.lr, set "
+                "train.clip_grad_norm, use precision.amp: bf16 or none, or look at the images; the same command with "
+                f"--auto_resume then goes on from {state}, with the weights from before",
+                *problems[1:],
+            ]
+        )
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        self.tell_of_skipped_steps()  # what comes after the last printed line is told here
+        super().save(epoch, current_iter)
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a state holds beside networks and optimizers: counters of skipped steps, the loss scale."""
+        return {"guard": self.guard.state()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.guard.load(state.get("guard", {}))
+
 
 @torch.no_grad()
-def blend_weights(target: nn.Module, source: nn.Module, keep: float) -> None:
+def blend_weights(target: nn.Module, source: nn.Module, keep: float, where: Tensor | None = None) -> None:
     """``target ← keep·target + (1 − keep)·source`` for all parameters; buffers are copied.
 
     Multiplies first and adds then, as BasicSR's EMA does, so that a run agrees with BasicSR's to rounding.
+
+    Args:
+        target: Changed in place.
+        source: A network of the same kind, finite.
+        keep: Share of the old ``target``, 0 to 1.
+        where: Boolean scalar on the device: false leaves the parameters alone. None: true.
     """
     targets: list[Tensor] = list(target.parameters())
     sources = [parameter.detach() for parameter in source.parameters()]
-    torch._foreach_mul_(targets, keep)
-    torch._foreach_add_(targets, sources, alpha=1 - keep)
+    if where is None:
+        torch._foreach_mul_(targets, keep)
+        torch._foreach_add_(targets, sources, alpha=1 - keep)
+    else:
+        torch._foreach_mul_(targets, torch.where(where, keep, 1.0))
+        torch._foreach_add_(targets, torch._foreach_mul(sources, torch.where(where, 1 - keep, 0.0)))
     for ours, theirs in zip(target.buffers(), source.buffers(), strict=True):
         ours.copy_(theirs)

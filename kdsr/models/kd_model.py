@@ -40,7 +40,7 @@ class KDModel(RestorationModel):
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
         """Problems that show only when several options are seen together."""
         train, path = opt.get("train") or {}, opt.get("path") or {}
-        problems = []
+        problems = super().check_options(opt)
         if not opt.get("network_t"):
             problems += [
                 f"train.{key}: needs a teacher; give network_t and path.pretrain_network_t"

@@ -22,6 +22,7 @@ from kdsr.models.base_model import RestorationModel
 from kdsr.models.code_usage import CodeUsage
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import OptionError
+from kdsr.runtime.finite import Trained
 
 VGG_TYPES = tuple(name + norm for name in VGG_LAYERS for norm in ("", "_bn"))
 
@@ -94,7 +95,7 @@ class VQGANModel(RestorationModel):
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
         """Problems that show only when several options are seen together."""
         train, network = opt.get("train") or {}, opt.get("network_g") or {}
-        problems = []
+        problems = super().check_options(opt)
         if opt.get("scale", 1) != 1:
             problems.append(
                 f"scale: VQGANModel gives images of the same size back, set 1, not {opt['scale']}"
@@ -185,6 +186,14 @@ class VQGANModel(RestorationModel):
             self.optimizer_d = self.make_optimizer(self.net_d.parameters(), self.opt["train"]["optim_d"])
             self.optimizers.append(self.optimizer_d)
 
+    def trained(self) -> dict[str, Trained]:
+        trained = super().trained()
+        return (
+            trained
+            if self.net_d is None
+            else trained | {"grad_norm_d": Trained(self.bundle_d, self.optimizer_d)}
+        )
+
     def feed_data(self, data: dict[str, Any]) -> None:
         super().feed_data(data)
         self.lq = self.gt = self.gt if "gt" in data else self.lq
@@ -192,9 +201,13 @@ class VQGANModel(RestorationModel):
     def optimize_parameters(self, current_iter: int) -> None:
         self.reconstructor.quantize = current_iter > self.opt["train"].get("vq_start", 0)
         super().optimize_parameters(current_iter)
-        if self.net_d is not None and current_iter > self.gan_start:
-            self.log_dict["l_d"] = self.update_discriminator()
         self.log_dict.update(self.usage.statistics())
+
+    def compute_gradients(self, current_iter: int) -> dict[str, Tensor]:
+        losses = super().compute_gradients(current_iter)
+        if self.net_d is not None and current_iter > self.gan_start:
+            losses["l_d"] = self.discriminator_gradients()
+        return losses
 
     def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
         losses = super().compute_losses(current_iter)
@@ -222,26 +235,26 @@ class VQGANModel(RestorationModel):
             loss = loss * adaptive_weight(reconstruction, loss, self.net_g.decoder.conv_out.weight)
         return self.gan_weight * loss
 
-    def update_discriminator(self) -> Tensor:
-        """One step of the discriminator on this step's images and reconstructions; gives its loss."""
+    def discriminator_gradients(self) -> Tensor:
+        """Backward of the discriminator on this step's images and reconstructions; gives its loss."""
         assert self.net_d is not None and self.cri_gan is not None
         self.net_d.requires_grad_(True)
-        self.optimizer_d.zero_grad(set_to_none=True)
         with self.precision.autocast():
             # one pass for both: two passes of DDP before a backward would disturb each other's buffers
             real, fake = self.bundle_d(torch.cat([self.gt, self.output.detach()])).float().chunk(2)
             loss = 0.5 * (self.cri_gan(real, True, is_disc=True) + self.cri_gan(fake, False, is_disc=True))
-        loss.backward()
-        self.optimizer_d.step()
-        return loss.detach()
+        self.guard.backward(loss)
+        return loss
 
     def after_step(self, current_iter: int) -> None:
         super().after_step(current_iter)
         result = self.reconstructor.result
-        self.usage.update(result.codes)
+        self.usage.update(result.codes, self.guard.made)
         if self.restart_every and current_iter % self.restart_every == 0:
             codebook = self.net_g.quantize.embedding.weight.data
-            self.usage.restart_idle(codebook, result.encoding, self.restart_every, self.generator)
+            self.usage.restart_idle(
+                codebook, result.encoding, self.restart_every, self.generator, self.guard.made
+            )
 
     def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
         return super().restore_with(_Reconstructor(net), lq)  # type: ignore[arg-type]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdsr.runtime.errors import OptionError
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
     """What ``precision:`` of the option file asks for.
 
     Args:
-        opt: ``amp`` (None or ``bf16``; fp16 overflows in SwinIR and RCAN and is not offered), ``channels_last``
-            (bool; helps convolutional networks on a GPU), ``cudnn_benchmark`` (bool; faster and not repeatable to the
-            bit). All off by default.
+        opt: ``amp`` (None, ``bf16``, or ``fp16`` with dynamic loss scaling; fp16 overflows in SwinIR, HAT and RCAN,
+            bf16 does not), ``channels_last`` (bool; helps convolutional networks on a GPU), ``cudnn_benchmark``
+            (bool; faster and not repeatable to the bit). All off by default.
         device: Where the run computes.
 
     Raises:
@@ -34,21 +37,80 @@ class Precision:
         opt = opt or {}
         self.device = device
         amp = opt.get("amp")
-        if amp not in (None, "bf16"):
+        if amp is not None and amp not in AMP_DTYPES:
             raise OptionError(
-                f"precision.amp: {amp!r} is not known; use bf16, or leave it out for full precision"
+                f"precision.amp: {amp!r} is not known; use {' or '.join(AMP_DTYPES)}, or leave it out for full "
+                "precision"
             )
-        self.amp_dtype = torch.bfloat16 if amp else None
+        self.amp_dtype = AMP_DTYPES[amp] if amp else None
         self.memory_format = torch.channels_last if opt.get("channels_last") else torch.contiguous_format
         # BasicSR's pipeline switches it on; two runs then pick different kernels and end in different bits.
         torch.backends.cudnn.benchmark = bool(opt.get("cudnn_benchmark", False))
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Context of a training step's forward passes; does nothing in full precision."""
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Context of a training step's forward passes; does nothing in full precision.
+
+        Raises:
+            OptionError: The device has no such arithmetic for one of the operations.
+        """
         if self.amp_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.amp_dtype)
+            yield
+            return
+        try:
+            with torch.autocast(self.device.type, self.amp_dtype):
+                yield
+        except RuntimeError as error:
+            if "not implemented for 'Half'" not in str(error):
+                raise
+            raise OptionError(
+                f"precision.amp: fp16: the {self.device.type} cannot compute this network in it "
+                f"({str(error).splitlines()[0]}); use bf16, or leave it out for full precision"
+            ) from error
+
+    def loss_scale(self) -> LossScale | None:
+        """What keeps small gradients above fp16's smallest number; None where the precision needs none."""
+        return LossScale(self.device) if self.amp_dtype is torch.float16 else None
 
     def place(self, net: nn.Module) -> nn.Module:
         """Moves a network to the run's device and memory layout."""
         return net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+
+
+class LossScale:
+    """Dynamic loss scaling (Micikevicius et al., "Mixed Precision Training", ICLR 2018), all on the device.
+
+    The loss is multiplied by ``factor`` and the gradients are divided by it. A step whose gradients overflow
+    halves it, ``GROWTH_INTERVAL`` good ones in a row double it. ``torch.amp.GradScaler`` does the same and reads
+    the overflow on the host at every step, unless the optimizer is fused.
+
+    Args:
+        device: Where the run computes.
+    """
+
+    FIRST_FACTOR = 65536.0
+    RANGE = (2.0**-24, 2.0**48)  # halving 0 and doubling infinity would change nothing any more
+    GROWTH_INTERVAL = 2000
+
+    def __init__(self, device: torch.device) -> None:
+        self.factor = torch.full((), self.FIRST_FACTOR, device=device)
+        self.good_steps = torch.zeros((), dtype=torch.int64, device=device)
+
+    def unscale(self, gradients: Sequence[Tensor]) -> None:
+        """Divides the gradients by the factor, in place; a power of two, so that nothing is rounded."""
+        torch._foreach_mul_(list(gradients), self.factor.reciprocal())
+
+    def follow(self, good: Tensor, overflowed: Tensor) -> None:
+        """Adapts the factor to a step (boolean scalars on the device; neither: a step that tells nothing)."""
+        counted = torch.where(good, self.good_steps + 1, self.good_steps)
+        grows = counted >= self.GROWTH_INTERVAL
+        self.good_steps = torch.where(grows | overflowed, torch.zeros_like(counted), counted)
+        factor = torch.where(grows, self.factor * 2, self.factor)
+        self.factor = torch.where(overflowed, factor / 2, factor).clamp(*self.RANGE)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"factor": self.factor.cpu(), "good_steps": self.good_steps.cpu()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.factor.copy_(state["factor"])
+        self.good_steps.copy_(state["good_steps"])

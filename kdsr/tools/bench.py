@@ -79,11 +79,17 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
         return losses
 
     model.compute_losses = compute_losses_then_backward
-    handles.append(model.optimizer_g.register_step_pre_hook(lambda *_: clock.switch(REST) and None))
+    update = model.guard.step
+
+    def update_apart_from_backward(losses: Tensor) -> None:
+        clock.switch(REST)
+        update(losses)
+
+    model.guard.step = update_apart_from_backward
     try:
         yield
     finally:
-        del model.compute_losses
+        del model.compute_losses, model.guard.step
         for handle in handles:
             handle.remove()
 
