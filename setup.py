@@ -37,6 +37,7 @@ setup(
         "pandas",
         "pillow",
         "pyyaml",
+        "safetensors",
         "scikit-image>=0.26",
         "scipy",
         "torch>=2.6",
