@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
-from basicsr.utils import imwrite, tensor2img
+from basicsr.utils import tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
@@ -132,10 +133,8 @@ def _evaluate_one(
         output = restore(data["lq"].to(device))
     image: np.ndarray = tensor2img([output.float().cpu()])
     if save_to is not None:
-        try:
-            imwrite(image, str(save_to(name)))
-        except OSError as error:  # BasicSR's names no file
-            raise TrainingError(f"{save_to(name)}: cannot be written ({error})") from error
+        png = cv2.imencode(".png", image)[1].tobytes()  # BasicSR's imwrite names no file when it fails
+        write_whole(save_to(name), lambda file: file.write(png))
     values = {}
     if metrics and "gt" in data:
         pair = {"img": image, "img2": tensor2img([data["gt"]])}

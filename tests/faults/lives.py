@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ class Life:
         self.process.join()
         self._end_workers()
         return hit and self.process.exitcode == -signal.SIGKILL
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The process stands still for the time of a ``with`` block."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.process.pid, signal.SIGCONT)
 
     def finish(self, limit: float = 240) -> int:
         """Waits for the end and gives the exit code."""
@@ -174,14 +185,20 @@ def differences(one: Path, other: Path) -> list[str]:
     pairs += [f"models/{name}" for name in sorted(names[0] & names[1])]
     for file in dict.fromkeys(pairs):
         contents = [torch.load(run / file, weights_only=True) for run in (one, other)]
-        found += [f"{file}: {difference}" for difference in _unlike(*contents, "")]
+        found += [f"{file}: {difference}" for difference in unlike(*contents)]
     if (one / "metrics.csv").read_bytes() != (other / "metrics.csv").read_bytes():
         found.append("metrics.csv")
     return found
 
 
+def unlike(one: Any, other: Any) -> list[str]:
+    """Places at which two trees of tensors and plain values differ."""
+    return list(_unlike(one, other, ""))
+
+
 def _unlike(one: Any, other: Any, place: str) -> Iterator[str]:
-    if type(one) is not type(other):
+    both_sections = isinstance(one, dict) and isinstance(other, dict)  # a Counter goes on as a dict
+    if type(one) is not type(other) and not both_sections:
         yield f"{place}: {type(one).__name__} and {type(other).__name__}"
     elif isinstance(one, Tensor):
         alike = one.dtype == other.dtype and one.shape == other.shape
