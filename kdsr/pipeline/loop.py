@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ class Loop:
         self.stop.training = True
         if self.resumed is None or not isinstance(self.model, RestorationModel):
             return
+        # torch's advice on the order of two calls, which a schedule that goes on cannot follow
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         for line in on_first_rank(self._tidy):
             get_root_logger().info(line)
         if self.opt.get("val"):

@@ -1,0 +1,214 @@
+"""A run that is stopped by a signal and started again ends in the bits of one that was never stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from basicsr.utils.lmdb_util import make_lmdb_from_imgs
+
+import ranks
+from faults.lives import differences
+from kdsr import train as train_entry
+from kdsr.models.base_model import RestorationModel
+
+Options = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(folder: str, options: Options, *flags: str) -> int:
+    """Trains in a folder of its own, so that runs of one name can be compared."""
+    write(folder, options)
+    with contextlib.chdir(folder):
+        return train_entry.main(["-opt", "run.yml", *flags])
+
+
+def write(folder: str, options: Options) -> None:
+    Path(folder).mkdir(exist_ok=True)
+    Path(folder, "run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
+
+
+def unlike() -> list[str]:
+    return differences(Path("whole/experiments/run"), Path("parted/experiments/run"))
+
+
+def as_logits(options: Options) -> None:
+    options["model_type"] = "KDModel"
+    for key in ("network_his", "network_vqgan"):
+        del options[key]
+    options["path"] = {"pretrain_network_t": options["path"]["pretrain_network_t"]}
+    for key in ("cl_opt", "ce_opt", "num_neg", "step"):
+        del options["train"][key]
+    for key in ("gaussian_blur_prob", "resize_prob", "gaussian_noise_prob"):
+        del options["train"][key]
+
+
+def as_vqgan(options: Options) -> None:
+    as_logits(options)
+    for key in ("logits_opt", "lcr_opt"):
+        del options["train"][key]
+    del options["network_t"]
+    images = options["datasets"]["train"]["dataroot_gt"]
+    loader = {key: options["datasets"]["train"][key] for key in ("num_worker_per_gpu", "batch_size_per_gpu")}
+    options.update(
+        model_type="VQGANModel",
+        scale=1,
+        path={},
+        network_g={
+            "type": "VQGAN", "embed_dim": 8, "n_embed": 32, "decoder": True,
+            "ddconfig": {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 8, "resolution": 32,
+                         "attn_resolutions": []},
+        },
+        datasets={
+            "train": {"name": "photos", "type": "ImageFolderDataset", "dataroot_gt": images, "gt_size": 32, **loader},
+            "val": {"name": "held_out", "type": "ImageFolderDataset", "dataroot_gt": images},
+        },
+    )  # fmt: skip
+    options["train"].update(restart_every=3)
+
+
+def as_dckd(options: Options) -> None:
+    pass
+
+
+def in_lmdbs(options: Options) -> None:
+    """Moves all images into LMDBs."""
+    for key, dataset in options["datasets"].items():
+        roots = {name: Path(dataset[name]) for name in ("dataroot_gt", "dataroot_lq") if name in dataset}
+        for name, root in roots.items():
+            database = Path(f"{key}_{name}.lmdb").absolute()
+            files = sorted(path.name for path in root.iterdir())
+            keys = [Path(file).stem for file in files]
+            make_lmdb_from_imgs(str(root), str(database), files, keys, multiprocessing_read=False)
+            dataset[name] = str(database)
+        dataset["io_backend"] = {"type": "lmdb"}
+
+
+def stop_at(iteration: int, name: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends the process a signal in the middle of that iteration."""
+    original = RestorationModel.after_step
+
+    def after_step(self: RestorationModel, current_iter: int) -> None:
+        original(self, current_iter)
+        if current_iter == iteration and Path("experiments").exists():
+            os.kill(os.getpid(), name)
+
+    monkeypatch.setattr(RestorationModel, "after_step", after_step)
+
+
+@pytest.mark.parametrize(
+    ("method", "workers", "lmdb", "stops"),
+    [
+        (as_logits, 0, False, (3, 4)),  # in mid-epoch, and where a validation is due
+        (as_logits, 3, True, (5,)),
+        (as_dckd, 0, True, (2,)),
+        (as_dckd, 1, False, (6,)),  # after the last but one step of an epoch
+        (as_dckd, 3, False, (1, 7)),  # the first step, the end of an epoch
+        (as_vqgan, 1, True, (3,)),  # codes have just been restarted
+        (as_vqgan, 3, False, (4,)),
+    ],
+)
+def test_stopped_runs_end_in_the_same_bits(
+    method: Callable[[Options], None],
+    workers: int,
+    lmdb: bool,
+    stops: tuple[int, ...],
+    dckd_options: Options,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method(dckd_options)
+    if lmdb:
+        in_lmdbs(dckd_options)
+    # 7 steps an epoch, of 14 positions; validations and saves that fall apart
+    dckd_options["datasets"]["train"].update(dataset_enlarge_ratio=3.5, num_worker_per_gpu=workers)
+    dckd_options["train"]["total_iter"] = 10
+    dckd_options["val"]["val_freq"] = 4
+    dckd_options["logger"]["save_checkpoint_freq"] = 10
+    assert run("whole", dckd_options) == 0
+    for iteration, name in zip(stops, (signal.SIGTERM, signal.SIGUSR1), strict=False):
+        with monkeypatch.context() as patch:
+            stop_at(iteration, name, patch)
+            assert run("parted", dckd_options, "--auto_resume") == 75
+        assert Path(f"parted/experiments/run/training_states/{iteration}.state").is_file()
+    assert run("parted", dckd_options, "--auto_resume") == 0
+    assert unlike() == []
+
+
+# ------------------------------------------------------------------------------------------------- two processes
+
+
+def two_process_options(options: Options) -> Options:
+    options["datasets"]["train"].update(dataset_enlarge_ratio=3.5, num_worker_per_gpu=1, batch_size_per_gpu=1)
+    options["train"]["total_iter"] = 10
+    options["val"]["val_freq"] = 4
+    options["logger"]["save_checkpoint_freq"] = 10
+    return options
+
+
+def stop_rank_1_at_5(rank: int) -> None:
+    original = RestorationModel.after_step
+
+    def after_step(self: RestorationModel, current_iter: int) -> None:
+        original(self, current_iter)
+        if rank == 1 and current_iter == 5 and Path("experiments").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    RestorationModel.after_step = after_step  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [as_dckd, as_vqgan])
+def test_two_processes_stop_together_and_end_in_the_same_bits(
+    method: Callable[[Options], None], dckd_options: Options, tmp_path: Path
+) -> None:
+    """A signal to one of them stops both after the same iteration."""
+    method(dckd_options)
+    for folder in ("whole", "parted"):
+        write(folder, two_process_options(dckd_options))
+    command = ["-opt", "run.yml", "--auto_resume"]
+    assert ranks.run(tmp_path / "whole", command) == [0, 0]
+    assert ranks.run(tmp_path / "parted", command, prepare=stop_rank_1_at_5) == [75, 75]
+    states = Path("parted/experiments/run/training_states")
+    assert [path.name for path in states.iterdir()] == ["5.state"]
+    assert ranks.run(tmp_path / "parted", command) == [0, 0]
+    assert unlike() == []
+
+
+@pytest.mark.slow
+def test_with_another_number_of_processes_the_data_go_on_where_they_were(
+    dckd_options: Options, tmp_path: Path
+) -> None:
+    """5 steps of two processes and batch 1 are 10 positions of 14; one process with batch 2 has two steps left of
+    the epoch, and its weights differ from those of two processes by no more than what is drawn and rounded."""
+    as_logits(dckd_options)
+    del dckd_options["train"]["lcr_opt"]  # what is drawn
+    options = two_process_options(dckd_options)
+    write("whole", options)
+    write("parted", options)
+    command = ["-opt", "run.yml", "--auto_resume"]
+    shorter = ["--force_yml", "train:total_iter=5", "logger:save_checkpoint_freq=5"]
+    assert ranks.run(tmp_path / "whole", command) == [0, 0]
+    assert ranks.run(tmp_path / "parted", [*command, *shorter]) == [0, 0]
+    options["datasets"]["train"]["batch_size_per_gpu"] = 2
+    assert run("parted", options, "--auto_resume") == 0
+    log = sorted(Path("parted/experiments/run").glob("*.log"))[-1].read_text()
+    assert "was written by 2 processes, these are 1" in log and "its bits will differ" in log
+    assert "datasets.train.batch_size_per_gpu: 1 -> 2" in log
+    two, one = (
+        torch.load(f"{folder}/experiments/run/training_states/10.state", weights_only=True)
+        for folder in ("whole", "parted")
+    )
+    assert two["position"] == one["position"] == {"epoch": 1, "samples": 6}
+    for name, value in two["networks"]["net_g"].items():
+        torch.testing.assert_close(one["networks"]["net_g"][name], value, rtol=1e-3, atol=1e-5)
