@@ -1,0 +1,340 @@
+"""Which state a run goes on from, what it says of changed options, and which checkpoints it keeps."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+import yaml
+
+from kdsr import train as train_entry
+from kdsr.models.measured_model import MeasuredModel
+from kdsr.pipeline.resume import changes, fingerprint_of_set, run_record
+
+Options = dict[str, Any]
+RUN = Path("experiments/run")
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(options: Options, *flags: str) -> int:
+    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    return train_entry.main(["-opt", "run.yml", *flags])
+
+
+def names(folder: str) -> set[str]:
+    return {path.name for path in (RUN / folder).iterdir()}
+
+
+def state(iteration: int) -> dict[str, Any]:
+    return torch.load(RUN / f"training_states/{iteration}.state", weights_only=True)
+
+
+def rows() -> list[tuple[str, ...]]:
+    with (RUN / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return [tuple(row) for row in csv.reader(file)]
+
+
+def log() -> str:
+    return sorted(RUN.glob("train_*.log"), key=lambda path: path.stat().st_mtime_ns)[-1].read_text("utf-8")
+
+
+# ----------------------------------------------------------------------------------------------- kept checkpoints
+
+
+def test_the_last_three_are_kept(run_options: Options) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 1
+    run_options["train"]["total_iter"] = 6
+    assert run(run_options) == 0
+    assert names("training_states") == {"4.state", "5.state", "6.state"}
+    assert names("models") == {"net_g_4.pth", "net_g_5.pth", "net_g_6.pth", "net_g_latest.pth"}
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, {4}), (0, {1, 2, 3, 4}), (None, {1, 2, 3, 4})])
+def test_as_many_as_asked_for_are_kept(run_options: Options, keep: int | None, left: set[int]) -> None:
+    run_options["logger"].update(save_checkpoint_freq=1, keep_last=keep)
+    run_options["train"]["total_iter"] = 4
+    assert run(run_options) == 0
+    assert names("training_states") == {f"{iteration}.state" for iteration in left}
+
+
+def test_the_state_that_a_run_goes_on_from_stays(run_options: Options) -> None:
+    run_options["logger"].update(save_checkpoint_freq=1, keep_last=2)
+    run_options["train"]["total_iter"] = 2
+    assert run(run_options) == 0
+    run_options["train"]["total_iter"] = 6
+    assert run(run_options, "--auto_resume") == 0
+    assert names("training_states") == {"2.state", "5.state", "6.state"}
+    assert {"net_g_2.pth", "net_g_5.pth", "net_g_6.pth"} <= names("models")
+
+
+def test_the_best_checkpoint_is_that_of_the_best_validation(run_options: Options) -> None:
+    run_options["logger"].update(save_best={"set": "held_out", "metric": "psnr"}, keep_last=1)
+    run_options["logger"]["save_checkpoint_freq"] = 1
+    run_options["val"]["val_freq"] = 1
+    # a learning rate that ruins the student after the third step
+    run_options["train"].update(total_iter=5, ema_decay=0)
+    run_options["train"]["scheduler"] = {"type": "MultiStepLR", "milestones": [3], "gamma": 3000.0}
+    assert run(run_options) == 0
+    mean: dict[int, list[float]] = {}
+    for iteration, _, _, _, _, value in rows()[1:]:
+        mean.setdefault(int(iteration), []).append(float(value))
+    best = max(mean, key=lambda iteration: sum(mean[iteration]))
+    assert best < 5  # else there was nothing to keep
+    kept = torch.load(RUN / "models/net_g_best.pth", weights_only=True)
+    assert kept["measured"]["iteration"] == best
+    assert kept["measured"]["value"] == pytest.approx(sum(mean[best]) / 4, abs=1e-12)
+    run_options["train"].update(total_iter=best)
+    assert run(run_options) == 0  # again, only so far
+    last = torch.load(RUN / "models/net_g_latest.pth", weights_only=True)
+    assert all(torch.equal(value, kept["params"][name]) for name, value in last["params"].items())
+
+
+@pytest.mark.parametrize(
+    ("best", "message"),
+    [
+        (
+            {"set": "Set5", "metric": "psnr"},
+            "logger.save_best.set: 'Set5' is not the name of a validation set",
+        ),
+        (
+            {"set": "held_out", "metric": "pnsr"},
+            "logger.save_best.metric: 'pnsr' is not in val.metrics; did you",
+        ),
+        ({"set": "held_out"}, "logger.save_best.metric: None is not in val.metrics; valid: psnr"),
+    ],
+)
+def test_a_best_checkpoint_by_what_is_not_measured(
+    run_options: Options, best: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["logger"]["save_best"] = best
+    assert run(run_options) == 2
+    assert message in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------- which state
+
+
+def test_a_state_whose_weights_are_gone_is_skipped(
+    run_options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 1
+    assert run(run_options) == 0
+    (RUN / "models/net_g_3.pth").unlink()
+    assert run(run_options, "--auto_resume") == 0
+    assert "Skipped a state whose weights are gone" in log() and "net_g_3.pth" in log()
+    assert "Resuming training from epoch: 1, iter: 2" in capsys.readouterr().err
+
+
+def test_what_a_killed_writer_left_is_swept(run_options: Options) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 2
+    assert run(run_options) == 0
+    left = [RUN / "models/.net_g_4.pth.77.tmp", RUN / "training_states/.4.state.77.tmp"]
+    for file in left:
+        file.write_bytes(b"half")
+    assert run(run_options, "--auto_resume") == 0
+    assert not any(file.exists() for file in left)
+
+
+def test_going_back_to_an_older_state_sets_the_later_ones_aside(run_options: Options) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 1
+    run_options["val"]["val_freq"] = 1
+    assert run(run_options) == 0
+    whole = {name: state(3)["networks"]["net_g"][name].clone() for name in state(3)["networks"]["net_g"]}
+    before = rows()
+    assert run(run_options, "--force_yml", f"path:resume_state={RUN}/training_states/1.state") == 0
+    assert {"2.state.set_aside", "3.state.set_aside"} <= names("training_states")
+    assert "3.state is later than the state that the run goes on from: set aside" in log()
+    assert all(torch.equal(value, whole[name]) for name, value in state(3)["networks"]["net_g"].items())
+    assert rows() == before
+
+
+# ------------------------------------------------------------------------------------------ validations that are due
+
+
+def test_a_validation_that_the_killed_run_owed_is_made_at_resume(
+    run_options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Killed between the save of iteration 2 and the end of its validation."""
+    run_options["logger"]["save_checkpoint_freq"] = 2
+    run_options["logger"]["save_best"] = {"set": "held_out", "metric": "psnr"}
+    run_options["val"]["val_freq"] = 2
+    run_options["train"]["total_iter"] = 5
+    assert run(run_options) == 0
+    whole, best = rows(), state(4)["best_metric_results"]
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    shutil.rmtree(RUN)
+    with monkeypatch.context() as patch:
+        patch.setattr(MeasuredModel, "record", die)
+        with pytest.raises(Killed):
+            run(run_options)
+    assert not (RUN / "metrics.csv").exists()
+    assert run(run_options, "--auto_resume") == 0
+    assert rows() == whole
+    assert state(4)["best_metric_results"] == best
+
+
+def test_a_best_value_measured_after_the_state_was_saved_is_not_lost(run_options: Options) -> None:
+    """The state of iteration 2 was saved before its validation, which is in metrics.csv."""
+    run_options["logger"]["save_checkpoint_freq"] = 2
+    run_options["val"]["val_freq"] = 2
+    run_options["train"]["total_iter"] = 2
+    assert run(run_options) == 0
+    assert state(2)["best_metric_results"] == {}
+    run_options["train"]["total_iter"] = 4
+    run_options["train"]["optim_g"]["lr"] = 1e9  # nothing later is better
+    assert run(run_options, "--auto_resume") == 0
+    assert state(4)["best_metric_results"]["held_out"]["psnr"]["iter"] == 2
+    assert len(rows()) == 1 + 2 * 4
+
+
+def test_tensorboard_gets_every_image(run_options: Options) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_options["logger"]["use_tb_logger"] = True
+    run_options["val"]["val_freq"] = 3
+    assert run(run_options) == 0
+    events = EventAccumulator("tb_logger/run")
+    events.Reload()
+    expected = {f"images/held_out/psnr/{row[3]}": float(row[5]) for row in rows()[1:]}
+    assert len(expected) == 4
+    for tag, value in expected.items():
+        (event,) = events.Scalars(tag)
+        assert event.step == 3 and event.value == pytest.approx(value, rel=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------- changed options
+
+
+def test_changed_options_are_listed_with_what_counts(run_options: Options) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 3
+    assert run(run_options) == 0
+    run_options["train"].update(total_iter=6, ema_decay=0.5)
+    run_options["train"]["optim_g"]["lr"] = 5e-4
+    run_options["train"]["pixel_opt"]["loss_weight"] = 2.0
+    run_options["datasets"]["train"]["batch_size_per_gpu"] = 4
+    run_options["manual_seed"] = 8
+    assert run(run_options, "--auto_resume") == 0
+    said = log()
+    for line in (
+        "train.total_iter: 3 -> 6; the new one counts from here on",
+        "train.ema_decay: 0.9 -> 0.5; the new one counts",
+        "train.optim_g.lr: 0.001 -> 0.0005; the new one counts: the schedule goes on as if it had always been so",
+        "train.pixel_opt.loss_weight: 1.0 -> 2.0; the new one counts",
+        "datasets.train.batch_size_per_gpu: 2 -> 4; the new one counts",
+        "manual_seed: 3 -> 8; the order of the data is that of the new one",
+    ):
+        assert line in said
+    assert state(6)["optimizers"][0]["param_groups"][0]["lr"] == 5e-4
+
+
+def test_nothing_is_said_of_what_has_not_changed(run_options: Options) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 1
+    assert run(run_options, "--force_yml", "train:total_iter=3.0") == 0
+    (RUN / "training_states/3.state").unlink()
+    assert run(run_options, "--auto_resume") == 0
+    assert " -> " not in log()
+
+
+def test_a_changed_schedule_goes_on_as_if_it_had_always_been_so(run_options: Options) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 1
+    run_options["train"].update(total_iter=4, warmup_iter=2)
+    assert run(run_options) == 0
+    new = {"type": "MultiStepLR", "milestones": [2, 5], "gamma": 0.1}
+    run_options["train"].update(total_iter=7, scheduler=new)
+    assert run(run_options, "--auto_resume") == 0
+    resumed = state(7)["optimizers"][0]["param_groups"][0]["lr"]
+    assert run(run_options) == 0  # anew
+    assert resumed == state(7)["optimizers"][0]["param_groups"][0]["lr"]
+    assert resumed < 1e-4
+
+
+def test_another_network_or_teacher_is_refused(
+    dckd_options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dckd_options["logger"]["save_checkpoint_freq"] = 2
+    assert run(dckd_options) == 0
+    before = sorted((path, path.stat().st_mtime_ns) for path in RUN.rglob("*"))
+    teacher = torch.load("teacher.pth", weights_only=True)
+    teacher["params"]["conv_first.weight"] += 1
+    torch.save(teacher, "other.pth")
+    dckd_options["path"]["pretrain_network_t"] = "other.pth"
+    dckd_options["network_g"]["res_scale"] = 0.5
+    dckd_options["train"]["total_iter"] = 4
+    assert run(dckd_options, "--auto_resume") == 2
+    said = capsys.readouterr().err
+    assert "network_g.res_scale: (not there) -> 0.5; the state holds another network" in said
+    assert "path.pretrain_network_t: the weights have changed" in said
+    assert "or go on all the same with --force_resume" in said
+    assert sorted((path, path.stat().st_mtime_ns) for path in RUN.rglob("*")) == before
+    assert run(dckd_options, "--auto_resume", "--force_resume") == 0
+    assert "path.pretrain_network_t: the weights have changed" in log()
+
+
+def test_a_teacher_that_has_only_moved_is_the_same(dckd_options: Options) -> None:
+    dckd_options["logger"]["save_checkpoint_freq"] = 2
+    assert run(dckd_options) == 0
+    shutil.move("teacher.pth", "moved.pth")
+    dckd_options["path"]["pretrain_network_t"] = "moved.pth"
+    dckd_options["train"]["total_iter"] = 4
+    assert run(dckd_options, "--auto_resume") == 0
+    assert "moved.pth; the same weights" in log()
+
+
+def test_other_training_images_are_refused(
+    run_options: Options, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(photos, "data")
+    for key in ("gt", "lq"):
+        folder = "GT" if key == "gt" else "LR_x4"
+        run_options["datasets"]["train"][f"dataroot_{key}"] = f"data/{folder}"
+    run_options["logger"]["save_checkpoint_freq"] = 3
+    assert run(run_options) == 0
+    image = cv2.imread("data/LR_x4/cat.png")
+    cv2.imwrite("data/LR_x4/cat.png", image // 2)
+    run_options["train"]["total_iter"] = 6
+    assert run(run_options, "--auto_resume") == 2
+    assert "datasets.train: the images have changed" in capsys.readouterr().err
+    assert run(run_options, "--auto_resume", "--force_resume") == 0
+
+
+def test_a_set_that_has_moved_has_the_same_fingerprint(run_options: Options, photos: Path) -> None:
+    from basicsr.data.paired_image_dataset import PairedImageDataset
+
+    def fingerprint(root: Path) -> str:
+        opt = {**run_options["datasets"]["train"], "phase": "train", "scale": 4}
+        opt.update(dataroot_gt=str(root / "GT"), dataroot_lq=str(root / "LR_x4"))
+        opt["io_backend"] = dict(opt["io_backend"])
+        return fingerprint_of_set(PairedImageDataset(opt))
+
+    shutil.copytree(photos, "moved")
+    assert fingerprint(Path("moved")) == fingerprint(photos)
+    for folder in ("GT", "LR_x4"):
+        Path(f"moved/{folder}/cat.png").rename(f"moved/{folder}/dog.png")
+    assert fingerprint(Path("moved")) != fingerprint(photos)
+
+
+def test_a_state_of_before_options_were_kept_is_not_compared() -> None:
+    class Empty:
+        opt: dict[str, Any] = {}
+
+        def __len__(self) -> int:
+            return 0
+
+    record = run_record({"name": "run"}, Empty())
+    (line,) = changes({"iter": 1}, record, "7.state")
+    assert "nothing was compared" in line
