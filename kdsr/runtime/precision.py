@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,17 +21,20 @@ class Precision:
     Args:
         opt: ``amp`` (None, ``bf16``, or ``fp16`` with dynamic loss scaling; fp16 overflows in SwinIR, HAT and RCAN,
             bf16 does not), ``channels_last`` (bool; helps convolutional networks on a GPU), ``cudnn_benchmark``
-            (bool; faster and not repeatable to the bit). All off by default.
+            (bool; faster and not repeatable to the bit), ``deterministic`` (bool; only algorithms that give the
+            same bits each time, which a GPU does not use by itself; one that has none is an error). All off by
+            default.
         device: Where the run computes.
 
     Raises:
-        OptionError: For another value of ``amp``.
+        OptionError: For another value of ``amp``, and for options that contradict each other.
     """
 
     KEYS: dict[str, type | tuple[type, ...]] = {
         "amp": (str, type(None)),
         "channels_last": bool,
         "cudnn_benchmark": bool,
+        "deterministic": bool,
     }
 
     def __init__(self, opt: dict[str, Any] | None, device: torch.device) -> None:
@@ -46,6 +50,14 @@ class Precision:
         self.memory_format = torch.channels_last if opt.get("channels_last") else torch.contiguous_format
         # BasicSR's pipeline switches it on; two runs then pick different kernels and end in different bits.
         torch.backends.cudnn.benchmark = bool(opt.get("cudnn_benchmark", False))
+        if opt.get("deterministic"):
+            if opt.get("cudnn_benchmark"):
+                raise OptionError(
+                    "precision.deterministic: true needs cudnn_benchmark: false, which picks by time"
+                )
+            # Read when cuBLAS is first used; without it matrix products may add up in any order.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(bool(opt.get("deterministic", False)))
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ def run(folder: str, options: Options, *flags: str) -> int:
 def write(folder: str, options: Options) -> None:
     Path(folder).mkdir(exist_ok=True)
     Path(folder, "run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def _algorithms_as_they_were() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def unlike() -> list[str]:
@@ -145,6 +151,24 @@ def test_stopped_runs_end_in_the_same_bits(
     assert unlike() == []
 
 
+def test_deterministic_algorithms_train_here_too(dckd_options: Options) -> None:
+    """The CPU ends in the same bits with and without them."""
+    dckd_options["logger"]["save_checkpoint_freq"] = 3
+    assert run("whole", dckd_options) == 0
+    dckd_options["precision"] = {"deterministic": True}
+    assert run("parted", dckd_options) == 0
+    assert torch.are_deterministic_algorithms_enabled()
+    assert {place.split(":")[1].split(".")[0].strip() for place in unlike()} <= {"options", "fingerprints"}
+
+
+def test_deterministic_and_benchmark_contradict_each_other(
+    run_options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["precision"] = {"deterministic": True, "cudnn_benchmark": True}
+    assert run("whole", run_options) == 2
+    assert "precision.deterministic: true needs cudnn_benchmark: false" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------- two processes
 
 
@@ -212,3 +236,24 @@ def test_with_another_number_of_processes_the_data_go_on_where_they_were(
     assert two["position"] == one["position"] == {"epoch": 1, "samples": 6}
     for name, value in two["networks"]["net_g"].items():
         torch.testing.assert_close(one["networks"]["net_g"][name], value, rtol=1e-3, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------- one GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", [as_logits, as_dckd, as_vqgan])
+def test_on_a_gpu_with_deterministic_algorithms(
+    method: Callable[[Options], None], dckd_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method(dckd_options)
+    dckd_options["precision"] = {"deterministic": True}
+    dckd_options["datasets"]["train"].update(dataset_enlarge_ratio=3.5, num_worker_per_gpu=2)
+    dckd_options["train"]["total_iter"] = 10
+    dckd_options["logger"]["save_checkpoint_freq"] = 10
+    assert run("whole", dckd_options) == 0
+    with monkeypatch.context() as patch:
+        stop_at(6, signal.SIGTERM, patch)
+        assert run("parted", dckd_options) == 75
+    assert run("parted", dckd_options, "--auto_resume") == 0
+    assert unlike() == []
