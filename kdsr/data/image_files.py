@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +20,53 @@ EXTENSIONS = frozenset(
 )
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = range(5, 9)  # the orientations that swap height and width
+# What the system says of one file; anything else (too many open files, a lost server) is no property of an image.
+_OF_ONE_FILE = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
+
+
+class UnreadableImage(DataError):
+    """A single image that is absent, damaged or no image; ``on_bad_image: skip`` passes over such ones.
+
+    Args:
+        problems: The message, as for every error.
+        name: The image's path, or its LMDB and key.
+    """
+
+    def __init__(self, problems: str | Sequence[str], name: str = "") -> None:
+        super().__init__(problems)
+        self.name = name
+
+
+def cannot_read(name: str, error: OSError) -> DataError:
+    """The error for a file that the system would not read: of this image alone, or of more than that."""
+    message = f"Cannot read image {name}: {error.strerror or error}"
+    return UnreadableImage(message, name) if error.errno in _OF_ONE_FILE else DataError(message)
+
+
+def decode(content: bytes | None, flags: int, name: str) -> NDArray[Any]:
+    """Decodes an image file's bytes with OpenCV.
+
+    Args:
+        content: The bytes; None where an LMDB has no such key.
+        flags: OpenCV's ``IMREAD_*``.
+        name: What to call the image in messages.
+
+    Raises:
+        UnreadableImage: It cannot be decoded.
+    """
+    if content is None:
+        raise UnreadableImage(f"Cannot read image {name}: no such key in the LMDB", name)
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+    except cv2.error:  # its header states more pixels than OpenCV takes
+        image = None
+    if image is None:
+        raise UnreadableImage(
+            f"Cannot read image {name}: it is damaged or not an image ({len(content)} bytes)", name
+        )
+    return image
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -50,10 +99,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"Cannot read image {path}: {error.strerror or error}") from error
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
-    if image is None:
-        raise DataError(f"Cannot read image {path}: it is damaged or not an image ({len(content)} bytes)")
+        raise cannot_read(str(path), error) from error
+    image = decode(content, cv2.IMREAD_UNCHANGED, str(path))
     if image.dtype != np.uint8:
         raise DataError(f"{path} has {8 * image.dtype.itemsize} bits per channel; convert it to 8 bits")
     if image.ndim == 3 and image.shape[2] == 4:

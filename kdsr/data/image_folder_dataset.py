@@ -16,7 +16,7 @@ from basicsr.utils import FileClient, img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import Dataset
 
-from kdsr.data.image_files import list_images
+from kdsr.data.image_files import cannot_read, decode, list_images
 from kdsr.data.lmdb_client import LmdbClient
 from kdsr.data.sub_images import mod_crop
 from kdsr.runtime.errors import DataError
@@ -86,14 +86,12 @@ class ImageFolderDataset(Dataset):
         return {"lq": tensor, "gt": tensor, "lq_path": path, "gt_path": path}
 
     def _read(self, path: str) -> np.ndarray:
+        name = self._shown.format(path)
         try:
             content = self._client.get(path, "gt")
         except OSError as error:
-            raise DataError(f"Cannot read image {path}: {error.strerror or error}") from error
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-        if image is None:
-            raise DataError(f"Cannot read image {self._shown.format(path)}: it is damaged or not an image")
-        return image
+            raise cannot_read(name, error) from error
+        return decode(content, cv2.IMREAD_COLOR, name)
 
     def _crop(self, image: np.ndarray, name: str) -> np.ndarray:
         size = self.opt["gt_size"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import lmdb
 
@@ -23,8 +23,41 @@ def _environment(path: str) -> lmdb.Environment:
         environment = lmdb.open(path, create=False, readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
         raise DataError(f"Cannot open the LMDB {path}: {error}") from error
+    pages, page = environment.info()["last_pgno"] + 1, environment.stat()["psize"]
+    size = os.path.getsize(os.path.join(path, "data.mdb"))
+    if size < pages * page:  # reading past its end would end the process without a word (SIGBUS)
+        environment.close()
+        raise DataError(
+            f"The LMDB {path} is truncated: data.mdb has {size} bytes of {pages * page}; copy or make it anew"
+        )
     _open[path] = (os.getpid(), environment)
     return environment
+
+
+def _get(path: str, key: str) -> bytes | None:
+    try:
+        with _environment(path).begin() as transaction:
+            return transaction.get(key.encode())
+    except lmdb.Error as error:
+        raise DataError(f"Cannot read the key {key!r} of the LMDB {path}: {error}") from error
+
+
+def missing_keys(path: str, keys: Iterable[str]) -> list[str]:
+    """Those of the keys that an LMDB does not have; their values are not read.
+
+    Raises:
+        DataError: The LMDB cannot be opened or is damaged.
+    """
+    path = os.path.realpath(path)
+    was_open = path in _open and _open[path][0] == os.getpid()
+    try:
+        with _environment(path).begin() as transaction, transaction.cursor() as cursor:
+            return [key for key in keys if not cursor.set_key(key.encode())]
+    except lmdb.Error as error:
+        raise DataError(f"Cannot read the LMDB {path}: {error}") from error
+    finally:
+        if not was_open and path in _open:  # it may be made anew before it is used
+            _open.pop(path)[1].close()
 
 
 class LmdbClient:
@@ -45,7 +78,6 @@ class LmdbClient:
         """Reads the value of a key; None where there is none.
 
         Raises:
-            DataError: The LMDB cannot be opened.
+            DataError: The LMDB cannot be opened, or is damaged at this key.
         """
-        with _environment(self._paths[client_key]).begin() as transaction:
-            return transaction.get(str(filepath).encode())
+        return _get(self._paths[client_key], str(filepath))

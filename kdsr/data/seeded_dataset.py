@@ -14,9 +14,12 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from kdsr.data.image_files import image_size, sizes_match
+from kdsr.data.image_files import UnreadableImage, cannot_read, decode, image_size, sizes_match
 from kdsr.data.lmdb_client import LmdbClient
 from kdsr.runtime.errors import DataError
+
+REPLACED = "replaced"  # key of an item of a set that skips: which images it stands for, one a line
+MOST_IN_A_ROW = 10  # unreadable images that are passed over; of a large set a tenth of it
 
 
 @contextmanager
@@ -46,6 +49,10 @@ class SeededDataset(Dataset):
     BasicSR fails on a bad image with an error that does not name it, and in validation crops a GT image of
     the wrong size to fit. Here both are a :class:`DataError` with the file's name.
 
+    A training set with ``on_bad_image: skip`` passes over unreadable images: the item of a position is then that of
+    the next position whose images can be read, with the random numbers of its own. So what stands for a bad image
+    is a function of the files and the three numbers too. The item says under ``REPLACED`` what it stands for.
+
     Args:
         dataset: Any map-style data set of BasicSR.
         seed: Not negative.
@@ -69,14 +76,32 @@ class SeededDataset(Dataset):
         """Loads an item.
 
         Raises:
-            DataError: The image cannot be read, GT and LQ do not match the scale, or GT is smaller than the
-                patch.
+            DataError: The image cannot be read (``UnreadableImage``), GT and LQ do not match the scale, or GT is
+                smaller than the patch; with ``on_bad_image: skip`` also when too many in a row cannot be read.
         """
-        if isinstance(item, tuple):
-            epoch, position = item
-            with _seeded(self.seed, epoch, position):
-                return self._load(self._order[position % len(self._order)])
-        return self._load(self._order[item])
+        if not isinstance(item, tuple):
+            return self._load(self._order[item])
+        if _opt(self.dataset, "phase") == "train" and _opt(self.dataset, "on_bad_image") == "skip":
+            return self._load_or_replace(*item)
+        return self._load_at(*item)
+
+    def _load_at(self, epoch: int, position: int, ahead: int = 0) -> Any:
+        """The item ``ahead`` positions further on, with the random numbers of this one."""
+        with _seeded(self.seed, epoch, position):
+            return self._load(self._order[(position + ahead) % len(self._order)])
+
+    def _load_or_replace(self, epoch: int, position: int) -> dict[str, Any]:
+        bad: list[UnreadableImage] = []
+        count = len(self._order)
+        for ahead in range(min(count, max(MOST_IN_A_ROW, count // 10))):
+            try:
+                item = self._load_at(epoch, position, ahead)
+            except UnreadableImage as error:
+                bad.append(error)
+            else:
+                return item | {REPLACED: "\n".join(error.name for error in bad)}
+        which = f"all {count}" if len(bad) == count else f"{len(bad)} in a row of {count}"
+        raise DataError(f"{which} training images cannot be read; the first: {bad[0]}") from bad[0]
 
     def _load(self, index: int) -> Any:
         _share_lmdb(self.dataset)
@@ -88,11 +113,11 @@ class SeededDataset(Dataset):
             problem = _find_problem(self.dataset, index)
             if problem is None:  # a defect of the program, not of the data
                 raise
-            raise DataError(problem) from error
+            raise problem from error
         if index not in self._size_checked and _opt(self.dataset, "phase") != "train":
             problem = _size_problem(self.dataset, index)
             if problem is not None:
-                raise DataError(problem)
+                raise problem
             self._size_checked.add(index)
         return result
 
@@ -140,7 +165,7 @@ def _bytes(dataset: Any, path: str, role: str) -> bytes | None:
     return None if content is None else bytes(content)
 
 
-def _find_problem(dataset: Any, index: int) -> str | None:
+def _find_problem(dataset: Any, index: int) -> DataError | None:
     """Looks for what may have made an item fail; None if its files are in order."""
     files = _files(dataset, index)
     if not files or getattr(dataset, "file_client", None) is None:
@@ -148,19 +173,15 @@ def _find_problem(dataset: Any, index: int) -> str | None:
     sizes = {}
     for role, (path, name) in files.items():
         try:
-            content = _bytes(dataset, path, role)
+            sizes[role] = decode(_bytes(dataset, path, role), cv2.IMREAD_COLOR, name).shape[:2]
         except OSError as error:
-            return f"Cannot read image {name}: {error.strerror or error}"
-        if content is None:
-            return f"Cannot read image {name}: no such key in the LMDB"
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-        if image is None:
-            return f"Cannot read image {name}: it is damaged or not an image ({len(content)} bytes)"
-        sizes[role] = image.shape[:2]
+            return cannot_read(name, error)
+        except DataError as error:
+            return error
     return _mismatch(dataset, files, sizes) or _patch_problem(dataset, files, sizes)
 
 
-def _size_problem(dataset: Any, index: int) -> str | None:
+def _size_problem(dataset: Any, index: int) -> DataError | None:
     """Compares the stored sizes of a GT/LQ pair; what a data set returns is cropped already."""
     files = _files(dataset, index)
     if not {"gt", "lq"} <= files.keys() or not _opt(dataset, "scale"):
@@ -178,14 +199,14 @@ def _size_problem(dataset: Any, index: int) -> str | None:
 
 def _mismatch(
     dataset: Any, files: dict[str, tuple[str, str]], sizes: dict[str, tuple[int, int]]
-) -> str | None:
+) -> DataError | None:
     scale = _opt(dataset, "scale")
     if not {"gt", "lq"} <= sizes.keys() or not scale:
         return None
     gt, lq = sizes["gt"], sizes["lq"]
     if sizes_match(gt, lq, scale, allow_remainder=_opt(dataset, "phase") != "train"):
         return None
-    return (
+    return DataError(
         f"GT and LQ do not match scale {scale}: {files['gt'][1]} is {gt[0]}x{gt[1]} (height x width), "
         f"{files['lq'][1]} is {lq[0]}x{lq[1]}"
     )
@@ -193,10 +214,12 @@ def _mismatch(
 
 def _patch_problem(
     dataset: Any, files: dict[str, tuple[str, str]], sizes: dict[str, tuple[int, int]]
-) -> str | None:
+) -> DataError | None:
     patch = _opt(dataset, "gt_size")
     if _opt(dataset, "phase") != "train" or not patch or "gt" not in sizes or min(sizes["gt"]) >= patch:
         return None
     height, width = sizes["gt"]
     name = files["gt"][1]
-    return f"gt_size {patch} is larger than the image {name} ({height}x{width}): lower it or remove the image"
+    return DataError(
+        f"gt_size {patch} is larger than the image {name} ({height}x{width}): lower it or remove the image"
+    )

@@ -1,7 +1,10 @@
-"""Gives networks their weights: from the checkpoints that the options name, whole or in part."""
+"""Gives networks their weights, from the checkpoints that the options name, and writes them for other programs."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from kdsr.runtime.checkpoint import load_weights, read_checkpoint, select_weights
 from kdsr.runtime.errors import CheckpointError
+from kdsr.runtime.safetensors_files import SUFFIX, save_safetensors
 
 
 def load_pretrained(net: nn.Module, key: str, opt: dict[str, Any]) -> None:
@@ -92,3 +96,22 @@ def copy_matching(net: nn.Module, weights: dict[str, Tensor], source: str) -> tu
         for name in matching:
             own[name].copy_(weights[name])
     return len(matching), len(own)
+
+
+def export_safetensors(
+    weights: Mapping[str, Mapping[str, Tensor]], file: Path, network: Mapping[str, Any], iteration: int
+) -> None:
+    """Writes the weights that are tested, the EMA's where there is one, as ``.safetensors`` beside a ``.pth``.
+
+    Args:
+        weights: State dicts by BasicSR's keys: ``params``, and ``params_ema`` where there is one.
+        file: The ``.pth``.
+        network: ``network_g`` of the options; type and arguments go into the file's header, as JSON.
+        iteration: Likewise.
+
+    Raises:
+        TrainingError: It cannot be written.
+    """
+    key = "params_ema" if "params_ema" in weights else "params"
+    metadata = {"network": json.dumps(network), "iteration": str(iteration), "weights": key}
+    save_safetensors(weights[key], file.with_suffix(SUFFIX), metadata)

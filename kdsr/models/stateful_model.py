@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdsr.models.evaluation import forget_after
 from kdsr.models.keeping import drop_old
 from kdsr.models.measured_model import MeasuredModel
+from kdsr.models.pretrained import export_safetensors
 from kdsr.runtime.checkpoint import save_file
 from kdsr.runtime.distributed import gather_lists, on_first_rank
 from kdsr.runtime.errors import CheckpointError
@@ -71,13 +72,19 @@ class StatefulModel(MeasuredModel):
     def _write(self, current_iter: int, generators: list[dict[str, Any]]) -> None:
         models, states = (Path(self.opt["path"][key]) for key in ("models", "training_states"))
         if current_iter == -1:
-            save_file(self.weights(), models / "net_g_latest.pth")
+            self._write_weights(models / "net_g_latest.pth")
             return
         file = models / f"net_g_{current_iter}.pth"
-        save_file(self.weights(), file)
+        self._write_weights(file)
         state = self.training_state(current_iter) | {"generators": generators, "weights": [file.name]}
         save_file(state, states / f"{current_iter}.state")
         drop_old(models, states, self.opt["logger"].get("keep_last", 3), current_iter, self.resumed_from)
+
+    def _write_weights(self, file: Path, **more: Any) -> None:
+        weights = self.weights()
+        save_file({**weights, **more}, file)
+        if self.opt["logger"].get("save_safetensors"):
+            export_safetensors(weights, file, self.opt["network_g"], self.iteration)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """The student alone, by BasicSR's keys."""
@@ -89,7 +96,7 @@ class StatefulModel(MeasuredModel):
     def keep_best(self, measured: dict[str, Any]) -> None:
         """Writes ``net_g_best.pth``: the student, and under ``measured`` when, where and how good it was."""
         file = Path(self.opt["path"]["models"]) / "net_g_best.pth"
-        on_first_rank(lambda: save_file({**self.weights(), "measured": measured}, file))
+        on_first_rank(lambda: self._write_weights(file, measured=measured))
 
     def training_state(self, current_iter: int) -> dict[str, Any]:
         """What cannot be derived and all ranks share, as tensors and plain values (read with weights_only)."""

@@ -11,6 +11,7 @@ from basicsr.utils import get_root_logger
 
 from kdsr.data.samplers import PositionSampler
 from kdsr.models.base_model import RestorationModel
+from kdsr.pipeline.replaced_images import ReplacedImages
 from kdsr.pipeline.resume import set_aside_later
 from kdsr.runtime.distributed import on_first_rank
 from kdsr.runtime.errors import Stopped
@@ -128,10 +129,12 @@ class LoopPrefetcher:
         self.prefetcher = prefetcher
         self.loop = loop
         self.tick = tick
+        self.replaced = ReplacedImages()
         self.delivered = False
 
     def reset(self) -> None:
         self.loop.begin_epoch()
+        self.replaced.begin_epoch()
         with signals_held():
             self.prefetcher.reset()
         self.delivered = False
@@ -141,6 +144,7 @@ class LoopPrefetcher:
             self.tick()
             self.loop.end_iteration()
         batch = self.prefetcher.next()
+        self.replaced.take_from(batch)
         self.delivered = batch is not None
         if self.delivered:
             self.loop.begin_iteration()

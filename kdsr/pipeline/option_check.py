@@ -58,12 +58,13 @@ _LIMITS = {
 }
 
 
-def check(opt: dict[str, Any], is_train: bool) -> list[str]:
+def check(opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None) -> list[str]:
     """All problems of an option tree at the user's level; empty when it can be run.
 
     Args:
         opt: As the option file has it: pieces, overrides and references applied, nothing derived.
         is_train: Training needs ``train`` and a set ``train``; testing ``val`` and sets to test.
+        warnings: Gets what the run can live with.
     """
     problems: list[str] = []
     model = _find_model(opt, problems)
@@ -83,7 +84,7 @@ def check(opt: dict[str, Any], is_train: bool) -> list[str]:
         check_table(opt["precision"], Precision.KEYS, "precision", problems)
     problems += [f"stop_signals{problem}" for problem in signal_problems(opt.get("stop_signals"))]
     _check_limits(opt, problems)
-    check_datasets(opt, is_train, problems)
+    check_datasets(opt, is_train, problems, warnings)
     check_geometry(opt, is_train, problems)
     if is_train and model is not None and hasattr(model, "check_options"):  # a test builds the student alone
         found = len(problems)

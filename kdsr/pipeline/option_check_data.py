@@ -13,8 +13,13 @@ from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.option_names import check_kind, check_table, find_type, is_kind, nearest, registered
 
 
-def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
-    """Checks every set of ``datasets`` and asks whether its files are there; null switches a set off."""
+def check_datasets(
+    opt: dict[str, Any], is_train: bool, problems: list[str], warnings: list[str] | None = None
+) -> None:
+    """Checks every set of ``datasets`` and asks whether its files are there; null switches a set off.
+
+    ``warnings`` gets what a run can live with: unreadable training images that it has been told to skip.
+    """
     datasets = opt.get("datasets")
     if not isinstance(datasets, dict):
         return
@@ -42,17 +47,22 @@ def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str]) -> 
         if isinstance(name, str) and phase != "train" and names.setdefault(name, place) != place:
             problems.append(f"{place}.name: {name} names {names[name]} too; results are told apart by it")
         if len(problems) == before:
-            problems += _look_at_files(dataset, phase, opt.get("scale"), place)
+            found: list[str] = []
+            problems += _look_at_files(dataset, phase, opt.get("scale"), place, found)
+            if warnings is not None:
+                warnings += [f"{place}.{warning}" for warning in found]
 
 
-def _look_at_files(dataset: dict[str, Any], phase: str, scale: Any, place: str) -> list[str]:
+def _look_at_files(
+    dataset: dict[str, Any], phase: str, scale: Any, place: str, warnings: list[str]
+) -> list[str]:
     paired = dataset["type"] == "PairedImageDataset"
     if paired and scale is None:
         return [f"scale: is required by {place}, a {dataset['type']}"]
     if paired and not (is_kind(scale, int) and scale >= 1):
         return []  # reported where it stands
     roots = {key: expanduser(dataset[key]) for key in ("dataroot_gt", "dataroot_lq") if dataset.get(key)}
-    return [f"{place}.{problem}" for problem in check_dataset({**dataset, **roots}, scale, phase)]
+    return [f"{place}.{problem}" for problem in check_dataset({**dataset, **roots}, scale, phase, warnings)]
 
 
 def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[str]) -> None:
@@ -76,6 +86,11 @@ def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[
     if "io_backend" in dataset and check_kind(dataset["io_backend"], dict, f"{place}.io_backend", problems):
         _check_backend(dataset["io_backend"], f"{place}.io_backend", problems)
     _check_loader(dataset, place, problems)
+    choice = dataset.get("on_bad_image", "stop")
+    if choice not in ("stop", "skip"):
+        problems.append(f"{place}.on_bad_image: {choice!r} is neither stop nor skip")
+    elif choice == "skip" and phase != "train":
+        problems.append(f"{place}.on_bad_image: only a training set can skip; here every image counts")
 
 
 def _check_backend(options: dict[str, Any], place: str, problems: list[str]) -> None:

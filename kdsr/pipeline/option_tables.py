@@ -64,6 +64,7 @@ OUR_VAL: dict[str, Any] = {"teacher": bool, "window_size": int, "multiple_of": i
 OUR_LOGGER: dict[str, Any] = {
     "keep_last": (int, NONE),
     "save_best": {"set": (str, NONE), "metric": (str, NONE)},
+    "save_safetensors": bool,
 }
 OUR_PATH: dict[str, Any] = {"init_from": (str, NONE)}
 
@@ -102,7 +103,7 @@ LOADER: dict[str, Any] = {
     "persistent_workers": bool,
     "use_shuffle": bool,  # in older files of BasicSR; training sets are shuffled in any case
 }
-ANY_DATASET: dict[str, Any] = LOADER | {"name": str, "type": str, "io_backend": dict}
+ANY_DATASET: dict[str, Any] = LOADER | {"name": str, "type": str, "io_backend": dict, "on_bad_image": str}
 IO_BACKEND: dict[str, Any] = {"type": str, "db_paths": (list, str), "client_keys": (list, str)}
 IO_BACKENDS = ("disk", "lmdb")
 

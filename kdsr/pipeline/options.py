@@ -188,14 +188,14 @@ def parse_options(
     opt, composed = load_with_origin(args.opt, overrides)
     if args.debug and isinstance(opt.get("name"), str) and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
-    problems = check(opt, is_train)
+    warnings: list[str] = []
+    problems = check(opt, is_train, warnings)
     if problems:
         raise OptionError(problems)
 
     _make_counts_whole(opt)
     if opt.get("scale") is None:
         opt.pop("scale", None)
-    warnings: list[str] = []
     overridden = any(split_override(entry)[0] == ["num_gpu"] for entry in overrides)
     num_gpu = _resolve_num_gpu(
         opt.get("num_gpu", "auto"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from basicsr.data import build_dataset
 
-from kdsr.data import checks
+from kdsr.data import image_roots
 from kdsr.data.checks import check_dataset
 from kdsr.data.pair_writer import write_lmdb
 
@@ -199,7 +199,7 @@ def test_exif_orientation_counts(opt: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_large_sets_are_sampled(opt: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "MOST_FILES", 2)
+    monkeypatch.setattr(image_roots, "MOST_FILES", 2)
     write(tmp_path / "LQ", {"c": (3, 3)})
     assert check_dataset(opt, 2, "val") == []  # a and b are looked at
     write(tmp_path / "LQ", {"b": (3, 3)})
