@@ -104,21 +104,12 @@ class MeasuredModel(SRModel):
                 self.validation(dataloader, self.iteration, tb_logger, val["save_img"])
 
     def note_best(self, dataset_name: str, values: dict[str, float], current_iter: int) -> None:
-        """Takes the mean values of a set into ``best_metric_results``, and keeps the best checkpoint."""
+        """Takes the mean values of a set into ``best_metric_results``."""
         if self.best_metric_results.get(dataset_name, {}).keys() != self.opt["val"]["metrics"].keys():
             self.best_metric_results.pop(dataset_name, None)  # other metrics than those of the run it resumed
         self._initialize_best_metric_results(dataset_name)
         for metric, value in values.items():
             self._update_best_metric_result(dataset_name, metric, value, current_iter)
-        wanted = self.opt["logger"].get("save_best") or {}
-        if wanted.get("set") == dataset_name and wanted.get("metric") in values:
-            best = self.best_metric_results[dataset_name][wanted["metric"]]
-            if best["iter"] == current_iter:
-                self.keep_best({"iteration": current_iter, "value": best["val"], **wanted})
-
-    def keep_best(self, measured: dict[str, Any]) -> None:
-        """Keeps the weights that were just measured: the best so far by ``logger.save_best``."""
-        raise NotImplementedError
 
     def measure_images(
         self,

@@ -93,10 +93,20 @@ class StatefulModel(MeasuredModel):
             weights["params_ema"] = _on_cpu(self.net_g_ema.state_dict())
         return weights
 
-    def keep_best(self, measured: dict[str, Any]) -> None:
-        """Writes ``net_g_best.pth``: the student, and under ``measured`` when, where and how good it was."""
-        file = Path(self.opt["path"]["models"]) / "net_g_best.pth"
-        on_first_rank(lambda: self._write_weights(file, measured=measured))
+    def note_best(self, dataset_name: str, values: dict[str, float], current_iter: int) -> None:
+        """Also writes ``net_g_best.pth``, where ``logger.save_best`` asks for it and these weights are the best so far.
+
+        Under ``measured`` it says when, where and how good they were.
+        """
+        super().note_best(dataset_name, values, current_iter)
+        wanted = self.opt["logger"].get("save_best") or {}
+        if wanted.get("set") != dataset_name or wanted["metric"] not in values:
+            return
+        best = self.best_metric_results[dataset_name][wanted["metric"]]
+        if best["iter"] == current_iter:
+            measured = {**wanted, "iteration": current_iter, "value": best["val"]}
+            file = Path(self.opt["path"]["models"]) / "net_g_best.pth"
+            on_first_rank(lambda: self._write_weights(file, measured=measured))
 
     def training_state(self, current_iter: int) -> dict[str, Any]:
         """What cannot be derived and all ranks share, as tensors and plain values (read with weights_only)."""
