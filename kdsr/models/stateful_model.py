@@ -15,6 +15,7 @@ from kdsr.models.evaluation import forget_after
 from kdsr.models.keeping import drop_old
 from kdsr.models.measured_model import MeasuredModel
 from kdsr.models.pretrained import export_safetensors
+from kdsr.models.state_check import refuse_unlike, taken_over
 from kdsr.runtime.checkpoint import save_file
 from kdsr.runtime.distributed import gather_lists, on_first_rank
 from kdsr.runtime.errors import CheckpointError
@@ -142,6 +143,14 @@ class StatefulModel(MeasuredModel):
             CheckpointError: When the state is that of another network or optimizer.
         """
         file = self.opt["path"].get("resume_state", "the state")
+        with taken_over(file):
+            networks = {name: net.state_dict() for name, net in self.state_networks().items()}
+            schedulers = self.schedulers if self._keeps_schedule(resume_state) else []
+            generators = [*self.generator_states()]
+            refuse_unlike(resume_state, file, networks, self.optimizers, schedulers, generators)
+            self._take_over(resume_state, file)
+
+    def _take_over(self, resume_state: dict[str, Any], file: str) -> None:
         self._load_networks(resume_state.get("networks", {}), file)
         self._load_optimizers(resume_state, file)
         self.iteration = self.resumed_from = resume_state["iter"]
@@ -171,6 +180,9 @@ class StatefulModel(MeasuredModel):
                 first = str(error).splitlines()[1].strip()
                 raise CheckpointError(f"{file}: {name} does not fit: {first}") from error
 
+    def _keeps_schedule(self, resume_state: dict[str, Any]) -> bool:
+        return _schedule(self.opt) == _schedule(resume_state.get("options") or self.opt)
+
     def _load_optimizers(self, resume_state: dict[str, Any], file: str) -> None:
         saved = len(resume_state["optimizers"])
         if saved != len(self.optimizers):
@@ -186,7 +198,7 @@ class StatefulModel(MeasuredModel):
                     f"(its settings: {', '.join(sorted(found))})"
                 )
             optimizer.load_state_dict(state)
-        if _schedule(self.opt) == _schedule(resume_state.get("options") or self.opt):
+        if self._keeps_schedule(resume_state):
             for scheduler, state in zip(self.schedulers, resume_state["schedulers"], strict=True):
                 scheduler.load_state_dict(state)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from kdsr.pipeline import option_tables as tables
@@ -20,6 +21,12 @@ def check_logger(opt: dict[str, Any], ours: bool, problems: list[str]) -> None:
     if not isinstance(logger, dict):
         return
     check_table(logger, tables.LOGGER | (tables.OUR_LOGGER if ours else {}), "logger", problems)
+    wandb = logger.get("wandb")
+    if isinstance(wandb, dict) and wandb.get("project") is not None:
+        if logger.get("use_tb_logger") is not True:
+            problems.append("logger.use_tb_logger: must be true for logger.wandb.project")
+        if importlib.util.find_spec("wandb") is None:
+            problems.append("logger.wandb.project: wandb is not installed (pip install wandb)")
     best = logger.get("save_best")
     if not ours or not isinstance(best, dict):
         return

@@ -22,6 +22,7 @@ REPLACE_KEY = "_replace_"
 _STANDARD_TAG = "tag:yaml.org,2002:"
 FLOAT_TAG = f"{_STANDARD_TAG}float"
 EXPONENT_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+MOST_VALUES = 100_000  # of one file; a template has about a hundred
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 
 
@@ -79,14 +80,27 @@ def parse_yaml(text: str, where: str) -> Any:
             line.
     """
     try:
-        # a shared anchor must not become one dict in two places: a later change would reach both
-        return copy.deepcopy(yaml.load(text, Loader=SafeOptionLoader))  # a subclass of SafeLoader
+        return _unshared(yaml.load(text, Loader=SafeOptionLoader), [MOST_VALUES])  # a subclass of SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}:" if mark else ""
         raise OptionError(f"{where}:{line} {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise OptionError(f"{where}: {error}") from error
+
+
+def _unshared(value: Any, left: list[int]) -> Any:
+    """A copy in which an anchor's section is not one dict in several places: a later change would reach them all.
+
+    Raises:
+        ValueError: Aliases of aliases multiply to more values than are left.
+    """
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"holds more than {MOST_VALUES:,d} values, its aliases written out")
+    if isinstance(value, dict):
+        return {key: _unshared(below, left) for key, below in value.items()}
+    return [_unshared(below, left) for below in value] if isinstance(value, list) else value
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kdsr.pipeline.option_names import check_table
 from kdsr.runtime.checkpoint import read_checkpoint
 from kdsr.runtime.errors import CheckpointError, OptionError
 
 _NEEDED = {"iter": int, "optimizers": list, "schedulers": list}
+_KINDS = {
+    "epoch": int,
+    "manual_seed": (int, type(None)),
+    "networks": dict,
+    "best_metric_results": dict,
+    "generators": list,
+    "position": {"epoch": int, "samples": int},
+    "options": dict,
+    "fingerprints": {"options": str, "train_set": str, "networks": dict},
+    "weights": list,
+    "extra": dict,
+}
 # beginnings of the options whose new value has no effect on a resumed run, or none on its result
 _WITHOUT_EFFECT = (
     "name",
@@ -34,6 +47,18 @@ def read_state(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: is no training state (it has no {key})")
     if state["iter"] < 1:
         raise CheckpointError(f"{path}: is no training state (its iteration is {state['iter']})")
+    problems: list[str] = []
+    check_table({key: value for key, value in state.items() if key in _KINDS}, _KINDS, "", problems)
+    if not problems:
+        counts = [
+            *(state.get("position") or {}).values(),
+            state.get("epoch", 0),
+            state.get("manual_seed") or 0,
+        ]
+        if not all(0 <= count < 2**63 for count in counts):
+            problems.append("position, epoch or manual_seed: is no count")
+    if problems:
+        raise CheckpointError(f"{path}: is no training state ({problems[0]})")
     return state
 
 

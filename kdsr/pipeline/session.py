@@ -22,6 +22,7 @@ from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 from kdsr.data.samplers import PositionSampler
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.models.base_model import RestorationModel
+from kdsr.models.state_check import taken_over
 from kdsr.pipeline import options
 from kdsr.pipeline.loop import Loop, LoopPrefetcher
 from kdsr.pipeline.option_names import registered
@@ -147,7 +148,8 @@ class Session:
             seed = state["manual_seed"]
         record = run_record({**self.args.resolved, "manual_seed": seed}, self.datasets["train"])
         if state is not None and path is not None and self.ours:
-            notes += changes(state, record, path, self.args.force_resume)
+            with taken_over(str(path)):
+                notes += changes(state, record, path, self.args.force_resume)
         return path, seed, record, notes
 
     def make_exp_dirs(self, opt: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+_LONGEST = 2000  # characters of a printed message
+
 
 class KdsrError(Exception):
     """Base of all errors that kdsr explains in one or two lines.
@@ -67,6 +69,12 @@ def _system_problem(error: OSError) -> str:
     return f"{' -> '.join(files)}: {reason}" if files else reason
 
 
+def _printable(problem: str) -> str:
+    """A message with names and values out of files: control characters are shown, and what has no end gets one."""
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in problem[:_LONGEST])
+    return shown if len(problem) <= _LONGEST else f"{shown} ..."
+
+
 def reported(run: Callable[[], None]) -> int:
     """Runs ``run``; an error that a user can mend is printed without its traceback.
 
@@ -93,5 +101,5 @@ def reported(run: Callable[[], None]) -> int:
     else:
         return 0
     for problem in problems:
-        print(f"{label}: {problem}", file=sys.stderr, flush=True)
+        print(f"{label}: {_printable(problem)}", file=sys.stderr, flush=True)
     return exit_code

@@ -34,7 +34,15 @@ def logits_options(dckd_options: dict[str, Any]) -> dict[str, Any]:
     for key in [key for key in dckd_options["path"] if key.endswith("_vqgan")]:
         del dckd_options["path"][key]
     train = dckd_options["train"]
-    for key in ("cl_opt", "ce_opt", "num_neg", "gaussian_blur_prob", "resize_prob", "gaussian_noise_prob", "step"):
+    for key in (
+        "cl_opt",
+        "ce_opt",
+        "num_neg",
+        "gaussian_blur_prob",
+        "resize_prob",
+        "gaussian_noise_prob",
+        "step",
+    ):
         del train[key]
     return dckd_options
 
@@ -44,7 +52,9 @@ def vqgan_options(run_options: dict[str, Any]) -> dict[str, Any]:
     """A VQGAN with its discriminator; codes are restarted, and the discriminator joins, within the run."""
     folder = run_options["datasets"]["train"]["dataroot_gt"]
     images = {"type": "ImageFolderDataset", "dataroot_gt": folder}
-    loader = {key: run_options["datasets"]["train"][key] for key in ("num_worker_per_gpu", "batch_size_per_gpu")}
+    loader = {
+        key: run_options["datasets"]["train"][key] for key in ("num_worker_per_gpu", "batch_size_per_gpu")
+    }
     run_options["datasets"] = {
         "train": {**images, **loader, "name": "photos", "gt_size": 32},
         "val": {**images, "name": "held_out"},

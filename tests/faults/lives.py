@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -35,12 +36,15 @@ class Life:
     Args:
         folder: Its working directory.
         argv: Arguments of ``kdsr/train.py``.
+        memory: Bytes of address space that it may take; unlimited where None.
     """
 
-    def __init__(self, folder: Path, argv: list[str]) -> None:
+    def __init__(self, folder: Path, argv: list[str], memory: int | None = None) -> None:
         self.log = folder / "life.log"
         self._seen = _context.RawArray("q", 2)  # phase, iteration
-        self.process = _context.Process(target=_live, args=(str(folder), argv, str(self.log), self._seen))
+        self.process = _context.Process(
+            target=_live, args=(str(folder), argv, str(self.log), self._seen, memory)
+        )
         self.process.start()
         self.started = time.monotonic()
 
@@ -108,8 +112,10 @@ class Life:
             pass
 
 
-def _live(folder: str, argv: list[str], log: str, seen: Any) -> None:
+def _live(folder: str, argv: list[str], log: str, seen: Any, memory: int | None) -> None:
     os.setpgid(0, 0)
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     os.chdir(folder)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -219,4 +225,6 @@ def _unlike(one: Any, other: Any, place: str) -> Iterator[str]:
 
 
 def _bits(tensor: Tensor) -> np.ndarray:
-    return np.frombuffer(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), np.uint8)
+    return np.frombuffer(
+        tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), np.uint8
+    )

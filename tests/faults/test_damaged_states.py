@@ -95,7 +95,9 @@ def test_where_no_state_is_whole_there_is_none(run: Path, tmp_path: Path) -> Non
     folder = damaged(run, tmp_path / "run", {2: b"", 4: b"PK\x03\x04", 6: b"\x80\x02}q\x00."})
     state, file, skipped = look(folder)
     assert state is None and file is None
-    assert [f"{iteration}.state" in line for iteration, line in zip((6, 4, 2), skipped, strict=True)] == [True] * 3
+    assert [f"{iteration}.state" in line for iteration, line in zip((6, 4, 2), skipped, strict=True)] == [
+        True
+    ] * 3
 
 
 @pytest.mark.parametrize("whole", [4, 2])

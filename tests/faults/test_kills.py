@@ -44,7 +44,9 @@ class Hit:
 
 def look_at(run: Path, life: lives.Life, left_before: set[str]) -> Hit:
     weights = max((int(path.stem[6:]) for path in run.glob("models/net_g_[0-9]*.pth")), default=0)
-    return Hit(life.phase, life.iteration, bool(left_in_writing(run) - left_before), weights > lives.newest(run))
+    return Hit(
+        life.phase, life.iteration, bool(left_in_writing(run) - left_before), weights > lives.newest(run)
+    )
 
 
 def kill_20_times(folder: Path, seed: int) -> list[Hit]:
@@ -70,7 +72,9 @@ def kill_20_times(folder: Path, seed: int) -> list[Hit]:
             life.wait_until(lambda life, moment=moment: life.iteration >= moment)
             time.sleep(rng.uniform(0, 0.12))
         else:
-            life.wait_until(lambda life, aim=aim, moment=moment: life.iteration >= moment and life.phase == aim)
+            life.wait_until(
+                lambda life, aim=aim, moment=moment: life.iteration >= moment and life.phase == aim
+            )
             time.sleep(rng.uniform(0, 0.008))
         if life.kill():
             hits.append(look_at(run, life, left))

@@ -153,7 +153,9 @@ def test_a_folder_that_is_deleted_in_mid_run(
     life = lives.Life(folder, COMMAND)
     assert life.wait_until(lambda life: life.iteration == 3 and life.phase == lives.STEP)
     with life.held():
-        assert life.phase == lives.STEP  # not in the midst of a file: that would be an error, as on a full disk
+        assert (
+            life.phase == lives.STEP
+        )  # not in the midst of a file: that would be an error, as on a full disk
         shutil.rmtree(run)
     assert life.finish() == 0
     assert errors(folder) == []
