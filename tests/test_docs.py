@@ -74,7 +74,7 @@ def declared() -> dict[str, set[str]]:
         "train": set().union(*(flat(model.train) for model in models)),
         "val": set().union(*(model.val for model in models)),
         "precision": set(Precision.KEYS),
-        "logger": flat(tables.LOGGER),
+        "logger": flat(tables.LOGGER | tables.OUR_LOGGER),
         "dist_params": set(tables.DIST_PARAMS),
     }
 

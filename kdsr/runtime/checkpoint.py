@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.files import write_whole
-from kdsr.runtime.safetensors_files import FlatWeights, is_safetensors, read_safetensors
+from kdsr.runtime.safetensors_files import FlatWeights, is_safetensors, read_safetensors, save_safetensors
 from kdsr.runtime.torch_files import SHOWN, listing, read_torch_file
+
+__all__ = ["load_weights", "read_checkpoint", "save_file", "save_safetensors", "select_weights"]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

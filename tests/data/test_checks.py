@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import lmdb
 import numpy as np
 import pytest
 from basicsr.data import build_dataset
@@ -215,3 +216,83 @@ def test_single_and_folder_sets(opt: dict[str, Any], tmp_path: Path) -> None:
     assert "gt_size: 11 is larger than" in only(check_dataset(folder | {"gt_size": 11}, 1, "train"))
     assert "gt_size: is required" in only(check_dataset(folder | {"gt_size": None}, 1, "train"))
     assert check_dataset({"type": "VideoTestDataset", "dataroot_gt": "x"}, 1, "val") == []
+
+
+def damage(opt: dict[str, Any], *names: str) -> None:
+    """Takes LQ images away: from an LMDB the key, on disk the content."""
+    root = Path(opt["dataroot_lq"])
+    for name in names:
+        if root.suffix == ".lmdb":
+            with lmdb.open(str(root), map_size=2**20) as env, env.begin(write=True) as writing:
+                writing.delete(name.encode())
+        else:
+            (root / f"{name}.png").write_bytes(b"no image")
+
+
+@pytest.mark.parametrize("backend", ["disk", "lmdb"])
+def test_unreadable_images_are_warnings_where_they_are_skipped(opt: dict[str, Any], backend: str) -> None:
+    made = to_lmdb(opt) if backend == "lmdb" else opt
+    damage(made, "b")
+    skipping = made | {"on_bad_image": "skip"}
+    shown = f"{made['dataroot_lq']}: b" if backend == "lmdb" else f"{made['dataroot_lq']}/b.png"
+    for options, phase in ((made, "train"), (made, "val"), (skipping, "val")):
+        warnings: list[str] = []
+        problem = only(check_dataset(options, 2, phase, warnings))
+        assert problem.startswith(f"dataroot_lq: cannot read image {shown}") and not warnings
+        assert ("which its meta_info.txt names" in problem) == (backend == "lmdb")
+    assert check_dataset(skipping, 2, "train", warnings) == []
+    assert only(warnings).startswith(f"dataroot_lq: cannot read image {shown}; on_bad_image: skip")
+    damage(made, "a", "c")
+    assert "cannot read image" in only(check_dataset(skipping, 2, "train", [])), "nothing is left to train on"
+
+
+def test_other_problems_stay_problems_where_bad_images_are_skipped(
+    opt: dict[str, Any], tmp_path: Path
+) -> None:
+    skipping = opt | {"on_bad_image": "skip"}
+    write(tmp_path / "LQ", {"b": (9, 12)})
+    assert "do not match scale" in only(check_dataset(skipping, 2, "train"))
+    (tmp_path / "LQ" / "b.png").unlink()
+    assert "has no b.png" in only(check_dataset(skipping, 2, "train"))
+
+
+def test_truncated_lmdb(opt: dict[str, Any]) -> None:
+    made = to_lmdb(opt)
+    data = Path(made["dataroot_gt"], "data.mdb")
+    data.write_bytes(data.read_bytes()[:-5000])
+    assert only(check_dataset(made, 2, "val")).startswith(
+        f"dataroot_gt: The LMDB {made['dataroot_gt']} is truncated"
+    )
+    data.write_bytes(b"rubbish" * 3000)
+    assert only(check_dataset(made, 2, "val")).startswith("dataroot_gt: Cannot open the LMDB")
+
+
+@pytest.mark.parametrize("line", ["", "   ", "no name of a file", "d (20,24,3) 1"])
+def test_line_of_meta_info_that_names_no_image(opt: dict[str, Any], line: str) -> None:
+    made = to_lmdb(opt)
+    meta = Path(made["dataroot_lq"], "meta_info.txt")
+    meta.write_text(f"{meta.read_text()}{line}\n")
+    assert "dataroot_lq: line 4 of" in only(check_dataset(made, 2, "train"))
+
+
+def test_empty_line_of_meta_info_file(opt: dict[str, Any], tmp_path: Path) -> None:
+    """BasicSR would take the folder itself for an image."""
+    (tmp_path / "names.txt").write_text("a.png (20,24,3)\n\nb.png (20,24,3)\n")
+    listing = opt | {"meta_info_file": str(tmp_path / "names.txt")}
+    assert only(check_dataset(listing, 2, "train")).startswith("meta_info_file: line 2 of")
+
+
+@pytest.mark.parametrize("text", [
+    "!!python/object/apply:os.mkdir ['{0}']\n", "__import__('os').mkdir('{0}').png\n", "$(mkdir {0}).png (1,1,3) 1\n",
+    "{{x.__class__.__init__.__globals__}}.png\n",
+])  # fmt: skip
+def test_lists_of_names_are_text(opt: dict[str, Any], tmp_path: Path, text: str) -> None:
+    """Nothing that stands in a list of names runs; a name that is not there is an error."""
+    target = tmp_path / "ran"
+    names = text.format(target)
+    (tmp_path / "names.txt").write_text(names)
+    assert check_dataset(opt | {"meta_info_file": str(tmp_path / "names.txt")}, 2, "train")
+    made = to_lmdb(opt)
+    Path(made["dataroot_gt"], "meta_info.txt").write_text(names)
+    assert check_dataset(made, 2, "train")
+    assert not target.exists()
