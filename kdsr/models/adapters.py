@@ -1,0 +1,91 @@
+"""The student with its trainable adapters: what DDP wraps and the optimizer sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdsr.models.feature_taps import FeatureTaps, shapes_of
+from kdsr.runtime.errors import OptionError
+
+
+class TapPair(NamedTuple):
+    """A student's feature and the teacher's that it is compared with, by module names."""
+
+    student: str
+    teacher: str
+
+
+class TapGroup(NamedTuple):
+    """Features of the student that are compared with those of one teacher.
+
+    Attributes:
+        option: The option that lists them (``train.taps``).
+        pairs: Their names.
+        teacher: The bare, frozen teacher.
+    """
+
+    option: str
+    pairs: Sequence[TapPair]
+    teacher: nn.Module
+
+
+class StudentBundle(nn.Module):
+    """Maps ``lq`` to the student's output, and keeps the student's adapted features of that pass.
+
+    Each feature goes through a 1×1 convolution from the student's channels to the teacher's ("scale conversion
+    module" in SLKD, "DR block" in FACD). The adapters belong to the training state and never to the student's file.
+
+    Args:
+        student: The bare network.
+        groups: What is compared with what, by name.
+        lq: A batch of the size that training sees, (1, C, H, W), with which shapes are found out once.
+
+    Raises:
+        OptionError: A module does not exist, gives no feature map, or its map cannot be brought to the teacher's size.
+    """
+
+    def __init__(self, student: nn.Module, groups: Mapping[str, TapGroup], lq: Tensor) -> None:
+        super().__init__()
+        self.student = student
+        self.features: dict[str, list[Tensor]] = {}
+        self.taps = {
+            name: FeatureTaps(student, [pair.student for pair in group.pairs], f"{group.option}.student")
+            for name, group in groups.items()
+        }
+        self.teacher_taps = {
+            name: FeatureTaps(
+                group.teacher, [pair.teacher for pair in group.pairs], f"{group.option}.teacher"
+            )
+            for name, group in groups.items()
+        }
+        self.adapters = nn.ModuleDict()
+        for name, group in groups.items():
+            ours = shapes_of(student, self.taps[name], lq)
+            theirs = shapes_of(group.teacher, self.teacher_taps[name], lq)
+            self.adapters[name] = nn.Sequential(
+                *(_adapter(group.option, *matched) for matched in zip(group.pairs, ours, theirs, strict=True))
+            )
+
+    def forward(self, lq: Tensor) -> Tensor:
+        output = self.student(lq)
+        for name, taps in self.taps.items():
+            adapters = self.adapters[name]
+            features = zip(adapters.children(), taps.take(lq), strict=True)
+            self.features[name] = [adapter(feature) for adapter, feature in features]
+        return output
+
+
+def _adapter(option: str, pair: TapPair, ours: torch.Size, theirs: torch.Size) -> nn.Module:
+    (height, width), (their_height, their_width) = ours[2:], theirs[2:]
+    same = (height, width) == (their_height, their_width)
+    one_pixel = 1 in (height * width, their_height * their_width)
+    if not same and (one_pixel or height * their_width != width * their_height):
+        raise OptionError(
+            f"{option}: the student's {pair.student} is {height}x{width}, the teacher's {pair.teacher} "
+            f"{their_height}x{their_width}; no adapter bridges these, tap modules of the same level"
+        )
+    return nn.Conv2d(ours[1], theirs[1], 1)
