@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdsr.data.label_consistency import LabelConsistency
+from kdsr.models.adapters import StudentBundle, TapGroup
 from kdsr.models.base_model import Number, RestorationModel
 from kdsr.models.evaluation import mean_values
 from kdsr.models.pretrained import warm_start
+
+# what architectures call the number of channels of their input
+_CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_channel", "in_nc")
 
 
 @MODEL_REGISTRY.register()
@@ -55,7 +59,8 @@ class KDModel(RestorationModel):
             )
         return problems
 
-    net_t: torch.nn.Module | None = None
+    net_t: nn.Module | None = None
+    student_bundle: StudentBundle | None = None
 
     def build_training_networks(self) -> None:
         super().build_training_networks()
@@ -64,6 +69,30 @@ class KDModel(RestorationModel):
         started = warm_start(self.net_g, self.opt, self.net_t)
         if started:
             get_root_logger().info(started)
+
+    def tap_groups(self) -> dict[str, TapGroup]:
+        """Which features of the student are compared with which of a frozen teacher, by a name for the comparison."""
+        return {}
+
+    def trained_module(self) -> nn.Module:
+        groups = self.tap_groups()
+        if not groups:
+            return self.net_g
+        self.student_bundle = StudentBundle(self.net_g, groups, self.sample_lq()).to(self.device)
+        return self.student_bundle
+
+    def sample_lq(self) -> Tensor:
+        """An empty LQ patch of the size that training begins with, (1, C, H, W)."""
+        options = self.opt["network_g"]
+        channels = next((options[key] for key in _CHANNEL_KEYS if key in options), 3)
+        size = self.opt["datasets"]["train"].get("gt_size", 64) // self.opt.get("scale", 1)
+        return torch.zeros(1, channels, size, size, device=self.device)
+
+    def state_networks(self) -> dict[str, nn.Module]:
+        networks = super().state_networks()
+        if self.student_bundle is not None:
+            networks["adapters"] = self.student_bundle.adapters
+        return networks
 
     def build_losses(self, train_opt: dict[str, Any]) -> None:
         super().build_losses(train_opt)
@@ -92,6 +121,12 @@ class KDModel(RestorationModel):
         views = torch.cat([self.lq, self.augmentation.apply(self.lq, plan)])
         output, augmented = self.net_t(views).to(self.lq.dtype).chunk(2)
         return output, self.augmentation.invert(augmented, plan)
+
+    def taught_features(self, group: str) -> list[Tensor]:
+        """A teacher's features of its last pass, on the images themselves and not on their second view."""
+        assert self.student_bundle is not None
+        features = self.student_bundle.teacher_taps[group].take(self.lq)
+        return [feature[: len(self.lq)] for feature in features]
 
     def validate_teacher(self, dataloaders: list[Any]) -> None:
         """Measures the teacher as the student will be measured: a wrong range, scale or key shows at once."""
