@@ -98,6 +98,11 @@ def reported(run: Callable[[], None]) -> int:
             ["a worker process was ended from outside (out of memory?); use fewer --workers"],
             1,
         )
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        said = str(error).splitlines()[0].rstrip(". ")
+        problems, exit_code = [f"{said}; out of memory? Use fewer num_worker_per_gpu"], 1
     else:
         return 0
     for problem in problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,15 @@ class _Unreadable(Dataset[bytes]):
 
     def __getitem__(self, index: int) -> bytes:
         return Path("/nowhere/at/all").read_bytes()
+
+
+class _Killed(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
 
 
 def _raises(error: BaseException) -> None:
@@ -99,3 +109,14 @@ def test_a_file_in_the_way_of_a_tool(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("kdsr: error: out")
+
+
+def test_killed_loader_process_is_told_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert reported(lambda: list(DataLoader(_Killed(), num_workers=1))) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("kdsr: error: DataLoader worker (pid") and "num_worker_per_gpu" in line
+
+
+def test_other_runtime_errors_are_defects() -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        reported(lambda: _raises(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
