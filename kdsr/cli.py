@@ -7,6 +7,7 @@ import typer
 import kdsr  # noqa: F401  first: makes BasicSR importable
 from kdsr import test as test_entry
 from kdsr import train as train_entry
+from kdsr.runtime.distributed import end_rank
 from kdsr.runtime.errors import reported
 from kdsr.tools.bench import app as bench_app
 from kdsr.tools.data import app as data_app
@@ -39,7 +40,11 @@ app.add_typer(bench_app, name="bench", help="Measure where the time of a trainin
 
 def main() -> None:
     """Entry point of the console script."""
-    raise SystemExit(reported(app))
+    try:
+        code = reported(app)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    raise SystemExit(end_rank(code))
 
 
 if __name__ == "__main__":

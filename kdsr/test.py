@@ -19,4 +19,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    from kdsr.runtime.distributed import end_rank
+
+    sys.exit(end_rank(code))

@@ -48,8 +48,9 @@ def test_a_second_interrupt_stops_at_once() -> None:
 
 
 def test_before_training_a_signal_stops_at_once() -> None:
-    with StopRequest(), pytest.raises(Stopped, match="stopped by SIGTERM .* nothing to save"):
+    with StopRequest(), pytest.raises(Stopped, match="stopped by SIGTERM .* nothing to save") as stopped:
         send("SIGTERM")
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
     with StopRequest(), pytest.raises(KeyboardInterrupt):
         send("SIGINT")
 
