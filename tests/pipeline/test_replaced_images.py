@@ -15,6 +15,7 @@ import torch
 import yaml
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
+from kdsr import test as test_entry
 from kdsr import train as train_entry
 from kdsr.pipeline.replaced_images import ReplacedImages
 
@@ -160,6 +161,46 @@ def test_validation_stops_at_a_bad_image(
         bad["datasets"]["val"][key] = bad["datasets"]["train"][key]
     assert run(bad) == 1
     assert f"Cannot read image {tmp_path}/bad/LR_x4/cat.png" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["train", "train, two workers", "val", "test"])
+def test_value_of_an_lmdb_that_is_no_image_stops_with_its_key(
+    bad: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    """The LMDB has the key, so that nothing shows before the image is read."""
+    import lmdb
+
+    train = bad["datasets"]["train"]
+    del train["on_bad_image"]
+    sound = {key: bad["datasets"]["val"][key] for key in ("dataroot_gt", "dataroot_lq")}
+    to_lmdb(train, tmp_path)
+    with lmdb.open(f"{tmp_path}/GT.lmdb", map_size=2**22) as gt, gt.begin(write=True) as writing:
+        writing.put(b"rocket", b"rubbish")
+        if "workers" in place:  # beyond the two images of the rehearsal, which loads them itself
+            writing.put(b"cat", writing.get(b"astronaut"))
+    with lmdb.open(f"{tmp_path}/LR_x4.lmdb", map_size=2**22) as lq, lq.begin(write=True) as writing:
+        writing.put(b"rocket", writing.get(b"astronaut"))
+        writing.put(b"cat", writing.get(b"astronaut"))
+    train.update(batch_size_per_gpu=4, num_worker_per_gpu=2 if "workers" in place else 0)
+    entry, options = train_entry, bad
+    if not place.startswith("train"):
+        damaged = {key: train[key] for key in sound}
+        train.update(sound, io_backend={"type": "disk"})
+        bad["datasets"]["val"].update(damaged, io_backend={"type": "lmdb"})
+    if place == "test":
+        entry = test_entry
+        kept = {key: bad[key] for key in ("model_type", "scale", "num_gpu", "network_g")}
+        options = kept | {
+            "datasets": {"test": bad["datasets"]["val"]},
+            "val": {"metrics": bad["val"]["metrics"]},
+        }
+    Path("run.yml").write_text(yaml.safe_dump(options | {"name": "run"}), encoding="utf-8")
+    assert entry.main(["-opt", "run.yml"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        rf"kdsr: error: Cannot read image {tmp_path}/GT.lmdb: (cat|rocket): it is damaged or not an image \(7 bytes\)",
+        last,
+    )
 
 
 def test_batches_without_notes_and_the_end_of_an_epoch() -> None:
