@@ -162,8 +162,6 @@ class RestorationModel(StatefulModel):
     # -------------------------------------------------------------------------------------------- one step
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        if self.is_train and self.step_log.due():
-            self.tell_of_skipped_steps()
         self.restore_generators_once()
         self.images: Sequence[str] = data.get("lq_path") or data.get("gt_path") or ()
         self.lq = data["lq"].to(self.device, non_blocking=True, memory_format=self.precision.memory_format)
@@ -184,6 +182,8 @@ class RestorationModel(StatefulModel):
         self.log_dict = OrderedDict((name, value.detach()) for name, value in losses.items())
         if self.guard.clip_norm is not None:
             self.log_dict.update(self.guard.norms)
+        if self.step_log.due():
+            self.tell_of_skipped_steps()
 
     def compute_gradients(self, current_iter: int) -> dict[str, Tensor]:
         """The student, the losses, and backward; gives all losses of the step."""
@@ -253,9 +253,10 @@ class RestorationModel(StatefulModel):
 
     def extra_state(self) -> dict[str, Any]:
         """What a state holds beside networks and optimizers: counters of skipped steps, the loss scale."""
-        return {"guard": self.guard.state()}
+        return {**super().extra_state(), "guard": self.guard.state()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
         self.guard.load(state.get("guard", {}))
 
 

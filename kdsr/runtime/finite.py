@@ -123,6 +123,9 @@ class StepGuard:
             else:
                 for buffer, before in zip(self._current_buffers(), self._buffers, strict=True):
                     buffer.copy_(before)
+                for optimizer in optimizers:
+                    # Else torch warns that the schedule has overtaken an optimizer whose first step is skipped.
+                    optimizer._opt_called = True  # type: ignore[attr-defined]
         else:
             self.made_on_host = None
             for optimizer in optimizers:

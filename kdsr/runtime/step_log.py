@@ -60,7 +60,7 @@ class StepLog:
         self._steps.append(_Step(iteration, [*losses, *norms], values, self.guard.failed, images))
 
     def due(self) -> bool:
-        """Whether ``tell`` should be called before the next step: it is full, or the run is known to have to stop."""
+        """Whether ``tell`` should be called before the next step: it is full, or the run has to stop."""
         return len(self._steps) >= CAPACITY or (
             self.guard.made_on_host is False and int(self.guard.in_a_row) >= self.guard.limit
         )

@@ -107,6 +107,20 @@ def test_usage_statistics() -> None:
     assert usage.idle.tolist() == [0, 0, 2000, 2000]
 
 
+def test_usage_can_be_told_that_a_step_does_not_count() -> None:
+    usage = CodeUsage(4)
+    usage.update(torch.tensor([0, 1]), torch.tensor(True))
+    before = copy.deepcopy(usage.state_dict())
+    usage.update(torch.tensor([2, 2]), torch.tensor(False))
+    assert all(torch.equal(value, before[name]) for name, value in usage.state_dict().items())
+    usage.idle.fill_(9)
+    codebook, encoding = torch.zeros(4, 3), torch.full((1, 3, 2, 2), torch.nan)
+    usage.restart_idle(codebook, encoding, 5, torch.Generator(), torch.tensor(False))
+    assert (codebook == 0).all() and (usage.idle == 9).all()
+    usage.restart_idle(codebook, torch.ones(1, 3, 2, 2), 5, torch.Generator(), torch.tensor(True))
+    assert (codebook == 1).all() and (usage.idle == 0).all()
+
+
 def test_restarts_draw_from_the_models_generator_only() -> None:
     codebooks = []
     for global_seed in (1, 2):
@@ -197,6 +211,56 @@ def test_discriminator_joins_at_its_iteration(options: dict[str, Any]) -> None:
     for iteration in range(5, 15):
         last = step(model, iteration, images)
     assert last["l_d"] < 0.9 * logs[2]["l_d"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_is_not_finite_moves_nothing(options: dict[str, Any], fused: bool) -> None:
+    """Neither network, nor the codebook, nor its histogram; unused codes go to no encoding that is no number."""
+    options["network_d"] = DISCRIMINATOR["network_d"]
+    options["train"].update(
+        copy.deepcopy(DISCRIMINATOR["train"]), gan_start=0, restart_every=3, ema_decay=0.9
+    )
+    for key in ("optim_g", "optim_d"):
+        options["train"][key]["fused"] = fused
+    model, images = build(options), crops()
+    assert model.net_d is not None
+    model.net_g.quantize.embedding.weight.data[8:] += 100.0  # never used
+    for iteration in (1, 2):
+        step(model, iteration, images)
+    nets = [model.net_g, model.net_d, model.net_g_ema, model.usage]
+    before = copy.deepcopy([net.state_dict() for net in nets])
+    drawn = model.generator.get_state()
+    bad = images.clone()
+    bad[2, 0, 5, 5] = torch.nan
+    log = step(model, 3, bad)
+    assert not any(torch.tensor(log[name]).isfinite() for name in ("l_pix", "l_commit", "l_g_gan", "l_d"))
+    assert log["perplexity"] > 0
+    for net, old in zip(nets, before, strict=True):
+        assert all(torch.equal(value, old[name]) for name, value in net.state_dict().items())
+    assert not torch.equal(model.generator.get_state(), drawn), "draws do not depend on what became of a step"
+    assert model.guard.skipped.item() == 1
+    for iteration in (4, 5, 6):
+        step(model, iteration, images)
+    assert (model.net_g.quantize.embedding.weight.abs() < 50).all(), (
+        "they restart at the next finite occasion"
+    )
+    assert not any(
+        torch.equal(net.state_dict()[name], old[name])
+        for net, old in zip(nets[:2], before[:2], strict=True)
+        for name in list(old)[:1]
+    )
+
+
+def test_the_discriminators_gradient_is_clipped_too(options: dict[str, Any]) -> None:
+    options["network_d"] = DISCRIMINATOR["network_d"]
+    options["train"].update(copy.deepcopy(DISCRIMINATOR["train"]), gan_start=1, clip_grad_norm=1e-3)
+    model = build(options)
+    logs = [step(model, iteration, crops()) for iteration in (1, 2)]
+    assert "grad_norm" in logs[0] and "grad_norm_d" not in logs[0]
+    for name, net in (("grad_norm", model.net_g), ("grad_norm_d", model.net_d)):
+        assert logs[1][name] > 1e-3
+        left = torch.stack([p.grad.norm() for p in net.parameters() if p.grad is not None]).norm()
+        assert left.item() == pytest.approx(1e-3, rel=2e-3)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
