@@ -1,0 +1,139 @@
+"""Synthetic degradations of whole photographs, for paired training data: what all of them share.
+
+A degradation (rain, blur, haze, noise: ``synthetic_*.py``) is a frozen dataclass of ranges. Called with an image
+and a generator it draws its parameters, and gives the degraded image and the parameters as plain values.
+:class:`Seeded` fixes the generator by a seed and the name of the image alone, so that an image's result does
+not depend on the number of processes, on the order or on the other images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePath
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdsr.runtime.errors import DataError, OptionError
+
+Image = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Range = tuple[float, float]  # both ends belong to it
+Parameters = dict[str, Any]  # numbers, strings and lists and dicts of them: what JSON holds
+
+
+class Degradation(Protocol):
+    """Draws parameters from its ranges and applies them.
+
+    ``name`` of the class is the task. An image is (H, W) or (H, W, C), uint8; the result has its shape.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(
+        self, image: Image, generator: np.random.Generator, name: str = ""
+    ) -> tuple[Image, Parameters]:
+        """Degrades an image; ``name`` is needed where something belongs to it (depth maps)."""
+        ...
+
+
+def check_range(
+    name: str, limits: Range, least: float = -math.inf, most: float = math.inf, *, above: bool = False
+) -> None:
+    """Refuses a range that is reversed, not finite, or not within ``[least, most]``.
+
+    Args:
+        name: What to call it in the message.
+        limits: The range.
+        least: Smallest value allowed.
+        most: Largest value allowed.
+        above: Whether ``least`` itself is too small.
+
+    Raises:
+        OptionError: It is unfit.
+    """
+    low, high = limits
+    shown = f"{name} {low:g},{high:g}"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise OptionError(f"{shown}: give finite numbers")
+    if low > high:
+        raise OptionError(f"{shown}: the range is reversed; give {high:g},{low:g}")
+    if low < least or (above and low == least):
+        raise OptionError(f"{shown}: must {'be above' if above else 'not be below'} {least:g}")
+    if high > most:
+        raise OptionError(f"{shown}: must not be above {most:g}")
+
+
+def draw(generator: np.random.Generator, limits: Range) -> float:
+    """A uniform draw of a range, rounded to six decimals: what is recorded is what was used."""
+    return round(float(generator.uniform(*limits)), 6)
+
+
+def as_float(image: Image) -> Floats:
+    """uint8 to float32 in [0, 1]."""
+    return image.astype(np.float32) / np.float32(255)
+
+
+def as_8bit(image: NDArray[Any]) -> Image:
+    """Floating-point values in [0, 1] to uint8, clipped and rounded."""
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def per_channel(values: NDArray[Any], image: NDArray[Any]) -> NDArray[Any]:
+    """Gives an (H, W) field a third dimension where the image (H, W, C) has one."""
+    return values[..., None] if image.ndim == 3 else values
+
+
+def generator_for(seed: int, name: str) -> np.random.Generator:
+    """A generator that depends on the seed and on the image's name, and on nothing else."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def plain(value: Any) -> Any:
+    """What JSON holds of the settings of a degradation: paths as text, arrays by their shape."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, np.ndarray):
+        return list(value.shape)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(entry) for entry in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """A degradation that gives the same for the same seed and name.
+
+    Args:
+        degradation: Its dataclass.
+        seed: Any whole number.
+    """
+
+    degradation: Degradation
+    seed: int = 0
+
+    def __call__(self, name: str, image: Image) -> tuple[Image, Parameters]:
+        """Degrades the image of that name.
+
+        Raises:
+            DataError: The degradation does not fit the image; the message begins with the name.
+        """
+        try:
+            degraded, parameters = self.degradation(image, generator_for(self.seed, name), name)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        return degraded, {"task": self.degradation.name, "seed": self.seed, **parameters}
+
+    @property
+    def settings(self) -> Parameters:
+        """All that determines a result apart from the image and its name."""
+        ranges = plain(asdict(self.degradation))  # type: ignore[call-overload]
+        return {"task": self.degradation.name, "seed": self.seed, **ranges}
