@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from basicsr.metrics import calculate_metric
+from basicsr.utils import tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 from torch.utils.data import default_collate
 
+from kdsr.models.evaluation import needs_reference
 from kdsr.models.pretrained import load_pretrained, warm_start
 from kdsr.pipeline.option_names import registered
-from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError
+from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError, is_out_of_memory
+from kdsr.runtime.memory import sizes_watched
+
+
+def check_sizes(opt: dict[str, Any]) -> None:
+    """Builds every network without memory for its weights, to see whether the machine has enough for them.
+
+    Raises:
+        OptionError: A network has more layers, or larger weights, than can be.
+    """
+    for key, options in opt.items():
+        if not key.startswith("network_") or not isinstance(options, dict):
+            continue
+        name = key.removeprefix("network_")
+        if not opt["is_train"] and name != "g":
+            continue
+        copies = 1
+        if opt["is_train"] and name in ("g", "d") and opt["num_gpu"] == 0:
+            kind = str((opt["train"].get(f"optim_{name}") or {}).get("type"))
+            copies = 4 if "Adam" in kind else 2  # with gradients, and Adam's two moments
+        with contextlib.suppress(_NotBuilt), torch.device("meta"), sizes_watched(key, copies):
+            _build(options, name, _NotBuilt)
+
+
+class _NotBuilt(Exception):
+    """Some networks compute with values while they are built, which need memory; they are watched when they are."""
 
 
 def check_checkpoints(opt: dict[str, Any]) -> None:
@@ -41,7 +71,8 @@ def check_checkpoints(opt: dict[str, Any]) -> None:
     problems: list[str] = []
     built: dict[str, nn.Module] = {}
     for key in wanted:
-        built[key] = _build(opt[f"network_{key}"], key)
+        with sizes_watched(f"network_{key}"):
+            built[key] = _build(opt[f"network_{key}"], key)
         try:
             load_pretrained(built[key], key, opt)
         except KdsrError as error:
@@ -56,7 +87,7 @@ def check_checkpoints(opt: dict[str, Any]) -> None:
         raise CheckpointError(problems)
 
 
-def _build(options: dict[str, Any], key: str) -> nn.Module:
+def _build(options: dict[str, Any], key: str, failing: type[Exception] = OptionError) -> nn.Module:
     # Not BasicSR's build_network: it opens the log, whose file does not exist yet.
     arguments = {name: value for name, value in options.items() if name != "type"}
     with torch.random.fork_rng(
@@ -67,7 +98,7 @@ def _build(options: dict[str, Any], key: str) -> nn.Module:
         except KdsrError:
             raise
         except Exception as error:  # whatever an architecture makes of numbers that do not go together
-            raise OptionError(f"network_{key}: {options['type']} cannot be built: {_said(error)}") from error
+            raise failing(f"network_{key}: {options['type']} cannot be built: {_said(error)}") from error
 
 
 def refuse_own_files(opt: dict[str, Any]) -> None:
@@ -101,12 +132,14 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> None:
         OptionError: What went wrong in building the model, or in its first step.
     """
     opt = copy.deepcopy(opt)
+    opt["train"]["max_nonfinite"] = 2  # a first step that is not finite ends no run
     devices = [torch.cuda.current_device()] if opt["num_gpu"] and torch.cuda.is_available() else []
     stage = f"{opt['model_type']} cannot be built"
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
-            rehearsed = model(opt)
+            with sizes_watched("the networks"):
+                rehearsed = model(opt)
             samples = min(2, opt["datasets"]["train"]["batch_size_per_gpu"])
             batch = default_collate([dataset[0, position] for position in range(samples)])
             stage = "the first step fails"
@@ -122,6 +155,42 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> None:
         np.random.set_state(numpy_state)
 
 
+def try_metrics(opt: dict[str, Any], datasets: dict[str, Any]) -> None:
+    """Measures the first ground truth of each validation or test set against itself, with every metric of the options.
+
+    What a metric makes of its arguments would else show at the first validation, hours later.
+
+    Raises:
+        OptionError: With all metrics that fail, or have nothing left to measure.
+    """
+    problems = []
+    for name, dataset in datasets.items():
+        metrics = (opt.get("val") or {}).get("metrics")
+        if name == "train" or not metrics or not len(dataset):
+            continue
+        item = dataset[0]
+        if "gt" not in item:
+            continue  # metrics without a reference look at what is restored
+        image: np.ndarray = tensor2img([item["gt"]])
+        for key, metric in metrics.items():
+            pair = {"img": image, "img2": image} if needs_reference(metric) else {"img": image}
+            at_fault = f"val.metrics.{key}: {metric['type']} cannot measure {opt['datasets'][name]['name']}"
+            try:
+                with np.errstate(all="ignore"), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    value = float(calculate_metric(pair, metric))
+            except Exception as error:
+                problems.append(f"{at_fault}: {_said(error)}")
+                continue
+            if np.isnan(value) and needs_reference(metric):
+                height, width = image.shape[:2]
+                problems.append(f"{at_fault}: nothing is left of {height}×{width} pixels (crop_border?)")
+    if problems:
+        raise OptionError(problems)
+
+
 def _said(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return "the machine has not enough memory for it; is one of its numbers too large?"
     last = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {last}"

@@ -69,6 +69,13 @@ def _system_problem(error: OSError) -> str:
     return f"{' -> '.join(files)}: {reason}" if files else reason
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine, or its GPU, has no more memory."""
+    said = ("can't allocate memory", "not enough memory")  # torch's on a CPU is a plain RuntimeError
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or any(words in str(error) for words in said)
+
+
 def _printable(problem: str) -> str:
     """A message with names and values out of files: control characters are shown, and what has no end gets one."""
     shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in problem[:_LONGEST])
@@ -98,11 +105,15 @@ def reported(run: Callable[[], None]) -> int:
             ["a worker process was ended from outside (out of memory?); use fewer --workers"],
             1,
         )
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (MemoryError, RuntimeError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+        if is_out_of_memory(error):
+            said = f"out of memory ({said}); smaller batches, patches or networks take less"
+        elif said.startswith("DataLoader worker"):
+            said = f"{said}; out of memory? Use fewer num_worker_per_gpu"
+        else:
             raise
-        said = str(error).splitlines()[0].rstrip(". ")
-        problems, exit_code = [f"{said}; out of memory? Use fewer num_worker_per_gpu"], 1
+        problems, exit_code = [said], 1
     else:
         return 0
     for problem in problems:

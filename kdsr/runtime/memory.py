@@ -1,0 +1,75 @@
+"""How much memory there is, and networks that are refused before they take all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from kdsr.runtime.errors import OptionError
+
+MOST_LAYERS = 20_000  # built together; the largest here, RCAN's teacher, has 2440
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take: what the machine has left, or its container; None where unknown."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError):
+        return None
+    try:
+        most = (_CGROUP / "memory.max").read_text().strip()
+        if most.isdecimal():
+            found.append(max(int(most) - int((_CGROUP / "memory.current").read_text()), 0))
+    except (OSError, ValueError):
+        pass
+    return min(found, default=None)
+
+
+@contextmanager
+def sizes_watched(place: str, copies: int = 1) -> Iterator[None]:
+    """Networks that are built meanwhile must fit: a number of a million in an option file costs no machine.
+
+    Layers and parameters are counted as they are made; a parameter has taken no memory yet by then.
+
+    Args:
+        place: What is built, for the message.
+        copies: How often the weights are held: once, or with gradients and an optimizer's moments four times.
+
+    Raises:
+        OptionError: Out of the block, when it builds too much.
+    """
+    free = free_memory()
+    layers = taken = 0
+
+    def count_layer(owner: nn.Module, name: str, layer: nn.Module | None) -> None:
+        nonlocal layers
+        layers += layer is not None
+        if layers > MOST_LAYERS:
+            raise OptionError(f"{place}: more than {MOST_LAYERS:,d} layers; is one of its numbers too large?")
+
+    def count_weights(owner: nn.Module, name: str, weights: nn.Parameter | None) -> None:
+        nonlocal taken
+        taken += 0 if weights is None else weights.numel() * weights.element_size() * copies
+        if free is not None and taken > free:
+            held = "" if copies == 1 else f", held {copies} times in training,"
+            raise OptionError(
+                f"{place}: its weights{held} need more than the {free / 2**30:.1f} GiB of memory that are free"
+            )
+
+    hooks = [
+        torch_module.register_module_module_registration_hook(count_layer),
+        torch_module.register_module_parameter_registration_hook(count_weights),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
