@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 import sys
 import types
 from collections import OrderedDict
@@ -193,6 +194,23 @@ def test_pickled_code_is_refused_by_name_and_never_runs(tmp_path, lightning, int
     assert not target.exists()
     pickle.loads(pickle.dumps(intruder(target)))  # the trap is a real one
     assert target.exists()
+
+
+def test_damaged_lightning_file(tmp_path, lightning):
+    path = tmp_path / "last.ckpt"
+    lightning(path)
+    whole, draw = path.read_bytes(), random.Random(5)
+    weights = network().state_dict()
+    for _ in range(50):
+        at = draw.randrange(len(whole))
+        flipped = whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :]
+        for damaged in (whole[:at], flipped):
+            path.write_bytes(damaged)
+            try:
+                assert_same(read_checkpoint(path)["state_dict"], weights)
+                assert damaged is flipped, "a flipped bit may lie where nothing is"
+            except CheckpointError as error:
+                assert "last.ckpt" in str(error)
 
 
 def test_whole_pickled_module_is_refused(tmp_path):
