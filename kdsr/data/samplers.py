@@ -63,10 +63,10 @@ class PositionSampler(Sampler[tuple[int, int]]):
         """
         self.resume_epoch, self.resume_after = epoch, samples
 
-    def batches(self, epoch: int, batch_size: int) -> int:
-        """Whole batches of ``batch_size`` that each rank gets in an epoch."""
+    def left(self, epoch: int) -> int:
+        """Positions that each rank gets in an epoch."""
         done = self.resume_after if epoch == self.resume_epoch else 0
-        return max(self.total_size - done, 0) // self.num_replicas // batch_size
+        return max(self.total_size - done, 0) // self.num_replicas
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the permutation of the next iteration over the sampler."""

@@ -72,8 +72,8 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self._order)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> Any:
-        """Loads an item.
+    def __getitem__(self, item: int | tuple[int, int] | tuple[int, int, int | None]) -> Any:
+        """Loads an item; its third number, where there is one, is the ``gt_size`` of its patch.
 
         Raises:
             DataError: The image cannot be read (``UnreadableImage``), GT and LQ do not match the scale, or GT is
@@ -81,9 +81,12 @@ class SeededDataset(Dataset):
         """
         if not isinstance(item, tuple):
             return self._load(self._order[item])
+        epoch, position, *patch = item
+        if patch and patch[0] is not None:
+            self.dataset.opt["gt_size"] = patch[0]
         if _opt(self.dataset, "phase") == "train" and _opt(self.dataset, "on_bad_image") == "skip":
-            return self._load_or_replace(*item)
-        return self._load_at(*item)
+            return self._load_or_replace(epoch, position)
+        return self._load_at(epoch, position)
 
     def _load_at(self, epoch: int, position: int, ahead: int = 0) -> Any:
         """The item ``ahead`` positions further on, with the random numbers of this one."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from basicsr.utils import get_root_logger
 
-from kdsr.data.samplers import PositionSampler
 from kdsr.models.base_model import RestorationModel
 from kdsr.pipeline.replaced_images import ReplacedImages
 from kdsr.pipeline.resume import set_aside_later
+from kdsr.pipeline.training_data import TrainingData
 from kdsr.runtime.distributed import on_first_rank
 from kdsr.runtime.errors import Stopped
 from kdsr.runtime.files import sweep_temporaries
@@ -25,7 +25,7 @@ class Loop:
     Args:
         opt: The parsed options.
         model: What is trained.
-        sampler: That of the training set.
+        data: The training set, and where the run is in it.
         stop: Whether to stop.
         resumed: The iteration that the run goes on from; None for a new one.
     """
@@ -34,16 +34,16 @@ class Loop:
         self,
         opt: dict[str, Any],
         model: Any,
-        sampler: PositionSampler,
+        data: TrainingData,
         stop: StopRequest,
         resumed: int | None,
     ) -> None:
         self.opt = opt
         self.model = model
-        self.sampler = sampler
+        self.data = data
+        self.sampler = data.sampler
         self.stop = stop
         self.resumed = resumed
-        self.batch = opt["datasets"]["train"]["batch_size_per_gpu"] * opt["world_size"]
         self.iteration = resumed or 0
         self.samples = 0
         self.saved = True  # whether the state of this iteration is on the disk
@@ -79,7 +79,7 @@ class Loop:
     def begin_iteration(self) -> None:
         """A batch goes to the model."""
         self.iteration += 1
-        self.samples += self.batch
+        self.samples += self.data.plan.at(self.iteration).batch_size * self.sampler.num_replicas
         self.saved = False
         self.model.position = {"epoch": self.sampler.epoch, "samples": self.samples}
 

@@ -8,6 +8,7 @@ from typing import Any
 import basicsr.data  # noqa: F401  registers its data sets
 from basicsr.utils.registry import DATASET_REGISTRY
 
+from kdsr.data.batch_plan import BatchPlan, progressive_problems
 from kdsr.data.checks import check_dataset
 from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.option_names import check_kind, check_table, find_type, is_kind, nearest, registered
@@ -46,8 +47,11 @@ def check_datasets(
         name = dataset.get("name")
         if isinstance(name, str) and phase != "train" and names.setdefault(name, place) != place:
             problems.append(f"{place}.name: {name} names {names[name]} too; results are told apart by it")
+        problems += progressive_problems(dataset, f"{place}.progressive")
         if len(problems) == before:
             found: list[str] = []
+            if dataset.get("progressive"):  # the files must give the largest patches
+                dataset = {**dataset, "gt_size": max(BatchPlan(dataset).patches)}
             problems += _look_at_files(dataset, phase, opt.get("scale"), place, found)
             if warnings is not None:
                 warnings += [f"{place}.{warning}" for warning in found]

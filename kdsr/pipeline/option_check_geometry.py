@@ -19,13 +19,33 @@ def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> 
     for key in ("network_g", "network_t"):
         _check_scale(opt, key, scale, problems)
     train = (opt.get("datasets") or {}).get("train") if isinstance(opt.get("datasets"), dict) else None
-    size = train.get("gt_size") if is_train and isinstance(train, dict) else None
-    if isinstance(size, bool) or not isinstance(size, int):
+    if is_train and isinstance(train, dict):
+        for place, size in _patches(train):
+            _check_patch(opt, size, int(scale), place, problems)
+
+
+def _patches(train: dict[str, Any]) -> list[tuple[str, int]]:
+    """The sides of the training patches with the options that say so, as far as they are numbers."""
+    stages = train.get("progressive")
+    sections = [("datasets.train", train)] + [
+        (f"datasets.train.progressive.{index}", stage)
+        for index, stage in enumerate(stages if isinstance(stages, list) else [])
+        if isinstance(stage, dict)
+    ]
+    found = [(f"{place}.gt_size", section.get("gt_size")) for place, section in sections]
+    return [
+        (place, size)
+        for place, size in found
+        if isinstance(size, int) and not isinstance(size, bool) and size > 0
+    ]
+
+
+def _check_patch(opt: dict[str, Any], size: int, scale: int, place: str, problems: list[str]) -> None:
+    if size % scale:
+        if "progressive" in place:  # of the set's own gt_size the check of the data says so
+            problems.append(f"{place}: {size} is not a multiple of the scale {scale}")
         return
-    if size < 1 or size % scale:
-        return  # the check of the data says so
-    place = "datasets.train.gt_size"
-    patch = int(size // scale)
+    patch = size // scale
     for key in ("network_g", "network_t"):
         _check_window(opt.get(key), key, patch, f"{place}: {size} gives LQ patches of {patch}", problems)
     _check_vqgan(opt.get("network_vqgan"), size, place, problems)

@@ -101,6 +101,7 @@ LOADER: dict[str, Any] = {
     "num_prefetch_queue": int,
     "pin_memory": bool,
     "persistent_workers": bool,
+    "progressive": (list, NONE),
     "use_shuffle": bool,  # in older files of BasicSR; training sets are shuffled in any case
 }
 ANY_DATASET: dict[str, Any] = LOADER | {"name": str, "type": str, "io_backend": dict, "on_bad_image": str}

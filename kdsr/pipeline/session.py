@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
-from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.models import build_model
@@ -19,19 +15,20 @@ from basicsr.utils import check_resume, get_root_logger, make_exp_dirs
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
-from kdsr.data.samplers import PositionSampler
+from kdsr.data.batch_plan import BatchPlan
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.state_check import taken_over
 from kdsr.pipeline import options
 from kdsr.pipeline.loop import Loop, LoopPrefetcher
 from kdsr.pipeline.option_names import registered
-from kdsr.pipeline.preflight import check_checkpoints, refuse_own_files, rehearse
+from kdsr.pipeline.preflight import check_checkpoints, check_sizes, refuse_own_files, rehearse, try_metrics
 from kdsr.pipeline.progress import Batches, Progress, ProgressMessageLogger
 from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
+from kdsr.pipeline.training_data import TrainingData
 from kdsr.runtime.distributed import leave_distributed, on_first_rank
 from kdsr.runtime.errors import OptionError, Stopped
-from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest, spare_worker
+from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest
 
 _FOLDERS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
 
@@ -87,8 +84,10 @@ class Session:
             raise OptionError(
                 f"--launcher: BasicSR's own {opt['model_type']} needs a GPU under a launcher; use KDModel"
             )
+        check_sizes(opt)
         if self.ours:  # BasicSR's models read files by rules of their own
             check_checkpoints(opt)
+        try_metrics(opt, self.datasets)
         if is_train:
             refuse_own_files(opt)
             rehearse(opt, model, self._make_dataset("train", opt["datasets"]["train"], opt["manual_seed"]))
@@ -107,7 +106,7 @@ class Session:
     def _require_a_batch(self, opt: dict[str, Any]) -> None:
         train = opt["datasets"]["train"]
         images, ratio = len(self.datasets["train"]), train.get("dataset_enlarge_ratio", 1)
-        needed = train["batch_size_per_gpu"] * opt["world_size"]
+        needed = BatchPlan(train).largest_batch * opt["world_size"]
         if images * ratio < needed:
             raise OptionError(
                 f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} are fewer than one batch of "
@@ -168,51 +167,22 @@ class Session:
         """Loaders whose epochs add up to exactly ``total_iter`` steps."""
         for note in self.notes:
             logger.warning(note)
-        train_opt = opt["datasets"]["train"]
-        ratio = train_opt.get("dataset_enlarge_ratio", 1)
         train_set = self.datasets["train"]
-        sampler = PositionSampler(train_set, opt["world_size"], opt["rank"], ratio, opt["manual_seed"])
-        # Without prefetch_mode: its reading thread ("cpu") dies of an unreadable image in silence, and the run hangs.
-        plain = {**train_opt, "prefetch_mode": None}
-        loader = build_dataloader(train_set, plain, opt["num_gpu"], opt["dist"], sampler, opt["manual_seed"])
-        # Else each start of an epoch draws from torch's global generator, and a resumed run starts one more.
-        loader.generator = torch.Generator().manual_seed(opt["manual_seed"])
+        self.data = data = TrainingData(opt, train_set, self.resume_state)
         for name, dataset_opt in opt["datasets"].items():
             if name.split("_")[0] == "val":
                 dataset = self.datasets[name]
                 self.val_loaders.append(build_dataloader(dataset, dataset_opt, opt["num_gpu"], opt["dist"]))
                 logger.info(f"Number of val images/folders in {dataset_opt['name']}: {len(dataset)}")
 
-        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
-        self.sampler = sampler
         total_iters = int(opt["train"]["total_iter"])
-        total_epochs = self._place_sampler(sampler, len(loader), train_opt["batch_size_per_gpu"], total_iters)
+        ratio = opt["datasets"]["train"].get("dataset_enlarge_ratio", 1)
         logger.info(
             f"Training statistics:\n\tNumber of train images: {len(train_set)}\n\tDataset enlarge ratio: {ratio}"
-            f"\n\tBatch size per process: {train_opt['batch_size_per_gpu']}\n\tProcesses: {opt['world_size']}"
-            f"\n\tIterations per epoch: {len(loader)}\n\tTotal epochs: {total_epochs + 1}; iters: {total_iters}."
+            f"{data.describe()}; iters: {total_iters}."
         )
-        return loader, sampler, self.val_loaders, total_epochs, total_iters
-
-    def _place_sampler(
-        self, sampler: PositionSampler, batches: int, batch_size: int, total_iters: int
-    ) -> int:
-        """Puts the sampler where the state left off; gives the number of the last epoch.
-
-        The loop runs epochs up to that one inclusive; its own count mixes ceil with drop_last and stops early.
-        """
-        state = self.resume_state
-        if state is None:
-            return math.ceil(total_iters / batches) - 1
-        epoch, done = divmod(state["iter"], batches)
-        position = {"epoch": epoch, "samples": done * batch_size * sampler.num_replicas}
-        position |= state.get("position", {})  # BasicSR's own states have none
-        sampler.resume(position["epoch"], position["samples"])
-        if sampler.batches(position["epoch"], batch_size) == 0:  # at the end of an epoch, or of a shorter one
-            sampler.resume(position["epoch"] + 1, 0)
-        state["epoch"] = sampler.resume_epoch
-        after = total_iters - state["iter"] - sampler.batches(sampler.resume_epoch, batch_size)
-        return sampler.resume_epoch + math.ceil(max(after, 0) / batches)
+        # The loop runs epochs up to the last one inclusive; its own count mixes ceil with drop_last and stops early.
+        return data.loader, data.sampler, self.val_loaders, data.last_epoch, total_iters
 
     def build_model(self, opt: dict[str, Any]) -> Any:
         """Builds the model and measures the teacher once, before it teaches."""
@@ -243,7 +213,7 @@ class Session:
     ) -> ProgressMessageLogger:
         """The first thing after the state has been taken in: from here on the run knows where it is."""
         self.tb_logger = tb_logger
-        self.loop = Loop(opt, self.model, self.sampler, self.stop, start_iter if self.resume_state else None)
+        self.loop = Loop(opt, self.model, self.data, self.stop, start_iter if self.resume_state else None)
         return ProgressMessageLogger(opt, start_iter, tb_logger, self.progress)
 
     # ------------------------------------------------------------------------------ names of basicsr.test
@@ -259,9 +229,3 @@ def forget_logger() -> None:
         for handler in list(logging.getLogger("basicsr").handlers):
             logging.getLogger("basicsr").removeHandler(handler)
             handler.close()
-
-
-def _start_worker(then: Callable[[int], None] | None, worker_id: int) -> None:
-    spare_worker(worker_id)
-    if then is not None:
-        then(worker_id)

@@ -151,6 +151,60 @@ def test_stopped_runs_end_in_the_same_bits(
     assert unlike() == []
 
 
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_growing_patches_end_in_the_same_bits(
+    stop: int, dckd_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before, at and after the change of a stage; what a step sees is of that stage's size."""
+    as_logits(dckd_options)
+    train = dckd_options["datasets"]["train"]
+    train.update(
+        gt_size=32, batch_size_per_gpu=3, dataset_enlarge_ratio=2, num_worker_per_gpu=1,
+        progressive=[{"after": 3, "gt_size": 64, "batch_size_per_gpu": 2}, {"after": 6, "gt_size": 96}],
+    )  # fmt: skip
+    dckd_options["train"]["total_iter"] = 8
+    dckd_options["logger"]["save_checkpoint_freq"] = 8
+    seen = []
+    feed = RestorationModel.feed_data
+
+    def feed_data(self: RestorationModel, data: dict[str, Any]) -> None:
+        if Path("experiments").exists():
+            seen.append(tuple(data["gt"].shape))
+        feed(self, data)
+
+    monkeypatch.setattr(RestorationModel, "feed_data", feed_data)
+    assert run("whole", dckd_options) == 0
+    assert seen == [(3, 3, 32, 32)] * 3 + [(2, 3, 64, 64)] * 3 + [(2, 3, 96, 96)] * 2
+    seen.clear()
+    with monkeypatch.context() as patch:
+        stop_at(stop, signal.SIGTERM, patch)
+        assert run("parted", dckd_options) == 75
+    assert run("parted", dckd_options, "--auto_resume") == 0
+    assert unlike() == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            {"after": 1, "gt_size": 50},
+            "datasets.train.progressive.0.gt_size: 50 is not a multiple of the scale 4",
+        ),
+        ({"after": 1, "gt_size": 128}, "gt_size: 128 is larger than"),
+        (
+            {"after": 1, "batch_size_per_gpu": 9},
+            "4 images × dataset_enlarge_ratio 1 are fewer than one batch of 9",
+        ),
+    ],
+)
+def test_patches_that_the_data_cannot_give(
+    run_options: Options, stage: dict[str, int], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["datasets"]["train"]["progressive"] = [stage]
+    assert run("whole", run_options) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_deterministic_algorithms_train_here_too(dckd_options: Options) -> None:
     """The CPU ends in the same bits with and without them."""
     dckd_options["logger"]["save_checkpoint_freq"] = 3
