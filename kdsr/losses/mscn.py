@@ -1,0 +1,132 @@
+"""Mean-subtracted, contrast-normalised (MSCN) coefficients of images and feature maps, differentiable.
+
+Mittal, Moorthy and Bovik, "No-Reference Image Quality Assessment in the Spatial Domain" (BRISQUE), IEEE TIP
+2012, Eq. 1 to 3. BRISQUE and PIQE both start from them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+RADIUS = 3  # a 7x7 window, cut at three standard deviations
+_TAPS = [math.exp(-0.5 * (offset / (7 / 6)) ** 2) for offset in range(-RADIUS, RADIUS + 1)]
+TAPS = tuple(tap / sum(_TAPS) for tap in _TAPS)  # of one axis; their outer product is the window
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float32 at least: differences of squares mean nothing in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _blurred(padded: Tensor, axis: int, length: int) -> Tensor:
+    """The seven taps along one axis of a map that has ``length + 6`` values there -> ``length`` values.
+
+    Shifted additions: they are faster than a convolution of one channel at a time, autocast does not narrow
+    them, and no library rounds them to TF32.
+    """
+    out = padded.narrow(axis, RADIUS, length) * TAPS[RADIUS]
+    for k in range(RADIUS):
+        out.add_(padded.narrow(axis, k, length), alpha=TAPS[k])
+        out.add_(padded.narrow(axis, 2 * RADIUS - k, length), alpha=TAPS[k])
+    return out
+
+
+def _extended(x: Tensor, axis: int, before: int, after: int, *, repeat: bool) -> Tensor:
+    """x with values added at both ends of an axis: those of its border, or zeros."""
+    length = x.shape[axis]
+    shape = list(x.shape)
+    shape[axis] = before + length + after
+    out = x.new_empty(shape)
+    out.narrow(axis, before, length).copy_(x)
+    first, last = out.narrow(axis, 0, before), out.narrow(axis, before + length, after)
+    if repeat:
+        first.copy_(x.narrow(axis, 0, 1).expand_as(first))
+        last.copy_(x.narrow(axis, length - 1, 1).expand_as(last))
+    else:
+        first.zero_()
+        last.zero_()
+    return out
+
+
+def _window(x: Tensor) -> Tensor:
+    """Gaussian mean of each pixel's 7x7 neighbourhood, the border repeated: (N, C, H, W) -> the same."""
+    for axis in (2, 3):
+        x = _blurred(_extended(x, axis, RADIUS, RADIUS, repeat=True), axis, x.shape[axis])
+    return x
+
+
+def _window_adjoint(x: Tensor) -> Tensor:
+    """The transpose of ``_window``: what lands outside the map goes to the border value it was copied from."""
+    for axis in (3, 2):
+        length = x.shape[axis]
+        wide = _blurred(_extended(x, axis, 2 * RADIUS, 2 * RADIUS, repeat=False), axis, length + 2 * RADIUS)
+        x = wide.narrow(axis, RADIUS, length).contiguous()
+        x.narrow(axis, 0, 1).add_(wide.narrow(axis, 0, RADIUS).sum(axis, keepdim=True))
+        x.narrow(axis, length - 1, 1).add_(wide.narrow(axis, RADIUS + length, RADIUS).sum(axis, keepdim=True))
+    return x
+
+
+class _Mscn(torch.autograd.Function):
+    """(x - mu) / (sigma + c), keeping three maps where autograd would keep about thirty.
+
+    With s = sigma + c, y the result, g its gradient, G the window and h = -g y / (2 s sigma):
+    dx = g / s + 2 x G'(h) - G'(g / s + 2 mu h).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, c: Tensor) -> Tensor:
+        mean = _window(x)
+        deviation = _window(x * x).sub_(mean * mean).clamp_min_(0).sqrt_()
+        out = (x - mean).div_(deviation + c)
+        ctx.save_for_backward(x, mean, deviation, c)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        x, mean, deviation, c = ctx.saved_tensors
+        scale = deviation + c
+        direct = grad / scale
+        # Where all values of a window are equal the derivative through sigma is 0 (so is x - mean); the floor
+        # keeps rounding noise of such places from being divided by itself.
+        through = ((mean - x) * direct).div_(scale).div_(2 * torch.maximum(deviation, 1e-4 * c))
+        out = _window_adjoint(through).mul_(x).mul_(2).add_(direct)
+        return out.sub_(_window_adjoint(through.mul_(mean).mul_(2).add_(direct))), None
+
+
+def mscn(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
+    """MSCN coefficients ``(x - mu) / (sigma + c)``.
+
+    mu and sigma are mean and standard deviation in a 7x7 Gaussian window of sigma 7/6; the border is repeated.
+
+    Args:
+        x: (N, C, H, W), any size from 1x1 on: luma in [0, 255], or feature maps.
+        c: Keeps flat places from being divided by zero, > 0: 1 for luma in [0, 255] (the paper), for features
+            ``contrast_constant``. It receives no gradient.
+
+    Returns:
+        (N, C, H, W) in float32 or, for float64, in float64, whatever autocast says.
+    """
+    x = widened(x)
+    constant = torch.as_tensor(c, dtype=x.dtype, device=x.device).detach()
+    # sigma and the result do not change with an offset, but sigma's rounding does: E[x^2] - mu^2
+    x = x - x.detach().mean((2, 3), keepdim=True)
+    return _Mscn.apply(x, constant)
+
+
+def contrast_constant(reference: Tensor) -> Tensor:
+    """The constant c that stands to a feature's range as 1 stands to the 255 of luma: (max - min) / 255.
+
+    Args:
+        reference: The teacher's features of one level, (N, C, H, W).
+
+    Returns:
+        A scalar without gradient; 1 where all values are equal and there is no range.
+    """
+    low, high = widened(reference.detach()).aminmax()
+    span = (high - low) / 255
+    return torch.where(span > 0, span, torch.ones_like(span))

@@ -1,0 +1,192 @@
+"""Feature and image losses of SLKD: natural scenes for the encoder, edges and texture for the decoder.
+
+"Knowledge Distillation for Image Restoration: Simultaneous Learning from Degraded and Clean Images" (arXiv
+2501.09268, ICASSP 2025). The equations are our reading, see docs/methods.md; B is
+``natural_scene_statistics``, P is ``edge_texture_statistics``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+
+from kdsr.losses.brisque import natural_scene_statistics
+from kdsr.losses.mscn import contrast_constant, widened
+from kdsr.losses.piqe import BLOCK, SMALLEST_BLOCK, block_size, edge_texture_statistics
+from kdsr.runtime.errors import OptionError
+
+
+def _check_levels(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    if len(student) != len(teacher) or not student:
+        raise ValueError(f"{what}: {len(student)} levels of the student and {len(teacher)} of the teacher")
+    for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
+        if s.shape != t.shape:
+            raise ValueError(
+                f"{what}, level {level}: the student's features have the shape {tuple(s.shape)}, the "
+                f"teacher's {tuple(t.shape)}; an adapter has to bring them to the same one"
+            )
+
+
+def statistics_distance(
+    student: Tensor, teacher: Tensor, statistics: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Mean absolute difference of statistics(x, c) between two maps, c from the teacher's range.
+
+    Args:
+        student: Adapted features (N, C, H, W); they alone receive a gradient.
+        teacher: Features of the same shape.
+
+    Returns:
+        A scalar >= 0, in float32 at least.
+    """
+    c = contrast_constant(teacher)
+    with torch.no_grad():
+        wanted = statistics(teacher, c)
+    return (statistics(student, c) - wanted).abs().mean()
+
+
+def natural_scene_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """``L_NC``: the sum over levels of the mean absolute difference of B.
+
+    Args:
+        student: The student's encoder features, adapted: one (N, C, H, W) per level.
+        teacher: Teacher A's, same shapes; they receive no gradient.
+
+    Raises:
+        ValueError: Numbers of levels or shapes differ.
+    """
+    _check_levels("L_NC", student, teacher)
+    terms = [
+        statistics_distance(s, t, natural_scene_statistics) for s, t in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(terms).sum()
+
+
+def edge_texture_distance(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    strides: Sequence[int],
+    *,
+    full_block: int = BLOCK,
+    softness: float = 0.02,
+) -> Tensor:
+    """``L_ET``: the sum over levels of the mean absolute difference of P.
+
+    Args:
+        student: The student's decoder features, adapted: one (N, C, H, W) per level.
+        teacher: Teacher B's, same shapes; they receive no gradient.
+        strides: Of each level, how many pixels of the image one of its pixels spans: 1, 2, 4, ...
+        full_block: Side of the blocks at stride 1; deeper ``max(4, full_block // stride)``.
+        softness: Width of the soft thresholds.
+
+    Raises:
+        ValueError: Numbers of levels or shapes differ.
+    """
+    _check_levels("L_ET", student, teacher)
+    if len(strides) != len(student):
+        raise ValueError(f"L_ET: {len(student)} levels, but {len(strides)} strides")
+    terms = []
+    for s, t, stride in zip(student, teacher, strides, strict=True):
+        block = block_size(stride, full_block)
+
+        def statistics(x: Tensor, c: Tensor, block: int = block) -> Tensor:
+            return edge_texture_statistics(x, c, block=block, softness=softness)
+
+        terms.append(statistics_distance(s, t, statistics))
+    return torch.stack(terms).sum()
+
+
+def spatial_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of the softmax over all pixels of a channel, times the squared temperature.
+
+    Args:
+        student: (N, C, H, W); it alone receives a gradient.
+        teacher: The same shape.
+        temperature: Divides both before the softmax.
+
+    Returns:
+        A scalar >= 0 in nats, the mean over images and channels.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"spatial KL: shapes {tuple(student.shape)} and {tuple(teacher.shape)} differ")
+    log_s = F.log_softmax(widened(student).flatten(2) / temperature, 2)
+    log_t = F.log_softmax(widened(teacher.detach()).flatten(2) / temperature, 2)
+    return (log_t.exp() * (log_t - log_s)).sum(2).mean() * temperature**2
+
+
+@LOSS_REGISTRY.register()
+class NaturalSceneLoss(nn.Module):
+    """``natural_scene_distance`` (L_NC) as a loss of option files.
+
+    Args:
+        loss_weight: Factor of the term (the paper: 0.1).
+    """
+
+    def __init__(self, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Features as in ``natural_scene_distance`` -> scalar."""
+        return self.loss_weight * natural_scene_distance(student, teacher)
+
+
+@LOSS_REGISTRY.register()
+class EdgeTextureLoss(nn.Module):
+    """``edge_texture_distance`` (L_ET) as a loss of option files.
+
+    Args:
+        loss_weight: Factor of the term (the paper: 0.1).
+        block_size: Side of PIQE's blocks at full resolution; an even number, 4 at least.
+        softness: Width of the soft thresholds, > 0.
+
+    Raises:
+        OptionError: A value is none of those.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, block_size: int = BLOCK, softness: float = 0.02) -> None:
+        super().__init__()
+        if block_size < SMALLEST_BLOCK or block_size % 2:
+            raise OptionError(
+                f"EdgeTextureLoss: block_size {block_size} must be even and {SMALLEST_BLOCK} at least"
+            )
+        if softness <= 0:
+            raise OptionError(f"EdgeTextureLoss: softness {softness} must be above 0")
+        self.loss_weight = loss_weight
+        self.block_size = block_size
+        self.softness = softness
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
+        """Features and strides as in ``edge_texture_distance`` -> scalar."""
+        value = edge_texture_distance(
+            student, teacher, strides, full_block=self.block_size, softness=self.softness
+        )
+        return self.loss_weight * value
+
+
+@LOSS_REGISTRY.register()
+class SpatialKLLoss(nn.Module):
+    """``spatial_kl`` as a loss of option files: where in the image each channel is bright.
+
+    Args:
+        loss_weight: Factor of the term.
+        temperature: Of both softmaxes, > 0.
+
+    Raises:
+        OptionError: The temperature is not above 0.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, temperature: float = 1.0) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise OptionError(f"SpatialKLLoss: temperature {temperature} must be above 0")
+        self.loss_weight = loss_weight
+        self.temperature = temperature
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> scalar."""
+        return self.loss_weight * spatial_kl(student, teacher, self.temperature)
