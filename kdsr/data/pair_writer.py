@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -11,15 +12,19 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 from basicsr.utils.lmdb_util import LmdbMaker
 
 from kdsr.data.image_files import read_image
-from kdsr.data.sub_images import GT, Cutting, cut, encode_png, mod_crop
+from kdsr.data.sub_images import GT, Cutting, Image, cut, encode_png, mod_crop
 from kdsr.runtime.errors import DataError, OptionError
 
+PARAMETERS = "parameters.jsonl"
+SETTINGS = "settings.json"
 _PNG_COMPRESSION = 1
 
 
@@ -48,29 +53,51 @@ class Written:
 
 
 Shape = tuple[int, ...]
-_Shapes = list[tuple[str, dict[int, Shape]]]
 
 
-def _write_one(photograph: Photograph, cutting: Cutting, folders: dict[int, str], min_size: int) -> _Shapes:
-    """Writes the images of one photograph; gives their names and shapes, nothing if it is too small."""
+class Degrade(Protocol):
+    """What makes the LQ image of a photograph of the same size, and says how (JSON's values)."""
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
+
+    def __call__(self, name: str, image: Image) -> tuple[Image, dict[str, Any]]: ...
+
+
+class _Made(NamedTuple):
+    """Names and shapes of the images of one photograph, none if it is too small; how it was degraded."""
+
+    shapes: list[tuple[str, dict[int, Shape]]]
+    parameters: dict[str, Any]
+
+
+def _write_one(
+    photograph: Photograph,
+    cutting: Cutting,
+    folders: dict[int, str],
+    min_size: int,
+    degrade: Degrade | None,
+) -> _Made:
+    """Writes the images of one photograph."""
     image = read_image(photograph.path)
     if photograph.window is not None:
         top, left, height, width = photograph.window
         image = image[top : top + height, left : left + width]
     if min(mod_crop(image, cutting.multiple_of).shape[:2]) < max(min_size, 1):
-        return []
+        return _Made([], {})
+    degraded, parameters = (None, {}) if degrade is None else degrade(photograph.name, image)
     shapes = []
-    for ending, pieces in cut(image, cutting):
+    for ending, pieces in cut(image, cutting, degraded):
         name = photograph.name + ending
         for scale, piece in pieces.items():
             Path(folders[scale], f"{name}.png").write_bytes(encode_png(piece))
         shapes.append((name, {scale: piece.shape for scale, piece in pieces.items()}))
-    return shapes
+    return _Made(shapes, parameters)
 
 
 def _map_processes(
-    work: Callable[[Photograph], _Shapes], photographs: Sequence[Photograph], workers: int
-) -> Iterator[_Shapes]:
+    work: Callable[[Photograph], _Made], photographs: Sequence[Photograph], workers: int
+) -> Iterator[_Made]:
     if workers <= 1 or len(photographs) <= 1:
         yield from map(work, photographs)
         return
@@ -114,7 +141,7 @@ def fresh_folder(parent: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Puts a part of a :func:`fresh_folder` in its place; what was there goes with the temporary folder."""
+    """Puts a part (or a file) of a :func:`fresh_folder` in its place; what was there goes with that folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         os.replace(target, new.with_name(f"{new.name}.replaced"))
@@ -165,6 +192,10 @@ def check_apart(sources: Iterable[Path], targets: Iterable[Path]) -> None:
                     )
 
 
+def _is_taken(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def write_pairs(
     photographs: Sequence[Photograph],
     cutting: Cutting,
@@ -172,6 +203,7 @@ def write_pairs(
     folders: dict[int, str],
     *,
     lmdbs: dict[int, str] | None = None,
+    degrade: Degrade | None = None,
     min_size: int = 1,
     workers: int = 1,
     force: bool = False,
@@ -179,14 +211,17 @@ def write_pairs(
 ) -> Written:
     """Makes GT and LQ images of photographs, as PNG files and, if asked, as LMDBs.
 
-    Folders are written beside their place and moved there when all of them are complete.
+    Folders are written beside their place and moved there when all of them are complete. With ``degrade``, ``out``
+    also gets its parameters for each photograph (``parameters.jsonl``, ordered by name) and its settings
+    (``settings.json``).
 
     Args:
         photographs: The sources.
         cutting: Scales and sizes.
         out: Where the folders are made.
-        folders: By scale (ground truth: ``GT``), the folder's path within ``out``.
+        folders: By scale (ground truth: ``GT``, degraded: ``LQ``), the folder's path within ``out``.
         lmdbs: The same for LMDBs; None makes none.
+        degrade: Makes the LQ image under ``LQ``, of the whole photograph; needs pickling.
         min_size: Photographs with a smaller side (after the crop to ``cutting.multiple_of``) are left out.
         workers: Number of processes.
         force: Replaces folders that exist.
@@ -194,27 +229,32 @@ def write_pairs(
 
     Raises:
         DataError: A photograph cannot be read or has an unfit name, or none is large enough.
-        OptionError: A folder exists and is not empty, and ``force`` is false; or a photograph lies in a folder
-            that would be replaced.
+        OptionError: A folder exists and is not empty, or a file exists, and ``force`` is false; or a
+            photograph lies in a folder that would be replaced.
     """
     targets = [*folders.values(), *(lmdbs or {}).values()]
     check_apart([photograph.path for photograph in photographs], [out / target for target in targets])
     check_names(photographs, bool(lmdbs))
+    if degrade is not None:
+        targets += [PARAMETERS, SETTINGS]
     for target in targets:
-        if not force and (out / target).exists() and any((out / target).iterdir()):
+        if not force and _is_taken(out / target):
             raise OptionError(f"{out / target} exists already; add --force to replace it")
     with fresh_folder(out) as temporary:
         for folder in folders.values():
             (temporary / folder).mkdir(parents=True)
         here = {scale: str(temporary / folder) for scale, folder in folders.items()}
-        work = partial(_write_one, cutting=cutting, folders=here, min_size=min_size)
+        work = partial(_write_one, cutting=cutting, folders=here, min_size=min_size, degrade=degrade)
         shapes: dict[int, dict[str, Shape]] = {scale: {} for scale in folders}
         too_small = []
-        for photograph, result in zip(photographs, _map_processes(work, photographs, workers), strict=True):
-            for name, by_scale in result:
+        parameters = []
+        for photograph, made in zip(photographs, _map_processes(work, photographs, workers), strict=True):
+            for name, by_scale in made.shapes:
                 for scale in folders:
                     shapes[scale][name] = by_scale[scale]
-            if not result:
+            if made.shapes:
+                parameters.append({"name": photograph.name, **made.parameters})
+            else:
                 too_small.append(photograph.name)
             if progress is not None:
                 progress(1)
@@ -224,6 +264,10 @@ def write_pairs(
         for scale, target in (lmdbs or {}).items():
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
             write_lmdb(temporary / folders[scale], temporary / target, shapes[scale])
+        if degrade is not None:
+            lines = "".join(json.dumps(entry) + "\n" for entry in sorted(parameters, key=itemgetter("name")))
+            (temporary / PARAMETERS).write_text(lines, encoding="utf-8")
+            (temporary / SETTINGS).write_text(json.dumps(degrade.settings, indent=1) + "\n", encoding="utf-8")
         for target in targets:
             replace_folder(temporary / target, out / target)
     return Written(len(photographs) - len(too_small), len(shapes[GT]), tuple(too_small))

@@ -1,4 +1,4 @@
-"""Ground truth and bicubic LQ images of one photograph, whole or cut into sub-images."""
+"""Ground truth and LQ images of one photograph, bicubic or degraded, whole or cut into sub-images."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kdsr.runtime.errors import OptionError
 
 Image = NDArray[np.uint8]
 GT = 1  # the key of the ground truth among the scales
+LQ = 0  # the key of a degraded image of the ground truth's size
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def mod_crop(image: NDArray[Any], multiple_of: int) -> NDArray[Any]:
     return image[:height, :width]
 
 
-def cut(image: Image, cutting: Cutting) -> Iterator[tuple[str, dict[int, Image]]]:
+def cut(
+    image: Image, cutting: Cutting, degraded: Image | None = None
+) -> Iterator[tuple[str, dict[int, Image]]]:
     """Makes the LQ images of a photograph and cuts all of them at the same places.
 
     Cutting comes last: the border of a sub-image is made of its real neighbours.
@@ -88,16 +91,19 @@ def cut(image: Image, cutting: Cutting) -> Iterator[tuple[str, dict[int, Image]]
     Args:
         image: (H, W) or (H, W, C), uint8.
         cutting: The sizes.
+        degraded: An LQ image of the photograph's shape, which is cut with the others.
 
     Yields:
         The ending of the sub-image's name (``_s001``, row by row; empty for whole images) and its images by
-        scale, the ground truth under :data:`GT`.
+        scale, the ground truth under :data:`GT`, the degraded image under :data:`LQ`.
     """
     whole = {GT: mod_crop(image, cutting.multiple_of)}
     if 0 in whole[GT].shape:
         return
     for scale in cutting.scales:
         whole[scale] = imresize(whole[GT], 1 / scale)
+    if degraded is not None:
+        whole[LQ] = mod_crop(degraded, cutting.multiple_of)
     height, width = whole[GT].shape[:2]
     number = 0
     for top in cutting.starts(height):
@@ -105,10 +111,10 @@ def cut(image: Image, cutting: Cutting) -> Iterator[tuple[str, dict[int, Image]]
             number += 1
             bottom, right = (min(start + cutting.crop, size) if cutting.crop else size
                              for start, size in ((top, height), (left, width)))  # fmt: skip
-            pieces = {
-                scale: part[top // scale : bottom // scale, left // scale : right // scale]
-                for scale, part in whole.items()
-            }
+            pieces = {}
+            for key, part in whole.items():
+                scale = GT if key == LQ else key
+                pieces[key] = part[top // scale : bottom // scale, left // scale : right // scale]
             yield f"_s{number:03d}" if cutting.crop else "", pieces
 
 

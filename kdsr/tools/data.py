@@ -11,16 +11,15 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from kdsr.data.image_files import list_images
-from kdsr.data.pair_writer import Photograph, check_apart, write_pairs
 from kdsr.data.sub_images import GT, Cutting, common_multiple
 from kdsr.runtime.errors import OptionError
+from kdsr.tools import pairs
+from kdsr.tools.degrade import degrade
 from kdsr.tools.sample import SOURCES, folder_names, make_sample
 
 app = typer.Typer(help="Prepare data sets.", no_args_is_help=True, add_completion=False)
 
 BENCHMARK_MULTIPLE = 12  # one ground truth for x2, x3 and x4
-_CORES = os.cpu_count() or 1
 
 
 class Layout(StrEnum):
@@ -63,10 +62,6 @@ def target_folders(layout: Layout, source: str, scales: tuple[int, ...], cut: bo
     return {GT: f"{stem}_HR{ending}"} | {scale: f"{stem}_LR_bicubic/X{scale}{ending}" for scale in scales}
 
 
-def _lmdb_name(folder: str) -> str:
-    return folder.replace("/", "_") + ".lmdb"
-
-
 def _cutting(scales: tuple[int, ...], layout: Layout, crop: int, step: int, thresh: int) -> Cutting:
     multiple = common_multiple(scales)
     if layout is Layout.benchmark:
@@ -96,10 +91,8 @@ def sample(
 
 @app.command()
 def sr(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="SRC...", help="Folders of images, read with the folders in them.")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the folders of the layout are made.")],
+    sources: pairs.Sources,
+    out: pairs.Out,
     scales: Annotated[str, typer.Option(help="Factors of the LQ images.")] = "2,3,4",
     layout: Annotated[
         Layout,
@@ -108,22 +101,18 @@ def sr(
             "DIV2K_train_HR_sub, DIV2K_train_LR_bicubic/X4_sub."
         ),
     ] = Layout.plain,
-    crop: Annotated[int, typer.Option(help="Side of square sub-images, for training; 0: whole images.")] = 0,
+    crop: pairs.Crop = 0,
     step: Annotated[
         int,
         typer.Option(
             help="Distance of neighbouring sub-images; 0: half of --crop, at a multiple of the scales."
         ),
     ] = 0,
-    thresh: Annotated[
-        int, typer.Option(min=0, help="A rest at the border up to this size makes no sub-image of its own.")
-    ] = 0,
-    min_size: Annotated[
-        int, typer.Option(min=1, help="Leave out images with a smaller side (gt_size must fit into each).")
-    ] = 1,
-    lmdb: Annotated[bool, typer.Option("--lmdb", help="Make LMDBs as well.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = _CORES,
-    force: Annotated[bool, typer.Option("--force", help="Replace folders that exist.")] = False,
+    thresh: pairs.Thresh = 0,
+    min_size: pairs.MinSize = 1,
+    lmdb: pairs.Lmdb = False,
+    workers: pairs.Workers = pairs.CORES,
+    force: pairs.Force = False,
 ) -> None:
     """Make GT and LQ folders (Matlab's bicubic) of folders of images, such as DIV2K or T91."""
     factors = parse_scales(scales)
@@ -132,25 +121,7 @@ def sr(
         raise OptionError("--layout div2k names its folders after SRC: give one")
     # not resolve(): the folder's own name counts, not that of what it may link to
     folders = target_folders(layout, Path(os.path.abspath(sources[0])).name, factors, bool(crop))
-    lmdbs = {scale: _lmdb_name(folder) for scale, folder in folders.items()} if lmdb else None
-    check_apart(sources, [out / folder for folder in (*folders.values(), *(lmdbs or {}).values())])
-    photographs = [Photograph(path.stem, path) for source in sources for path in list_images(source)]
-    photographs.sort(key=lambda photograph: photograph.name)
-    with tqdm(total=len(photographs), unit="image", desc=str(out), disable=None) as bar:
-        written = write_pairs(
-            photographs,
-            cutting,
-            out,
-            folders,
-            lmdbs=lmdbs,
-            min_size=min_size,
-            workers=workers,
-            force=force,
-            progress=bar.update,
-        )
-    made = ", ".join([*folders.values(), *(lmdbs or {}).values()])
-    typer.echo(f"{out}: {written.pairs} pairs of {written.photographs} images in {made}")
-    if written.too_small:
-        listed = ", ".join(written.too_small[:5]) + (", …" if len(written.too_small) > 5 else "")
-        least = max(min_size, cutting.multiple_of)
-        typer.echo(f"{out}: left out {len(written.too_small)} images below {least} pixels: {listed}")
+    pairs.make(sources, out, cutting, folders, lmdb=lmdb, min_size=min_size, workers=workers, force=force)
+
+
+app.command()(degrade)
