@@ -114,7 +114,7 @@ def test_networks_and_losses_are_documented_with_their_defaults(entry: type) -> 
 
 def test_precision_is_documented_with_its_defaults() -> None:
     assert {key: yaml.safe_load(value) for key, value in OPTIONS["precision"].items()} == {
-        "amp": None, "channels_last": False, "cudnn_benchmark": False,
+        "amp": None, "channels_last": False, "cudnn_benchmark": False, "deterministic": False,
     }  # fmt: skip
 
 

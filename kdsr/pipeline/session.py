@@ -32,6 +32,8 @@ from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest
 
 _FOLDERS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
 
+LONGEST_EPOCH = 100_000_000  # positions; their order takes 800 MB
+
 
 class Session:
     """State shared by the replaced functions during one run.
@@ -46,6 +48,7 @@ class Session:
         self.args: argparse.Namespace
         self.resume_state: dict[str, Any] | None = None
         self.record: dict[str, Any] = {}
+        self.rehearsed: Any = None  # a model that has made a step, and can try a state
         self.notes: list[str] = []  # for the log, which is not open yet
         self.val_loaders: list[Any] = []
         self.progress = Progress()
@@ -90,7 +93,9 @@ class Session:
         try_metrics(opt, self.datasets)
         if is_train:
             refuse_own_files(opt)
-            rehearse(opt, model, self._make_dataset("train", opt["datasets"]["train"], opt["manual_seed"]))
+            self.rehearsed = rehearse(
+                opt, model, self._make_dataset("train", opt["datasets"]["train"], opt["manual_seed"])
+            )
         forget_logger()
         return opt, self.args
 
@@ -107,6 +112,11 @@ class Session:
         train = opt["datasets"]["train"]
         images, ratio = len(self.datasets["train"]), train.get("dataset_enlarge_ratio", 1)
         needed = BatchPlan(train).largest_batch * opt["world_size"]
+        if images * ratio > LONGEST_EPOCH:
+            raise OptionError(
+                f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} make an epoch of more than "
+                f"{LONGEST_EPOCH:,d} positions, whose order does not fit into memory; lower dataset_enlarge_ratio"
+            )
         if images * ratio < needed:
             raise OptionError(
                 f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} are fewer than one batch of "
@@ -120,6 +130,7 @@ class Session:
 
         Rank 0 looks for it and compares it with the options, the others read what it found.
         """
+        rehearsed, self.rehearsed = self.rehearsed, None
         path, seed, self.record, self.notes = on_first_rank(lambda: self._find_state(opt))
         if seed != opt["manual_seed"]:
             opt["manual_seed"] = self.args.resolved["manual_seed"] = seed
@@ -129,7 +140,10 @@ class Session:
             return None
         self.resume_state = state = read_state(path)
         opt["path"]["resume_state"] = str(path)
-        if not self.ours:
+        if self.ours:
+            rehearsed.try_state(state, str(path))
+            forget_logger()
+        else:
             # BasicSR's models find their weights through the options; ours have them in the state.
             check_resume(opt, state["iter"])
         return state

@@ -64,6 +64,14 @@ def test_fewer_images_than_a_batch_is_an_error(
     assert not Path("experiments").exists()
 
 
+def test_an_epoch_that_does_not_fit_into_memory(
+    run_options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["datasets"]["train"]["dataset_enlarge_ratio"] = 1e10
+    assert run(run_options) == 2
+    assert "lower dataset_enlarge_ratio" in capsys.readouterr().err
+
+
 def test_auto_resume_restores_everything_that_dckd_trains(dckd_options: dict[str, Any]) -> None:
     dckd_options["logger"]["save_checkpoint_freq"] = 2
     dckd_options["val"].update(teacher=True, val_freq=2)
