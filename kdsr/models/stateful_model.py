@@ -143,6 +143,21 @@ class StatefulModel(MeasuredModel):
             CheckpointError: When the state is that of another network or optimizer.
         """
         file = self.opt["path"].get("resume_state", "the state")
+        self.try_state(resume_state, file)
+        written_by = len(resume_state["generators"])
+        if self.restored_generators is None:
+            get_root_logger().warning(
+                f"{file} was written by {written_by} processes, these are {self.opt['world_size']}: "
+                "the run goes on with fresh generators, and its bits will differ"
+            )
+        on_first_rank(lambda: forget_after(self.metrics_file, self.iteration))
+
+    def try_state(self, resume_state: dict[str, Any], file: str) -> None:
+        """As :meth:`resume_training`, but writes nothing: for a model that only shows whether a state fits.
+
+        Raises:
+            CheckpointError: When the state is that of another network or optimizer, or of none.
+        """
         with taken_over(file):
             networks = {name: net.state_dict() for name, net in self.state_networks().items()}
             schedulers = self.schedulers if self._keeps_schedule(resume_state) else []
@@ -160,12 +175,6 @@ class StatefulModel(MeasuredModel):
         if len(states) == self.opt["world_size"]:
             # Not yet: the loop still has its loaders to start.
             self.restored_generators = states[self.opt["rank"]]
-        else:
-            get_root_logger().warning(
-                f"{file} was written by {len(states)} processes, these are {self.opt['world_size']}: "
-                "the run goes on with fresh generators, and its bits will differ"
-            )
-        on_first_rank(lambda: forget_after(self.metrics_file, self.iteration))
 
     def _load_networks(self, saved: dict[str, Any], file: str) -> None:
         for name, net in self.state_networks().items():

@@ -121,12 +121,15 @@ def refuse_own_files(opt: dict[str, Any]) -> None:
         raise OptionError(inside)
 
 
-def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> None:
+def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
     """Makes the first step on one or two images with throw-away networks.
 
     What no look at single options can find shows here, before the run's folder is made: losses that get what they
     cannot take, networks whose outputs differ in size, optimizers that refuse their numbers. Costs one step of a
     small batch; draws nothing from the run's generators.
+
+    Returns:
+        The model after its step, to be thrown away.
 
     Raises:
         OptionError: What went wrong in building the model, or in its first step.
@@ -146,6 +149,7 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> None:
             rehearsed.update_learning_rate(1, warmup_iter=opt["train"].get("warmup_iter", -1))
             rehearsed.feed_data(batch)
             rehearsed.optimize_parameters(1)
+        return rehearsed
     except KdsrError:
         raise
     except Exception as error:
