@@ -67,34 +67,33 @@ def _unbiased(total: Tensor, squares: Tensor, count: int) -> Tensor:
 def _spread(y: Tensor, block: int) -> _Spread:
     """Variances within the blocks of an MSCN map whose sides are multiples of ``block``."""
 
-    def cut(x: Tensor) -> Tensor:  # (N, C, rows, block, columns, block), a view
-        return x.unflatten(3, (-1, block)).unflatten(2, (-1, block))
-
-    segment = max(2, round(6 * block / BLOCK))
-    centre = slice(block // 2 - 1, block // 2 + 1)
-    sums = []
-    for x in (y, y * y):
-        blocks = cut(x)
-        edges = torch.stack(
-            [
-                blocks[:, :, :, 0],
-                blocks[:, :, :, -1],
-                blocks[..., 0].transpose(3, 4),
-                blocks[..., -1].transpose(3, 4),
-            ],
-            2,
-        )
-        pieces = edges[..., : block - segment + 1]
-        for k in range(1, segment):
-            pieces = pieces + edges[..., k : block - segment + 1 + k]
-        sums.append((F.avg_pool2d(x, block) * block**2, blocks[..., centre].sum((3, 5)), pieces))
-    (total, middle, pieces), (total2, middle2, pieces2) = sums
+    blocks = y.unflatten(3, (-1, block)).unflatten(2, (-1, block))  # (N, C, rows, block, columns, block)
+    total, total2 = (F.avg_pool2d(x, block) * block**2 for x in (y, y * y))
+    middle = blocks[..., block // 2 - 1 : block // 2 + 1]
+    # (few slices of y itself: autograd makes a map of y's size for each)
+    ends = [
+        blocks[:, :, :, :: block - 1].transpose(2, 3),  # top and bottom: (N, C, 2, rows, columns, block)
+        blocks[..., :: block - 1].permute(0, 1, 5, 2, 4, 3),  # left and right
+    ]
+    edges = torch.cat(ends, 2)
+    length = max(2, round(6 * block / BLOCK))
+    pieces, pieces2 = (_sliding_sums(x, length) for x in (edges, edges * edges))
+    middle, middle2 = (x.sum((3, 5)) for x in (middle, middle * middle))
     return _Spread(
         _unbiased(total, total2, block**2),
         _unbiased(middle, middle2, 2 * block),
         _unbiased(total - middle, total2 - middle2, block**2 - 2 * block),
-        _unbiased(pieces, pieces2, segment).amin(-1),
+        _unbiased(pieces, pieces2, length).amin(-1),
     )
+
+
+def _sliding_sums(x: Tensor, length: int) -> Tensor:
+    """Sums of ``length`` neighbours along the last axis."""
+    count = x.shape[-1] - length + 1
+    out = x[..., :count]
+    for k in range(1, length):
+        out = out + x[..., k : k + count]
+    return out
 
 
 def _padded(x: Tensor, block: int) -> Tensor:
