@@ -13,6 +13,14 @@ from kdsr.data.checks import check_dataset
 from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.option_names import check_kind, check_table, find_type, is_kind, nearest, registered
 
+# key, lowest, highest; beyond these a machine is busy with starting processes, or a number has slipped
+_LOADER_LIMITS = (
+    ("batch_size_per_gpu", 1, 100_000),
+    ("num_worker_per_gpu", 0, 256),
+    ("num_prefetch_queue", 1, 1000),
+)
+_HIGHEST_RATIO = 1_000_000  # the order of an epoch is held in memory
+
 
 def check_datasets(
     opt: dict[str, Any], is_train: bool, problems: list[str], warnings: list[str] | None = None
@@ -108,13 +116,15 @@ def _check_backend(options: dict[str, Any], place: str, problems: list[str]) -> 
 
 
 def _check_loader(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
-    for key, lowest in (("batch_size_per_gpu", 1), ("num_worker_per_gpu", 0), ("num_prefetch_queue", 1)):
+    for key, lowest, highest in _LOADER_LIMITS:
         value = dataset.get(key)
-        if isinstance(value, int) and value < lowest:
-            problems.append(f"{place}.{key}: {value} is below {lowest}")
+        if isinstance(value, int | float) and not isinstance(value, bool) and not lowest <= value <= highest:
+            limit = f"below {lowest}" if value < lowest else f"above {highest:,d}"
+            problems.append(f"{place}.{key}: {value} is {limit}")
     ratio = dataset.get("dataset_enlarge_ratio")
-    if isinstance(ratio, int | float) and ratio <= 0:
-        problems.append(f"{place}.dataset_enlarge_ratio: {ratio} is not above 0")
+    if isinstance(ratio, int | float) and not 0 < ratio <= _HIGHEST_RATIO:
+        limit = f"above {_HIGHEST_RATIO:,d}" if ratio > 0 else "not above 0"
+        problems.append(f"{place}.dataset_enlarge_ratio: {ratio} is {limit}")
     mode = dataset.get("prefetch_mode")
     if mode not in (None, "cpu", "cuda"):
         problems.append(f"{place}.prefetch_mode: {mode!r} is neither cpu nor cuda nor null")

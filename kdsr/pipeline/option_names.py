@@ -55,7 +55,7 @@ _KIND_NAMES = {
 
 
 def is_kind(value: Any, kind: type) -> bool:
-    """Whether a value is of a kind; a whole float is an ``int``, an ``int`` a ``float``, a list a tuple."""
+    """Whether a value is of a kind: a whole float is an ``int``, an ``int`` a ``float``, a list a tuple, NaN none."""
     if kind is bool:
         return isinstance(value, bool)
     if kind is int:
@@ -63,7 +63,7 @@ def is_kind(value: Any, kind: type) -> bool:
             isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         )
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
     return isinstance(value, list | tuple) if kind in (list, tuple) else isinstance(value, kind)
 
 
