@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -32,16 +31,19 @@ def _pair(x: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
     return here[..., : width - right], there[..., right:]
 
 
-class _NeighbourSums(torch.autograd.Function):
-    """(N, C, H, W) -> (N, C, 4, 6): of each direction's products the sums of the positive ones, of the
-    negative ones (as a number >= 0), of their squares, and how many of each there are.
+class _Sums(torch.autograd.Function):
+    """(N, C, H, W) -> (N, C, 2): the sums of |x| and x^2; and (N, C, 4, 6): of each direction's products the
+    sums of the positive ones, of the negative ones (as a number >= 0), of their squares, and how many of each
+    there are.
 
     Autograd would keep some forty maps of the input's size until the backward pass; this keeps the input.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
+        own = x.abs()
+        of_pixels = torch.stack([own.sum((2, 3)), own.mul_(own).sum((2, 3))], 2)
         sums = []
         for down, right in NEIGHBOURS:
             here, there = _pair(x, down, right)
@@ -54,17 +56,17 @@ class _NeighbourSums(torch.autograd.Function):
             sums += [squares, negative.mul_(negative).sum((2, 3))]
             count = positive.sign_().sum((2, 3))
             sums += [count, count - more]
-        return torch.stack(sums, 2).unflatten(2, (len(NEIGHBOURS), 6))
+        return of_pixels, torch.stack(sums, 2).unflatten(2, (len(NEIGHBOURS), 6))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx, of_pixels: Tensor, of_pairs: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        out = torch.zeros_like(x)
+        absolute, square = (of_pixels[:, :, i, None, None] for i in range(2))
+        out = x.sign().mul_(absolute).addcmul_(x, 2 * square)
         for direction, (down, right) in enumerate(NEIGHBOURS):
-            up, low, up2, low2 = (
-                grad[:, :, direction, i, None, None].to(x.dtype) for i in range(4)
-            )  # the counts are steps: no gradient
+            # (the counts are steps: no gradient)
+            up, low, up2, low2 = (of_pairs[:, :, direction, i, None, None] for i in range(4))
             here, there = _pair(x, down, right)
             product = here * there
             # d/dp of the positive and the negative sum: half of the difference everywhere, half of the sum
@@ -79,13 +81,19 @@ class _NeighbourSums(torch.autograd.Function):
 
 def _halved(x: Tensor) -> Tensor:
     """2x2 mean; an odd last row or column is left out, an axis of one pixel stays."""
-    return F.avg_pool2d(x, [min(2, size) for size in x.shape[2:]])
+    for axis in (2, 3):
+        if x.shape[axis] > 1:
+            pairs = x.narrow(axis, 0, x.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))
+            first, second = pairs.unbind(axis + 1)
+            x = (first + second) * 0.5
+    return x
 
 
 def _moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """MSCN map -> E|y| and E[y^2], (N, C); mean, E|p|, E[p^2], left and right variance of the products,
     (N, C, 4)."""
-    sums = _NeighbourSums.apply(y)
+    own, sums = _Sums.apply(y)
+    absolute, square = (own / y[0, 0].numel()).unbind(2)
     height, width = y.shape[2:]
     pairs = [max(1, (height - abs(down)) * (width - right)) for down, right in NEIGHBOURS]
     # (one division per direction: a tensor of the four numbers would have to be sent to the GPU)
@@ -93,8 +101,8 @@ def _moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
     positive, negative, positive2, negative2 = means.unbind(3)
     more, less = sums[..., 4:].detach().clamp_min(1).unbind(3)
     return (
-        y.abs().mean((2, 3)),
-        y.square().mean((2, 3)),
+        absolute,
+        square,
         positive - negative,
         positive + negative,
         positive2 + negative2,

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 RADIUS = 3  # a 7x7 window, cut at three standard deviations
-_TAPS = [math.exp(-0.5 * (offset / (7 / 6)) ** 2) for offset in range(-RADIUS, RADIUS + 1)]
-TAPS = tuple(tap / sum(_TAPS) for tap in _TAPS)  # of one axis; their outer product is the window
+_TAPS = [math.exp(-0.5 * (offset / (7 / 6)) ** 2) for offset in range(RADIUS + 1)]
+# weights of one axis at distance 0 to 3 (their outer product is the window), and what lies beyond a distance
+TAPS = tuple(tap / (2 * sum(_TAPS) - _TAPS[0]) for tap in _TAPS)
+TAILS = tuple(sum(TAPS[distance + 1 :]) for distance in range(RADIUS))
 
 
 def widened(x: Tensor) -> Tensor:
@@ -22,51 +24,26 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _blurred(padded: Tensor, axis: int, length: int) -> Tensor:
-    """The seven taps along one axis of a map that has ``length + 6`` values there -> ``length`` values.
+def _window(x: Tensor, *, adjoint: bool = False) -> Tensor:
+    """Gaussian mean of each pixel's 7x7 neighbourhood, the border repeated; or the transpose of that map.
 
-    Shifted additions: they are faster than a convolution of one channel at a time, autocast does not narrow
-    them, and no library rounds them to TF32.
+    (N, C, H, W) -> the same. Shifted additions are faster than a convolution of one channel at a time,
+    autocast does not narrow them, and no library rounds them to TF32.
     """
-    out = padded.narrow(axis, RADIUS, length) * TAPS[RADIUS]
-    for k in range(RADIUS):
-        out.add_(padded.narrow(axis, k, length), alpha=TAPS[k])
-        out.add_(padded.narrow(axis, 2 * RADIUS - k, length), alpha=TAPS[k])
-    return out
-
-
-def _extended(x: Tensor, axis: int, before: int, after: int, *, repeat: bool) -> Tensor:
-    """x with values added at both ends of an axis: those of its border, or zeros."""
-    length = x.shape[axis]
-    shape = list(x.shape)
-    shape[axis] = before + length + after
-    out = x.new_empty(shape)
-    out.narrow(axis, before, length).copy_(x)
-    first, last = out.narrow(axis, 0, before), out.narrow(axis, before + length, after)
-    if repeat:
-        first.copy_(x.narrow(axis, 0, 1).expand_as(first))
-        last.copy_(x.narrow(axis, length - 1, 1).expand_as(last))
-    else:
-        first.zero_()
-        last.zero_()
-    return out
-
-
-def _window(x: Tensor) -> Tensor:
-    """Gaussian mean of each pixel's 7x7 neighbourhood, the border repeated: (N, C, H, W) -> the same."""
     for axis in (2, 3):
-        x = _blurred(_extended(x, axis, RADIUS, RADIUS, repeat=True), axis, x.shape[axis])
-    return x
-
-
-def _window_adjoint(x: Tensor) -> Tensor:
-    """The transpose of ``_window``: what lands outside the map goes to the border value it was copied from."""
-    for axis in (3, 2):
         length = x.shape[axis]
-        wide = _blurred(_extended(x, axis, 2 * RADIUS, 2 * RADIUS, repeat=False), axis, length + 2 * RADIUS)
-        x = wide.narrow(axis, RADIUS, length).contiguous()
-        x.narrow(axis, 0, 1).add_(wide.narrow(axis, 0, RADIUS).sum(axis, keepdim=True))
-        x.narrow(axis, length - 1, 1).add_(wide.narrow(axis, RADIUS + length, RADIUS).sum(axis, keepdim=True))
+        out = x * TAPS[0]
+        for distance in range(1, min(RADIUS, length - 1) + 1):
+            inner = length - distance
+            first, last = (0, inner), (distance, inner)
+            out.narrow(axis, *last).add_(x.narrow(axis, *first), alpha=TAPS[distance])
+            out.narrow(axis, *first).add_(x.narrow(axis, *last), alpha=TAPS[distance])
+        for distance in range(min(RADIUS, length)):
+            # what lies beyond the border is the border's value: for a pixel at this distance from it, a tail
+            for border, near in ((0, distance), (length - 1, length - 1 - distance)):
+                target, source = (border, near) if adjoint else (near, border)
+                out.narrow(axis, target, 1).add_(x.narrow(axis, source, 1), alpha=TAILS[distance])
+        x = out
     return x
 
 
@@ -94,8 +71,8 @@ class _Mscn(torch.autograd.Function):
         # Where all values of a window are equal the derivative through sigma is 0 (so is x - mean); the floor
         # keeps rounding noise of such places from being divided by itself.
         through = ((mean - x) * direct).div_(scale).div_(2 * torch.maximum(deviation, 1e-4 * c))
-        out = _window_adjoint(through).mul_(x).mul_(2).add_(direct)
-        return out.sub_(_window_adjoint(through.mul_(mean).mul_(2).add_(direct))), None
+        out = torch.addcmul(direct, _window(through, adjoint=True), x, value=2)
+        return out.sub_(_window(direct.addcmul_(through, mean, value=2), adjoint=True)), None
 
 
 def mscn(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
