@@ -13,9 +13,14 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the test and returns the exit code: 0, 2 for options that cannot be run, 1 for a run that failed."""
     import kdsr  # noqa: F401  first: makes BasicSR importable
     from kdsr.pipeline import seam
+    from kdsr.runtime.distributed import lost_ranks_told
     from kdsr.runtime.errors import reported
 
-    return reported(lambda: seam.test(os.getcwd(), argv))
+    def run() -> None:
+        with lost_ranks_told():
+            seam.test(os.getcwd(), argv)
+
+    return reported(run)
 
 
 if __name__ == "__main__":

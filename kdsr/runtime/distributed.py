@@ -10,9 +10,8 @@ import atexit
 import contextlib
 import os
 import re
-import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,94 +19,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from kdsr.runtime.errors import KdsrError, OptionError, TrainingError
+from kdsr.runtime.errors import KdsrError, TrainingError
+from kdsr.runtime.launchers import check_backend, explain, take_gpu, to_torch_environment
 
 T = TypeVar("T")
-_PORTS = range(12000, 32000)  # below the ports that Linux gives to outgoing connections
 _host_group: dist.ProcessGroup | None = None
 _was_rank = False
-
-
-def _need(name: str, launcher: str) -> str:
-    value = os.environ.get(name)
-    if value is None:
-        started = "torchrun" if launcher == "pytorch" else "srun"
-        raise OptionError(
-            f"--launcher {launcher}: the environment variable {name} is not set; start it with {started}"
-        )
-    return value
-
-
-def _first_node(nodes: str) -> str:
-    """The first name of a Slurm node list: ``rack[2-3,7]node[01-16],login`` begins with ``rack2node01``.
-
-    Done here because ``scontrol`` is not in every container.
-    """
-    first = re.match(r"(?:[^,\[\]]|\[[^\[\]]+\])+", nodes)
-    if first is None or nodes[first.end() :][:1] not in ("", ","):
-        raise OptionError(
-            f"--launcher slurm: the node list {nodes!r} cannot be read; set MASTER_ADDR to the first node"
-        )
-    return re.sub(r"\[([^-,\]]+)[^\]]*\]", r"\1", first[0])
-
-
-def _slurm_to_torch_environment(port: int | None) -> None:
-    rank, world = _need("SLURM_PROCID", "slurm"), _need("SLURM_NTASKS", "slurm")
-    step = os.environ.get("SLURM_STEP_ID")
-    if step is None and int(world) > 1:
-        raise OptionError(
-            f"--launcher slurm: this is one process of a job of {world} tasks; start it with srun, "
-            "which starts them all"
-        )
-    if "MASTER_ADDR" not in os.environ:
-        # The step's own nodes: a step need not run on the first node of its job.
-        nodes = os.environ.get("SLURM_STEP_NODELIST") or _need("SLURM_NODELIST", "slurm")
-        os.environ["MASTER_ADDR"] = _first_node(nodes)
-    if port is not None:
-        os.environ["MASTER_PORT"] = str(port)
-    elif "MASTER_PORT" not in os.environ:
-        # A port of its own for each step of each job, for several may run on a node.
-        number = int(os.environ.get("SLURM_JOB_ID", "0")) * 101 + int(step or 0)
-        os.environ["MASTER_PORT"] = str(_PORTS[number % len(_PORTS)])
-    os.environ.update(RANK=rank, WORLD_SIZE=world, LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"))
-
-
-def _check_backend(backend: str) -> None:
-    # "nccl" or, for each kind of device, "cpu:gloo,cuda:nccl"
-    for name in (part.rpartition(":")[2] for part in backend.split(",")):
-        if not dist.is_backend_available(name.lower()):
-            raise OptionError(
-                f"dist_params.backend: {backend!r} is not available here; possible are nccl and gloo"
-            )
-
-
-def _take_gpu(backend: str) -> None:
-    """Makes this process's GPU the current one: the one with its local number, or the only one that it sees."""
-    local, visible = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    # With one GPU per task Slurm shows each task only its own.
-    own_alone = visible == 1 and "LOCAL_WORLD_SIZE" not in os.environ
-    if "nccl" in backend and local >= visible and not own_alone:
-        raise OptionError(
-            f"process {local} of node {socket.gethostname()} has no GPU of its own: {visible} are visible; "
-            "start one process per GPU, or set num_gpu to 0 for the CPU"
-        )
-    torch.cuda.set_device(local % visible)
-
-
-def _explain(error: Exception, limit: float | None) -> OptionError:
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    reason = str(error).strip().splitlines()[0]
-    rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    if "EADDRINUSE" in reason or "address already in use" in reason.lower():
-        return OptionError(
-            f"port {port} of {address} is taken by another program; choose one with dist_params.port (Slurm) or "
-            "--master_port (torchrun)"
-        )
-    waited = "torch's time limit" if limit is None else f"{limit:g} s (dist_params.timeout)"
-    return OptionError(
-        f"rank {rank} of {world} could not join the others at {address}, port {port}, within {waited}: {reason}; "
-        "look at the output of the ranks that did not come"
-    )
+_LOST = re.compile(
+    r"(closed|reset) by peer|broken pipe|connection refused|timed? ?out|remote process exited", re.IGNORECASE
+)
 
 
 def init_distributed(launcher: str, dist_params: dict[str, Any] | None = None) -> None:
@@ -124,29 +44,18 @@ def init_distributed(launcher: str, dist_params: dict[str, Any] | None = None) -
             its port is taken, the ranks do not all come in time, or a process has no GPU of its own.
     """
     params = dist_params or {}
-    if launcher == "slurm":
-        _slurm_to_torch_environment(params.get("port"))
-    else:
-        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            _need(name, launcher)
+    to_torch_environment(launcher, params.get("port"))
     backend = params.get("backend") or "nccl"
     if not torch.cuda.is_available() and backend == "nccl":
         backend = "gloo"  # nccl is what option files written for GPUs name
-    _check_backend(backend)
+    check_backend(backend)
     if torch.cuda.is_available():
-        _take_gpu(backend)
-    try:
-        socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
-    except OSError as error:
-        raise OptionError(
-            f"the address of rank 0, {os.environ['MASTER_ADDR']}, cannot be resolved on {socket.gethostname()} "
-            f"({error.strerror}); set MASTER_ADDR to one that every node knows"
-        ) from error
+        take_gpu(backend)
     limit = params.get("timeout")
     try:
         dist.init_process_group(backend, timeout=None if limit is None else timedelta(seconds=limit))
     except (dist.DistError, RuntimeError) as error:
-        raise _explain(error, limit) from error
+        raise explain(error, limit) from error
     global _was_rank
     _was_rank = True
 
@@ -178,6 +87,27 @@ def host_group() -> dist.ProcessGroup | None:
     if _host_group is None and dist.get_backend() != "gloo":
         _host_group = dist.new_group(backend="gloo")
     return _host_group
+
+
+@contextlib.contextmanager
+def lost_ranks_told() -> Iterator[None]:
+    """Says in one line that another rank is gone; torch's own error ends in the middle of a backward pass.
+
+    Raises:
+        TrainingError: In place of the exchange's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        of_exchange = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if not (of_exchange and _LOST.search(str(error))):
+            raise
+        # gloo's begins with the line of its source and ends with advice
+        reason = re.sub(r"^\[\S+\]\s*", "", str(error).splitlines()[0]).split(". This is")[0]
+        raise TrainingError(
+            f"rank {os.environ.get('RANK', '?')} has lost another rank ({reason}); the first error "
+            "of the other ranks says why; --auto_resume goes on from the last state that was saved"
+        ) from error
 
 
 def end_rank(code: int) -> int:

@@ -45,8 +45,8 @@ class StopRequest:
     """Handles stop signals while the ``with`` block lasts; the earlier handlers are put back at its end.
 
     Until ``training`` is set there is nothing to save: a signal raises :class:`Stopped` at once, with 128 and the
-    signal's number as exit code, SIGINT ``KeyboardInterrupt``. From then on the first signal is noted in ``requested`` and said on stderr, and only a
-    second SIGINT raises ``KeyboardInterrupt``.
+    signal's number as exit code, SIGINT ``KeyboardInterrupt``. From then on the first signal is noted in ``requested``
+    and said on stderr, and only a second SIGINT raises ``KeyboardInterrupt``.
 
     Outside the main thread, where Python allows no handlers, nothing is handled.
 

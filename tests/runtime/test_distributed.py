@@ -1,116 +1,29 @@
-"""Process groups: what the launchers' environments become, what is refused, what ranks tell each other."""
+"""Process groups: what keeps ranks from joining, what they tell each other, and what they say when one dies."""
 
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from kdsr.runtime import distributed
-from kdsr.runtime.distributed import agree_on, gather_batches, gather_lists, init_distributed
+from kdsr.runtime.distributed import (
+    agree_on,
+    gather_batches,
+    gather_lists,
+    init_distributed,
+    lost_ranks_told,
+)
 from kdsr.runtime.errors import OptionError
+from runtime.environments import free_port, slurm_step, torch_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NAMES = re.compile(r"SLURM_|MASTER_|RANK$|WORLD_SIZE$|LOCAL_|TORCHELASTIC_")
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """No launcher's variables, neither before nor after."""
-    before = dict(os.environ)
-    for name in before:
-        if NAMES.match(name):
-            del os.environ[name]
-    yield monkeypatch
-    os.environ.clear()
-    os.environ.update(before)
-
-
-def slurm_step(job: int, step: int, nodes: str = "localhost", rank: int = 0, world: int = 1) -> None:
-    """The variables that srun gives a task."""
-    os.environ.update(
-        SLURM_JOB_ID=str(job), SLURM_STEP_ID=str(step), SLURM_NODELIST="elsewhere", SLURM_STEP_NODELIST=nodes,
-        SLURM_PROCID=str(rank), SLURM_LOCALID="0", SLURM_NTASKS=str(world),
-    )  # fmt: skip
-
-
-def port_of(job: int, step: int) -> int:
-    os.environ.pop("MASTER_PORT", None)
-    slurm_step(job, step)
-    distributed._slurm_to_torch_environment(None)
-    return int(os.environ["MASTER_PORT"])
-
-
-def test_steps_and_jobs_have_ports_of_their_own() -> None:
-    ports = [port_of(job, step) for job in range(1_000_000, 1_000_020) for step in range(10)]
-    assert len(set(ports)) == len(ports)
-    assert min(ports) > 1024 and max(ports) < 32768
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [
-        ("n1", "n1"),
-        ("n[1-2]", "n1"),
-        ("gpu-[08,10-12],login", "gpu-08"),
-        ("login,gpu-[08,10-12]", "login"),
-        ("rack[2-3,7]node[01-16]-ib,n1", "rack2node01-ib"),
-    ],
-)
-def test_the_first_node_has_rank_0(nodes: str, first: str) -> None:
-    slurm_step(1, 0, nodes)
-    distributed._slurm_to_torch_environment(None)
-    assert os.environ["MASTER_ADDR"] == first
-
-
-@pytest.mark.parametrize("nodes", ["", "n[1-2", "[", ",n1", "n1]"])
-def test_a_node_list_that_cannot_be_read(nodes: str) -> None:
-    with pytest.raises(OptionError, match="cannot be read; set MASTER_ADDR"):
-        distributed._first_node(nodes)
-
-
-def test_what_the_user_sets_counts() -> None:
-    slurm_step(1, 0)
-    os.environ["MASTER_ADDR"] = "10.0.0.7"
-    distributed._slurm_to_torch_environment(29501)
-    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.7", "29501")
-
-
-def test_a_batch_script_without_srun_is_no_step() -> None:
-    slurm_step(1, 0, world=2)
-    del os.environ["SLURM_STEP_ID"]
-    with pytest.raises(OptionError, match="one process of a job of 2 tasks; start it with srun"):
-        init_distributed("slurm")
-
-
-@pytest.mark.parametrize(("launcher", "name"), [("pytorch", "RANK"), ("slurm", "SLURM_PROCID")])
-def test_without_the_launcher(launcher: str, name: str) -> None:
-    with pytest.raises(OptionError, match=f"{name} is not set; start it with"):
-        init_distributed(launcher)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def torch_environment(rank: int, world: int, address: str, port: int) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR=address, MASTER_PORT=str(port))
-
-
-def test_an_address_that_nobody_knows() -> None:
-    torch_environment(0, 2, "no-such-node.invalid", free_port())
-    with pytest.raises(OptionError, match="no-such-node.invalid, cannot be resolved on .*set MASTER_ADDR"):
-        init_distributed("pytorch")
+pytestmark = pytest.mark.usefixtures("no_launcher")
 
 
 def test_a_port_that_is_taken() -> None:
@@ -136,28 +49,6 @@ def test_a_backend_that_is_not_there() -> None:
     torch_environment(0, 1, "localhost", free_port())
     with pytest.raises(OptionError, match="dist_params.backend: 'glo' is not available"):
         init_distributed("pytorch", {"backend": "glo"})
-
-
-@pytest.mark.parametrize(
-    ("visible", "local", "torchrun", "device"),
-    [(4, 3, True, 3), (1, 3, False, 0), (2, 2, False, None), (1, 1, True, None)],
-)
-def test_each_process_takes_a_gpu_of_its_own(
-    visible: int, local: int, torchrun: bool, device: int | None, environment: pytest.MonkeyPatch
-) -> None:
-    """Slurm with one GPU per task shows each task a single one; torchrun's processes see all of them."""
-    taken: list[int] = []
-    environment.setattr(torch.cuda, "device_count", lambda: visible)
-    environment.setattr(torch.cuda, "set_device", taken.append)
-    os.environ["LOCAL_RANK"] = str(local)
-    if torchrun:
-        os.environ["LOCAL_WORLD_SIZE"] = "4"
-    if device is None:
-        with pytest.raises(OptionError, match="has no GPU of its own"):
-            distributed._take_gpu("nccl")
-    else:
-        distributed._take_gpu("nccl")
-    assert taken == ([] if device is None else [device])
 
 
 def test_alone_there_is_nobody_to_ask() -> None:
@@ -192,18 +83,58 @@ assert agree_on(f"error of rank {rank}") == "error of rank 0"
 assert gather_lists([rank] * (rank + 1)) == [0, 1, 1]
 leave_distributed(orderly=True)
 print("done")
+end_rank(0)
 """
 
 
-def ranks(*commands: tuple[list[str], dict[str, str]]) -> None:
+def run_all(*commands: tuple[list[str], dict[str, str]]) -> list[tuple[int, str, str]]:
+    """Runs commands at the same time; their exit codes, stdout and stderr."""
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen(words, env=env | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for words, more in commands
     ]
-    for process in running:
-        out, err = process.communicate(timeout=120)
-        assert (process.returncode, out) == (0, "done\n"), err
+    output = [process.communicate(timeout=120) for process in running]
+    return [(process.returncode, *texts) for process, texts in zip(running, output, strict=True)]
+
+
+def ranks(*commands: tuple[list[str], dict[str, str]]) -> None:
+    for code, out, err in run_all(*commands):
+        assert (code, out) == (0, "done\n"), err
+
+
+LOSES = """
+import os, signal, sys
+import torch.distributed as dist
+from kdsr.runtime.distributed import *
+from kdsr.runtime.errors import reported
+def run():
+    with lost_ranks_told():
+        init_distributed("slurm")
+        if dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            gather_lists([1])
+sys.exit(end_rank(reported(run)))
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_told_by_the_others() -> None:
+    steps = []
+    for rank in range(2):
+        slurm_step(4712, 0, rank=rank, world=2)
+        steps.append(([sys.executable, "-c", LOSES], dict(os.environ)))
+    told, _ = run_all(*steps)
+    assert told[0] == 1
+    (line,) = (line for line in told[2].splitlines() if line.startswith("kdsr"))
+    assert line.startswith("kdsr: error: rank 0 has lost another rank (") and "--auto_resume" in line
+    assert "Traceback" not in told[2]
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="^timed out$"), lost_ranks_told():
+        raise RuntimeError("timed out")
 
 
 @pytest.mark.slow

@@ -1,0 +1,132 @@
+"""What torchrun's and Slurm's environment say, as torch wants it, and what of it does not fit this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+
+import torch
+import torch.distributed as dist
+
+from kdsr.runtime.errors import OptionError
+
+_PORTS = range(12000, 32000)  # below the ports that Linux gives to outgoing connections
+
+
+def _need(name: str, launcher: str) -> str:
+    value = os.environ.get(name)
+    if value is None:
+        started = "torchrun" if launcher == "pytorch" else "srun"
+        raise OptionError(
+            f"--launcher {launcher}: the environment variable {name} is not set; start it with {started}"
+        )
+    return value
+
+
+def first_node(nodes: str) -> str:
+    """The first name of a Slurm node list: ``rack[2-3,7]node[01-16],login`` begins with ``rack2node01``.
+
+    Done here because ``scontrol`` is not in every container.
+    """
+    first = re.match(r"(?:[^,\[\]]|\[[^\[\]]+\])+", nodes)
+    if first is None or nodes[first.end() :][:1] not in ("", ","):
+        raise OptionError(
+            f"--launcher slurm: the node list {nodes!r} cannot be read; set MASTER_ADDR to the first node"
+        )
+    return re.sub(r"\[([^-,\]]+)[^\]]*\]", r"\1", first[0])
+
+
+def _slurm_to_torch_environment(port: int | None) -> None:
+    rank, world = _need("SLURM_PROCID", "slurm"), _need("SLURM_NTASKS", "slurm")
+    step = os.environ.get("SLURM_STEP_ID")
+    if step is None and int(world) > 1:
+        raise OptionError(
+            f"--launcher slurm: this is one process of a job of {world} tasks; start it with srun, "
+            "which starts them all"
+        )
+    if "MASTER_ADDR" not in os.environ:
+        # The step's own nodes: a step need not run on the first node of its job.
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or _need("SLURM_NODELIST", "slurm")
+        os.environ["MASTER_ADDR"] = first_node(nodes)
+    if port is not None:
+        os.environ["MASTER_PORT"] = str(port)
+    elif "MASTER_PORT" not in os.environ:
+        # A port of its own for each step of each job, for several may run on a node.
+        number = int(os.environ.get("SLURM_JOB_ID", "0")) * 101 + int(step or 0)
+        os.environ["MASTER_PORT"] = str(_PORTS[number % len(_PORTS)])
+    os.environ.update(RANK=rank, WORLD_SIZE=world, LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"))
+
+
+def to_torch_environment(launcher: str, port: int | None) -> None:
+    """Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, where torchrun has not.
+
+    Args:
+        launcher: ``pytorch`` or ``slurm``.
+        port: Slurm only; None derives it from the numbers of job and step.
+
+    Raises:
+        OptionError: When the launcher's variables are not there, or rank 0's address cannot be resolved.
+    """
+    if launcher == "slurm":
+        _slurm_to_torch_environment(port)
+    else:
+        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            _need(name, launcher)
+    address = os.environ["MASTER_ADDR"]
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError as error:
+        raise OptionError(
+            f"the address of rank 0, {address}, cannot be resolved on {socket.gethostname()} "
+            f"({error.strerror}); set MASTER_ADDR to one that every node knows"
+        ) from error
+
+
+def check_backend(backend: str) -> None:
+    """Refuses a backend that this torch has not.
+
+    Raises:
+        OptionError: With the two that are usual.
+    """
+    # "nccl" or, for each kind of device, "cpu:gloo,cuda:nccl"
+    for name in (part.rpartition(":")[2] for part in backend.split(",")):
+        if not dist.is_backend_available(name.lower()):
+            raise OptionError(
+                f"dist_params.backend: {backend!r} is not available here; possible are nccl and gloo"
+            )
+
+
+def take_gpu(backend: str) -> None:
+    """Makes this process's GPU the current one: the one with its local number, or the only one that it sees."""
+    local, visible = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    # With one GPU per task Slurm shows each task only its own.
+    own_alone = visible == 1 and "LOCAL_WORLD_SIZE" not in os.environ
+    if "nccl" in backend and local >= visible and not own_alone:
+        raise OptionError(
+            f"process {local} of node {socket.gethostname()} has no GPU of its own: {visible} are visible; "
+            "start one process per GPU, or set num_gpu to 0 for the CPU"
+        )
+    torch.cuda.set_device(local % visible)
+
+
+def explain(error: Exception, limit: float | None) -> OptionError:
+    """What kept a rank from joining the others.
+
+    Args:
+        error: torch's.
+        limit: The time limit in seconds; None is torch's own.
+    """
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    reason = str(error).strip().splitlines()[0]
+    rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    if "EADDRINUSE" in reason or "address already in use" in reason.lower():
+        return OptionError(
+            f"port {port} of {address} is taken by another program; choose one with dist_params.port (Slurm) or "
+            "--master_port (torchrun)"
+        )
+    waited = "torch's time limit" if limit is None else f"{limit:g} s (dist_params.timeout)"
+    return OptionError(
+        f"rank {rank} of {world} could not join the others at {address}, port {port}, within {waited}: {reason}; "
+        "look at the output of the ranks that did not come"
+    )
