@@ -47,7 +47,7 @@ _LIMITS = {
     "manual_seed": (0, 2**32 - 1024),  # NumPy's seeds have 32 bits; each rank adds its number
     "train.total_iter": (1, math.inf),
     "train.ema_decay": (0, 1),
-    "train.num_neg": (0, 256),  # images per image, through the VQGAN
+    "train.num_neg": (-math.inf, 256),  # images per image, through the VQGAN; DCKDModel knows the lowest
     "val.val_freq": (1, math.inf),
     "val.multiple_of": (1, math.inf),
     "val.window_size": (1, math.inf),
