@@ -73,20 +73,20 @@ def _matlab_arrays(value: NDArray[Any], name: str) -> Iterator[tuple[str, NDArra
 
 
 def _arrays(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The arrays of a file, each with the file's name and, where it holds several, its place there."""
+    """The arrays of a file, each with the file's path and, where it may hold several, its place there."""
     if path.suffix.lower() == ".npy":
         array = np.load(path, allow_pickle=False)
         if array.ndim == 3:
-            yield from ((f"{path.name}[{number}]", kernel) for number, kernel in enumerate(array))
+            yield from ((f"{path}[{number}]", kernel) for number, kernel in enumerate(array))
         else:
-            yield path.name, array
+            yield str(path), array
     elif path.suffix.lower() == ".mat":
         for variable, value in loadmat(path).items():
             if not variable.startswith("__"):
-                yield from _matlab_arrays(np.asarray(value), f"{path.name}:{variable}")
+                yield from _matlab_arrays(np.asarray(value), f"{path}:{variable}")
     else:
         image = decode(path.read_bytes(), cv2.IMREAD_UNCHANGED, str(path))
-        yield path.name, image if image.ndim == 2 else image[..., :3].mean(axis=2)
+        yield str(path), image if image.ndim == 2 else image[..., :3].mean(axis=2)
 
 
 def read_kernels(paths: Iterable[Path]) -> tuple[NamedKernel, ...]:
@@ -99,7 +99,8 @@ def read_kernels(paths: Iterable[Path]) -> tuple[NamedKernel, ...]:
         paths: Files, or folders of them (not of folders), in which other endings are passed over.
 
     Returns:
-        Name and kernel, as :func:`centred` makes it, ordered by path.
+        Name (the path and the place in the file) and kernel, as :func:`centred` makes it, in the order of
+        ``paths``.
 
     Raises:
         DataError: A file cannot be read or holds something that is no kernel, or there is none.
@@ -116,7 +117,7 @@ def read_kernels(paths: Iterable[Path]) -> tuple[NamedKernel, ...]:
     kernels: list[NamedKernel] = []
     for file in files:
         try:
-            kernels += [(name, _checked(array, f"{file}: {name}")) for name, array in _arrays(file)]
+            kernels += [(name, _checked(array, name)) for name, array in _arrays(file)]
         except OSError as error:
             raise cannot_read(str(file), error) from error
         except NotImplementedError as error:

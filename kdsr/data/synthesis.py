@@ -58,7 +58,7 @@ def check_range(
         OptionError: It is unfit.
     """
     low, high = limits
-    shown = f"{name} {low:g},{high:g}"
+    shown = f"{name} {low:g}" if low == high else f"{name} {low:g},{high:g}"
     if not (math.isfinite(low) and math.isfinite(high)):
         raise OptionError(f"{shown}: give finite numbers")
     if low > high:
@@ -96,13 +96,13 @@ def generator_for(seed: int, name: str) -> np.random.Generator:
 
 
 def plain(value: Any) -> Any:
-    """What JSON holds of the settings of a degradation: paths as text, arrays by their shape."""
+    """What JSON holds of the settings of a degradation: paths as text, arrays by their size."""
     if isinstance(value, dict):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, np.ndarray):
-        return list(value.shape)
+        return "x".join(map(str, value.shape))
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(entry) for entry in value]
     return value

@@ -95,7 +95,7 @@ def read_depth(path: Path) -> Floats:
             depth = decode(path.read_bytes(), cv2.IMREAD_UNCHANGED, str(path))
     except OSError as error:
         raise cannot_read(str(path), error) from error
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise DataError(f"{path} is no array file: {error}") from error
     if depth.ndim == 3 and depth.shape[2] == 3 and (depth == depth[..., :1]).all():
         depth = depth[..., 0]  # grey, saved as colour

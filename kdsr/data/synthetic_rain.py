@@ -114,9 +114,9 @@ class Rain:
 
     name: ClassVar[str] = "rain"
     angle: Range = (-40.0, 40.0)
-    length: Range = (12.0, 36.0)
+    length: Range = (10.0, 34.0)
     width: Range = (1.0, 2.0)
-    density: Range = (0.15, 0.9)
+    density: Range = (0.15, 1.1)
     strength: Range = (0.1, 0.3)
     veil: Range = (0.0, 0.05)
     layers: int = 3
