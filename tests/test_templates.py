@@ -29,8 +29,10 @@ WIDER = {
     "EDSR": {"num_feat": 12},
     "RLFN": {"num_blocks": 2},
 }
+SMALL_TAPS = {"EDSR": "body.0", "RCAN": "body.0"}
 LOGGED = {"pixel_opt": "l_pix", "logits_opt": "l_ts", "lcr_opt": "l_lcr", "cl_opt": "l_cl", "ce_opt": "l_ce",
-          "vq_opt": "l_codebook", "gan_opt": "l_g_gan"}  # fmt: skip
+          "vq_opt": "l_codebook", "gan_opt": "l_g_gan", "facd_opt": "l_facd", "nc_opt": "l_nc", "et_opt": "l_et",
+          "kl_opt": "l_kl"}  # fmt: skip
 
 
 def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator[str]:
@@ -58,6 +60,10 @@ def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator
     for key, value in (options.get("path") or {}).items():
         if key.startswith("pretrain_network_") and value:
             yield f"path:{key}={weights / key}.pth"
+    for key in ("taps", "encoder_taps", "decoder_taps"):  # reduced networks end with their first block
+        for index, _ in enumerate((options.get("train") or {}).get(key) or ()):
+            for role in ("student", "teacher"):
+                yield f"train:{key}:{index}:{role}={SMALL_TAPS[options['network_g']['type']]}"
     if "train" in options:
         yield "train:total_iter=2"
         yield "logger:print_freq=1"
@@ -218,3 +224,18 @@ def test_a_template_with_two_mistakes_says_both(capsys: pytest.CaptureFixture[st
     assert train_entry.main(["-opt", str(file), "--force_yml", *flags]) == 2
     error = capsys.readouterr().err
     assert "network_g.num_feats" in error and "train.optim_g.lrr" in error
+
+
+@pytest.mark.parametrize("file", TRAIN, ids=ids)
+def test_the_taps_are_there_at_full_size(file: Path) -> None:
+    options = load(file)
+    for key, teacher in (("taps", "t"), ("encoder_taps", "t"), ("decoder_taps", "tb")):
+        pairs = options["train"].get(key) or ()
+        networks = {
+            "student": options["network_g"],
+            "teacher": options.get(f"network_{teacher}", options.get("network_t")),
+        }
+        for role, network in networks.items() if pairs else ():
+            with torch.device("meta"):
+                modules = dict(build_network(network).named_modules())
+            assert [pair[role] for pair in pairs if pair[role] not in modules] == []

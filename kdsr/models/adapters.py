@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsr.models.feature_taps import FeatureTaps, shapes_of
@@ -77,6 +78,16 @@ class StudentBundle(nn.Module):
             features = zip(adapters.children(), taps.take(lq), strict=True)
             self.features[name] = [adapter(feature) for adapter, feature in features]
         return output
+
+
+def resized_like(features: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
+    """Features at the sizes of others, level by level: bilinear where they differ, (N, C, H, W)."""
+    return [
+        feature
+        if feature.shape[-2:] == target.shape[-2:]
+        else F.interpolate(feature, target.shape[-2:], mode="bilinear", align_corners=False)
+        for feature, target in zip(features, targets, strict=True)
+    ]
 
 
 def _adapter(option: str, pair: TapPair, ours: torch.Size, theirs: torch.Size) -> nn.Module:

@@ -182,6 +182,7 @@ class RestorationModel(StatefulModel):
         self.log_dict = OrderedDict((name, value.detach()) for name, value in losses.items())
         if self.guard.clip_norm is not None:
             self.log_dict.update(self.guard.norms)
+        self.log_dict.update(self.statistics())
         if self.step_log.due():
             self.tell_of_skipped_steps()
 
@@ -198,6 +199,10 @@ class RestorationModel(StatefulModel):
     def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
         """The weighted losses of this step by name (scalars); their sum is what is minimised."""
         return {"l_pix": self.cri_pix(self.output, self.gt)} if self.cri_pix else {}
+
+    def statistics(self) -> dict[str, Tensor]:
+        """What is logged of a step beside its losses, by name (scalars on the device)."""
+        return {}
 
     def after_step(self, current_iter: int) -> None:
         """Called after the update and the EMA of each step, made or skipped (``guard.made``)."""

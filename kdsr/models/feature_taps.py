@@ -15,9 +15,9 @@ from kdsr.runtime.names import nearest
 class FeatureTaps:
     """Keeps the outputs of named modules of a network until they are taken.
 
-    In-place operations of the network are switched off: one after a tapped module would overwrite what was kept. Of a
-    module that is called several times in a forward pass the last output counts. Hooks work on the module itself:
-    register before ``torch.compile``.
+    In-place modules of the network are switched off, and outputs that it overwrites itself are copied, from the second
+    pass on (``shapes_of`` makes the first). Of a module that is called several times in a forward pass the last output
+    counts. Hooks work on the module itself: register before ``torch.compile``.
 
     Args:
         net: The bare network.
@@ -31,7 +31,8 @@ class FeatureTaps:
     def __init__(self, net: nn.Module, names: Sequence[str], option: str) -> None:
         self.names = tuple(names)
         self.option = option
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[str, tuple[Any, int]] = {}
+        self._overwritten: set[str] = set()
         modules = {name: module for name, module in net.named_modules() if name}
         unknown = [name for name in self.names if name not in modules]
         if unknown:
@@ -49,7 +50,11 @@ class FeatureTaps:
 
     def _keep_as(self, name: str) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._kept[name] = output
+            if isinstance(output, tuple | list) and output:
+                output = output[0]
+            if name in self._overwritten and isinstance(output, Tensor):
+                output = output.clone()
+            self._kept[name] = (output, _version(output))
 
         return keep
 
@@ -63,11 +68,13 @@ class FeatureTaps:
             OptionError: A module's output is no feature map, or it was not called.
         """
         kept, self._kept = self._kept, {}
-        return [self._as_map(name, kept.get(name), lq) for name in self.names]
+        # A network may add to a module's output in place (``res += x``): such a one is copied from the next pass on.
+        self._overwritten |= {
+            name for name, (feature, version) in kept.items() if version != _version(feature)
+        }
+        return [self._as_map(name, kept.get(name, (None, 0))[0], lq) for name in self.names]
 
     def _as_map(self, name: str, feature: Any, lq: Tensor) -> Tensor:
-        if isinstance(feature, tuple | list) and feature:
-            feature = feature[0]
         if isinstance(feature, Tensor) and feature.dim() == 4:
             return feature
         if isinstance(feature, Tensor) and feature.dim() == 3:
@@ -80,6 +87,10 @@ class FeatureTaps:
                 f"gives {tuple(feature.shape)}, which is no feature map (N, C, H, W) nor tokens (N, H·W, C)"
             )
         raise OptionError(f"{self.option}: {name} {what}; tap another module")
+
+
+def _version(feature: Any) -> int:
+    return getattr(feature, "_version", 0)
 
 
 def _grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:

@@ -198,12 +198,11 @@ class VQGANModel(RestorationModel):
         super().feed_data(data)
         self.lq = self.gt = self.gt if "gt" in data else self.lq
 
-    def optimize_parameters(self, current_iter: int) -> None:
-        self.reconstructor.quantize = current_iter > self.opt["train"].get("vq_start", 0)
-        super().optimize_parameters(current_iter)
-        self.log_dict.update(self.usage.statistics())
+    def statistics(self) -> dict[str, Tensor]:
+        return {**super().statistics(), **self.usage.statistics()}
 
     def compute_gradients(self, current_iter: int) -> dict[str, Tensor]:
+        self.reconstructor.quantize = current_iter > self.opt["train"].get("vq_start", 0)
         losses = super().compute_gradients(current_iter)
         if self.net_d is not None and current_iter > self.gan_start:
             losses["l_d"] = self.discriminator_gradients()
