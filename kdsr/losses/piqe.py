@@ -68,10 +68,10 @@ def _spread(y: Tensor, block: int) -> _Spread:
     """Variances within the blocks of an MSCN map whose sides are multiples of ``block``."""
 
     blocks = y.unflatten(3, (-1, block)).unflatten(2, (-1, block))  # (N, C, rows, block, columns, block)
-    total, total2 = (
-        x.unflatten(2, (-1, block)).sum(3).unflatten(3, (-1, block)).sum(4) for x in (y, y * y)
-    )  # rows first: faster than pooling
-    middle = blocks[..., block // 2 - 1 : block // 2 + 1]
+    # columns of the blocks first, (N, C, rows, columns, block): faster than pooling
+    heights, heights2 = (x.unflatten(2, (-1, block)).sum(3).unflatten(3, (-1, block)) for x in (y, y * y))
+    total, total2 = heights.sum(4), heights2.sum(4)
+    middle, middle2 = (x[..., block // 2 - 1] + x[..., block // 2] for x in (heights, heights2))
     # (few slices of y itself: autograd makes a map of y's size for each)
     ends = [
         blocks[:, :, :, :: block - 1].transpose(2, 3),  # top and bottom: (N, C, 2, rows, columns, block)
@@ -80,7 +80,6 @@ def _spread(y: Tensor, block: int) -> _Spread:
     edges = torch.cat(ends, 2)
     length = max(2, round(6 * block / BLOCK))
     pieces, pieces2 = (_sliding_sums(x, length) for x in (edges, edges * edges))
-    middle, middle2 = (x.sum((3, 5)) for x in (middle, middle * middle))
     return _Spread(
         _unbiased(total, total2, block**2),
         _unbiased(middle, middle2, 2 * block),
