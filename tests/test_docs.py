@@ -15,7 +15,9 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from kdsr.archs.vqgan_arch import DDConfig
 from kdsr.data.image_folder_dataset import ImageFolderDataset
 from kdsr.models.dckd_model import DCKDModel
+from kdsr.models.facd_model import FACDModel
 from kdsr.models.kd_model import KDModel
+from kdsr.models.slkd_model import SLKDModel
 from kdsr.models.vqgan_model import VQGANModel
 from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.option_check import ModelKeys
@@ -23,7 +25,7 @@ from kdsr.runtime.precision import Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-MODELS = (KDModel, DCKDModel, VQGANModel)
+MODELS = [KDModel, DCKDModel, SLKDModel, FACDModel, VQGANModel]
 
 
 def sections(document: Path) -> dict[str, str]:
