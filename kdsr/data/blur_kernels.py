@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from kdsr.data.image_files import EXTENSIONS, cannot_read, decode
 from kdsr.data.synthesis import Floats
@@ -117,15 +116,18 @@ def read_kernels(paths: Iterable[Path]) -> tuple[NamedKernel, ...]:
     kernels: list[NamedKernel] = []
     for file in files:
         try:
-            kernels += [(name, _checked(array, name)) for name, array in _arrays(file)]
+            arrays = list(_arrays(file))
+        except DataError:
+            raise
         except OSError as error:
             raise cannot_read(str(file), error) from error
         except NotImplementedError as error:
             raise DataError(
                 f"--kernels: {file} is of Matlab's version 7.3; save it with '-v7', or as .npy or PNG files"
             ) from error
-        except (ValueError, TypeError, MatReadError, EOFError) as error:
+        except Exception as error:  # what numpy and scipy raise for damaged files has no common base
             raise DataError(f"--kernels: cannot read {file}: {error}") from error
+        kernels += [(name, _checked(array, name)) for name, array in arrays]
     if not kernels:
         raise DataError(f"--kernels: no array in {', '.join(map(str, files))}")
     return tuple(kernels)

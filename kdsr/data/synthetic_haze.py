@@ -89,13 +89,15 @@ def read_depth(path: Path) -> Floats:
         DataError: It is unreadable, not (H, W), negative, not finite, or zero everywhere.
     """
     try:
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             depth = np.load(path, allow_pickle=False)
         else:
             depth = decode(path.read_bytes(), cv2.IMREAD_UNCHANGED, str(path))
+    except DataError:
+        raise
     except OSError as error:
         raise cannot_read(str(path), error) from error
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # what numpy raises for a damaged file has no common base
         raise DataError(f"{path} is no array file: {error}") from error
     if depth.ndim == 3 and depth.shape[2] == 3 and (depth == depth[..., :1]).all():
         depth = depth[..., 0]  # grey, saved as colour

@@ -87,6 +87,33 @@ def test_damaged_files(tmp_path: Path, ending: str, content: bytes) -> None:
         read_kernels([tmp_path])
 
 
+@pytest.mark.parametrize("name", ["e.npy", "a.png"])
+def test_files_with_damage_anywhere(folder: Path, name: str) -> None:
+    """Read or refused, whatever numpy and OpenCV make of them."""
+    content = (folder / name).read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in generator.integers(0, len(content), 3):
+            damaged[place] = generator.integers(256)
+        (folder / name).write_bytes(bytes(damaged))
+        try:
+            read_kernels([folder / name])
+        except DataError as error:
+            refused += str(folder / name) in str(error)
+    assert refused >= 10
+
+
+@pytest.mark.parametrize("name", ["f.mat", "e.npy", "a.png"])
+def test_files_that_end_early(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    for length in range(1, len(content) - 100, 37):
+        (folder / name).write_bytes(content[:length])
+        with pytest.raises(DataError, match=name):
+            read_kernels([folder / name])
+
+
 def test_absent_and_empty(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no kernel in"):
         read_kernels([tmp_path])
