@@ -1,0 +1,164 @@
+"""NAFNet (Chen et al., "Simple Baselines for Image Restoration", ECCV 2022, arXiv 2204.04676).
+
+A U-Net of blocks without activation functions: gates (products of two halves) take their place. Written from the
+paper; parameter names are those of the published weights, which load strictly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+
+from kdsr.archs.image_size import require_multiple
+from kdsr.runtime.errors import OptionError
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of each pixel, (N, C, H, W) -> same."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # With channels last in memory, as NAFNet lays its features out, neither permutation moves anything.
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)
+
+
+class SimpleGate(nn.Module):
+    """Product of the two halves of the channels, (N, 2C, H, W) -> (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=1)
+        return first * second
+
+
+class NAFBlock(nn.Module):
+    """Two residual branches, (N, C, H, W) -> same; both begin as nothing, for ``beta`` and ``gamma`` are zeros.
+
+    1. norm, 1x1 and depthwise 3x3 convolution, gate, channel attention, 1x1 convolution (Figure 3e)
+    2. norm, 1x1 convolution, gate, 1x1 convolution
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        wide = 2 * channels
+        self.conv1 = nn.Conv2d(channels, wide, 1)
+        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+        self.conv3 = nn.Conv2d(channels, channels, 1)
+        self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1))
+        self.sg = SimpleGate()
+        self.conv4 = nn.Conv2d(channels, wide, 1)
+        self.conv5 = nn.Conv2d(channels, channels, 1)
+        self.norm1 = LayerNorm2d(channels)
+        self.norm2 = LayerNorm2d(channels)
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.sg(self.conv2(self.conv1(self.norm1(x))))
+        y = torch.addcmul(x, self.conv3(h * self.sca(h)), self.beta)
+        return torch.addcmul(y, self.conv5(self.sg(self.conv4(self.norm2(y)))), self.gamma)
+
+
+@ARCH_REGISTRY.register()
+class NAFNet(nn.Module):
+    """Restoration of (N, C, H, W) in [0, 1] to the same size, about [0, 1]; the input is added to the output.
+
+    Each level halves height and width and doubles the width: H and W must be multiples of ``multiple_of``,
+    2 to the number of levels (validation pads).
+
+    Args:
+        img_channel: Channels of input and output.
+        width: Channels of the first level.
+        middle_blk_num: Blocks at the bottom.
+        enc_blk_nums: Blocks of each level on the way down, finest first.
+        dec_blk_nums: Blocks of each level on the way up, coarsest first.
+
+    Raises:
+        OptionError: From the constructor, when the two lists have not the same length or a number is too small.
+        DataError: From ``forward``, when H or W is no such multiple.
+    """
+
+    def __init__(
+        self,
+        img_channel: int = 3,
+        width: int = 16,
+        middle_blk_num: int = 1,
+        enc_blk_nums: Sequence[int] = (),
+        dec_blk_nums: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        given = {
+            "img_channel": img_channel,
+            "width": width,
+            "middle_blk_num": middle_blk_num,
+            "enc_blk_nums": enc_blk_nums,
+            "dec_blk_nums": dec_blk_nums,
+        }
+        if problems := self.option_problems(given):
+            raise OptionError([f"NAFNet: {problem}" for problem in problems])
+        self.intro = nn.Conv2d(img_channel, width, 3, padding=1)
+        self.ending = nn.Conv2d(width, img_channel, 3, padding=1)
+        self.encoders = nn.ModuleList()
+        self.decoders = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        channels = width
+        for number in enc_blk_nums:
+            self.encoders.append(_blocks(channels, number))
+            self.downs.append(nn.Conv2d(channels, 2 * channels, 2, stride=2))
+            channels *= 2
+        self.middle_blks = _blocks(channels, middle_blk_num)
+        for number in dec_blk_nums:
+            self.ups.append(
+                nn.Sequential(nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.PixelShuffle(2))
+            )
+            channels //= 2
+            self.decoders.append(_blocks(channels, number))
+        self.multiple_of = 2 ** len(self.encoders)
+
+    @classmethod
+    def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
+        """What the constructor's signature cannot tell about its options; empty when it can be built."""
+        found = [
+            f"{key}: must be at least {lowest}, not {options[key]}"
+            for key, lowest in (("img_channel", 1), ("width", 1), ("middle_blk_num", 0))
+            if isinstance(options.get(key), int) and options[key] < lowest
+        ]
+        down, up = options.get("enc_blk_nums", ()), options.get("dec_blk_nums", ())
+        for key, numbers in (("enc_blk_nums", down), ("dec_blk_nums", up)):
+            if not isinstance(numbers, list | tuple):
+                return found  # its kind is wrong, which others say
+            if any(
+                isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers
+            ):
+                found.append(f"{key}: must be whole numbers of at least 0, not {list(numbers)}")
+        if len(down) != len(up):
+            found.append(f"dec_blk_nums: has {len(up)} levels, but enc_blk_nums has {len(down)}")
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        require_multiple(x, self.multiple_of, "NAFNet")
+        h = self.intro(x.contiguous(memory_format=torch.channels_last))
+        skips = []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            h = encoder(h)
+            skips.append(h)
+            h = down(h)
+        h = self.middle_blks(h)
+        for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
+            h = decoder(up(h) + skip)
+        return self.ending(h) + x
+
+
+def _blocks(channels: int, number: int) -> nn.Sequential:
+    return nn.Sequential(*(NAFBlock(channels) for _ in range(number)))
