@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from kdsr.runtime.errors import CheckpointError, KdsrError
 
 _FACTORS = ("row_var", "col_var")  # Adafactor's, which have shapes of their own
+_SCALARS = ("step", "mu_product", "eta", "mu")  # what optimizers count or average over time, not over weights
 _KERNELS = ("params", "fused", "foreach")  # of a group: not taken over, or the machine's own business
 
 
@@ -86,10 +87,11 @@ def optimizer_problem(saved: Any, optimizer: Optimizer) -> str | None:
 
 
 def _moment_problem(name: Any, value: Any, parameter: Tensor) -> str | None:
-    if not isinstance(value, Tensor):
-        fine = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    if name in _SCALARS:
+        one = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+        fine = one or (isinstance(value, int | float) and not isinstance(value, bool))
         return None if fine else "is no number"
-    if value.ndim == 0 and value.layout == torch.strided and not value.is_complex():
+    if value is None:  # SGD's, before its first step
         return None
     return _tensor_problem(value, parameter, shape=name not in _FACTORS)
 

@@ -179,7 +179,7 @@ def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problem
             _check_optimizer(options, place, problems)
         elif key == "scheduler":
             _check_scheduler(options, train.get("total_iter"), problems)
-        elif key.endswith("_opt") and (keys.strict or options.get("type") in losses):
+        elif key.endswith("_opt") and (keys.strict or str(options.get("type")) in losses):
             loss = find_type(options, losses, place, problems)
             if loss is not None:
                 check_call(loss, options, place, problems)
@@ -247,7 +247,7 @@ def _check_references(opt: dict[str, Any], keys: ModelKeys, problems: list[str])
     if keys.ours or not isinstance(datasets, dict) or not isinstance(metrics, dict):
         return
     known = registered(METRIC_REGISTRY)
-    types = [options.get("type") for options in metrics.values() if isinstance(options, dict)]
+    types = [str(options.get("type")) for options in metrics.values() if isinstance(options, dict)]
     with_reference = [name for name in types if name in known and "img2" in parameters_of(known[name])]
     for key, dataset in datasets.items():
         if with_reference and isinstance(dataset, dict) and dataset.get("type") == "SingleImageDataset":

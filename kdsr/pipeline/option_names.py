@@ -109,7 +109,7 @@ def check_table(
             continue
         here = f"{place}.{key}" if place else key
         if key not in table:
-            problems.append(f"{here}: unknown key; {nearest(key, {*table, *ignored})}")
+            problems.append(f"{here}: unknown key; {nearest(str(key), {*table, *ignored})}")
         elif isinstance(table[key], Mapping):
             if value is not None:
                 check_table(value, table[key], here, problems)
