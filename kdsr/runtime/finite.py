@@ -149,9 +149,15 @@ class StepGuard:
         return {"skipped": int(self.skipped), "in_a_row": int(self.in_a_row), **scale}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on from what ``state`` gave; a run that had reached the limit gets as many tries again."""
-        in_a_row = state.get("in_a_row", 0)
-        self.skipped.fill_(state.get("skipped", 0))
+        """Goes on from what ``state`` gave; a run that had reached the limit gets as many tries again.
+
+        Raises:
+            ValueError: No ``state()`` gives this.
+        """
+        skipped, in_a_row = (state.get(key, 0) for key in ("skipped", "in_a_row"))
+        if not all(type(count) is int and count >= 0 for count in (skipped, in_a_row)):
+            raise ValueError(f"numbers of skipped updates are {skipped!r} and {in_a_row!r}")
+        self.skipped.fill_(skipped)
         self.in_a_row.fill_(in_a_row if in_a_row < self.limit else 0)
         if self.loss_scale is not None and "loss_scale" in state:
             self.loss_scale.load(state["loss_scale"])

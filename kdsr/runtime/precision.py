@@ -124,5 +124,12 @@ class LossScale:
         return {"factor": self.factor.cpu(), "good_steps": self.good_steps.cpu()}
 
     def load(self, state: dict[str, Tensor]) -> None:
+        """Takes over what ``state`` gave.
+
+        Raises:
+            ValueError: The factor is none.
+        """
+        if not self.RANGE[0] <= float(state["factor"]) <= self.RANGE[1]:
+            raise ValueError(f"the loss scale is {float(state['factor'])}")
         self.factor.copy_(state["factor"])
         self.good_steps.copy_(state["good_steps"])

@@ -180,6 +180,9 @@ def test_counters_go_on_from_a_state() -> None:
     assert (stricter.skipped.item(), stricter.in_a_row.item()) == (2, 0)
     other.load({})  # a state from before there were counters
     assert (other.skipped.item(), other.in_a_row.item()) == (0, 0)
+    for damaged in ({"skipped": "many"}, {"in_a_row": -1}, {"skipped": True}):
+        with pytest.raises(ValueError, match="numbers of skipped updates"):
+            other.load(damaged)
 
 
 @pytest.mark.parametrize("scaled", [False, True])

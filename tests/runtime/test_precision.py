@@ -74,3 +74,6 @@ def test_scale_goes_on_from_a_state() -> None:
     scale.follow(YES, NO)
     other.load(scale.state())
     assert (other.factor.item(), other.good_steps.item()) == (32768, 1)
+    for factor in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="loss scale is"):
+            other.load({"factor": torch.tensor(factor), "good_steps": torch.tensor(0)})
