@@ -17,11 +17,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import skimage.data
 import torch
@@ -272,15 +274,24 @@ def check_run(
 def check_data(words: list[str], workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes a data set of one photograph; what is there already is not overwritten, so it goes first."""
     shutil.rmtree(workspace / "datasets")
-    out = workspace / "datasets" / "sample"
-    if words[2] == "sr":
-        *sources, out = [workspace / word for word in words[3:] if word.startswith("datasets/")]
+    out, sources = workspace / "datasets" / "sample", []
+    if words[2] != "sample":
+        *sources, out = [
+            workspace / word
+            for before, word in pairwise(words)
+            if word.startswith("datasets/") and not before.startswith("--")
+        ]
         for number, source in enumerate(sources):
             source.mkdir(parents=True)
             assert cv2.imwrite(str(source / f"{number}.png"), skimage.data.astronaut()[..., ::-1])
+        for option in {"--kernels", "--depth"} & set(words):  # a ramp is a kernel as well as depth
+            folder = workspace / words[words.index(option) + 1]
+            folder.mkdir(parents=True)
+            side = 15 if option == "--kernels" else 512
+            assert cv2.imwrite(str(folder / "0.png"), np.tile(np.arange(side) % 256, (side, 1)).astype("u1"))
         words = [*words, "--workers", "1"]
     assert call(words, monkeypatch) == 0
-    made = {path.parent for path in out.rglob("*.png")} - set(sources if words[2] == "sr" else [])
+    made = {path.parent for path in out.rglob("*.png")} - set(sources)
     assert len(made) >= 2
 
 

@@ -116,8 +116,8 @@ class Rain:
     angle: Range = (-40.0, 40.0)
     length: Range = (10.0, 34.0)
     width: Range = (1.0, 2.0)
-    density: Range = (0.15, 1.1)
-    strength: Range = (0.1, 0.3)
+    density: Range = (0.15, 1.0)
+    strength: Range = (0.1, 0.27)
     veil: Range = (0.0, 0.05)
     layers: int = 3
 

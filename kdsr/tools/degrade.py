@@ -93,7 +93,7 @@ def build(task: str, options: dict[str, Any]) -> Degradation:
 
 
 def _folder(option: str, name: str) -> str:
-    if not re.fullmatch(r"[\w-][\w.-]*", name):
+    if not re.fullmatch(r"[\w-]+", name):  # with dots it could be an LMDB's name, or settings.json
         raise OptionError(f"{option} {name!r}: give the plain name of a folder, such as input")
     return name
 
