@@ -41,7 +41,8 @@ EXCEPTED = {
     r"make test\b": "the test command itself",
     r"python3\.11 -m venv \.venv && \. \.venv/bin/activate": "installation",
     r"pip install ": "installation",
-    r"srun ": "needs a cluster",
+    r"(srun|sbatch) ": "needs a cluster (tests/cluster)",
+    r"torchrun --nnodes": "needs several machines (tests/runtime/test_distributed.py)",
 }
 SLOW = r"torchrun |make demo|kdsr demo"
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,8 @@ class Job:
         return self.wait(lambda shown: shown["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"))
 
     def start_again(self) -> None:
-        """A requeued job waits for two minutes, unless it is told not to."""
-        self.wait(lambda shown: shown["JobState"] == "PENDING")
+        """A requeued job waits for two minutes, by when its first life is over, unless it is told not to."""
+        self.wait(lambda shown: shown["JobState"] == "PENDING" and self.cluster.states() == ["idle", "idle"])
         self.cluster.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
     def iteration(self) -> int:
@@ -239,3 +240,53 @@ def test_what_failed_is_not_queued_again(cluster: TwoNodes, tmp_path: Path, code
     shown = job.wait_end()
     assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == (state, f"{code}:0", "0")
     assert job.text().splitlines()[0] == "-m kdsr.train -opt run.yml --auto_resume --launcher slurm -x"
+
+
+STOPS = """#!/bin/sh
+trap 'exit 75' TERM USR1
+echo "life ${SLURM_RESTART_COUNT:-0}"
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.fixture
+def stopping_job(cluster: TwoNodes, tmp_path: Path) -> Iterator[Job]:
+    """A running job of two ranks which, instead of training, wait for a signal to stop."""
+    python = tmp_path / "python"
+    python.write_text(STOPS)
+    python.chmod(0o755)
+    job = Job(cluster, tmp_path, "--nodes=2", "--ntasks-per-node=1", "run.yml", KDSR_PYTHON=str(python))
+    job.wait(lambda _: job.text().count("life 0") == 2)
+    yield job
+    cluster.run("scancel", job.number, check=False)
+    job.wait_end()
+
+
+def test_a_cancelled_job_stays_cancelled(cluster: TwoNodes, stopping_job: Job) -> None:
+    cluster.run("scancel", stopping_job.number)
+    shown = stopping_job.wait_end()
+    assert (shown["JobState"], shown["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_asked_from_outside_to_save(cluster: TwoNodes, stopping_job: Job) -> None:
+    cluster.run("scancel", "--signal=USR1", stopping_job.number)
+    stopping_job.start_again()
+    shown = stopping_job.wait(lambda _: stopping_job.text().count("life 1") == 2)
+    assert (shown["JobState"], shown["Restarts"]) == ("RUNNING", "1")
+
+
+def test_pre_emption_with_a_grace_time(cluster: TwoNodes, stopping_job: Job) -> None:
+    cluster.run("srun", "--partition=urgent", "-N2", "-n2", "true")
+    stopping_job.start_again()
+    shown = stopping_job.wait(lambda _: stopping_job.text().count("life 1") == 2)
+    assert (shown["JobState"], shown["Restarts"]) == ("RUNNING", "1")
+
+
+def test_a_node_that_dies(cluster: TwoNodes, stopping_job: Job) -> None:
+    cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    try:
+        stopping_job.wait(lambda shown: shown["Restarts"] == "1")
+    finally:
+        cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+    stopping_job.start_again()
+    stopping_job.wait(lambda _: stopping_job.text().count("life 1") == 2)

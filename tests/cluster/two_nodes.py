@@ -48,7 +48,10 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=n1,n2 PriorityTier=2
 """
 
 
@@ -129,10 +132,13 @@ class TwoNodes:
         self._daemon("slurmctld", "-D")
         for node in NODES:
             self._daemon("slurmd", "-D", "-N", node)
-        self._wait(lambda: self._states() == ["idle", "idle"], 60, "the nodes do not become idle")
+        self._wait(lambda: self.states() == ["idle", "idle"], 60, "the nodes do not become idle")
 
-    def _states(self) -> list[str]:
-        return self.run("sinfo", "--Node", "--noheader", "--format=%T", check=False).split()
+    def states(self) -> list[str]:
+        """Of the two nodes."""
+        return self.run(
+            "sinfo", "--Node", "--partition=all", "--noheader", "--format=%T", check=False
+        ).split()
 
     def _daemon(self, *words: str) -> None:
         with open(self.folder / f"{len(self.daemons)}-{words[0]}.out", "wb") as out:
