@@ -161,6 +161,25 @@ def test_a_fused_step_reads_nothing(run_options: dict[str, Any], amp: str | None
     assert read[1]  # so that this test sees what there is to see
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
+def test_a_step_on_a_gpu_waits_for_nothing(run_options: dict[str, Any], amp: str | None) -> None:
+    run_options["train"]["clip_grad_norm"] = 1.0
+    run_options["precision"] = {"amp": amp}
+    model = make(run_options, num_gpu=1)
+    assert model.optimizer_g.param_groups[0]["fused"] and not model.guard.reads_on_host
+    for iteration, bad in ((1, False), (2, True), (3, False)):
+        model.feed_data(batch(iteration, bad))
+        before = weights(model.net_g, model.net_g_ema)
+        torch.cuda.set_sync_debug_mode("error" if iteration > 1 else "default")
+        try:
+            model.optimize_parameters(iteration)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert equal(weights(model.net_g, model.net_g_ema), before) is bad
+    assert model.guard.skipped.item() == 1 and model.get_current_log()["l_pix"] > 0
+
+
 # ----------------------------------------------------------------------------------------------------- the limit
 
 
