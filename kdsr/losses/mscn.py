@@ -58,7 +58,9 @@ class _Mscn(torch.autograd.Function):
     def forward(ctx, x: Tensor, c: Tensor) -> Tensor:
         mean = _window(x)
         deviation = _window(x * x).sub_(mean * mean).clamp_min_(0).sqrt_()
-        out = (x - mean).div_(deviation + c)
+        # A flat place is exactly 0: the signs of its rounding noise (the range is 255 c) would be counted.
+        noise = 2 * 255 * torch.finfo(x.dtype).eps
+        out = torch.hardshrink((x - mean).div_(deviation + c), noise)
         ctx.save_for_backward(x, mean, deviation, c)
         return out
 

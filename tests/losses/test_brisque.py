@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import skimage.color
+import skimage.data
+import torch
+from scipy import ndimage, optimize, special
+from torch.autograd import gradcheck
+
+from kdsr.losses.brisque import brisque_features, gamma_ratio, inverse_gamma_ratio, natural_scene_statistics
+
+PHOTOS = ("astronaut", "camera", "chelsea", "coffee", "rocket")
+ODD = [(1, 1), (1, 7), (6, 1), (2, 2), (5, 9)]
+
+
+def luma(name: str) -> np.ndarray:
+    image = getattr(skimage.data, name)()
+    return image.astype(float) if image.ndim == 2 else skimage.color.rgb2gray(image) * 255
+
+
+# ----- BRISQUE once more, with scipy ------------------------------------------------------------------------
+
+
+def reference_mscn(image: np.ndarray, c: float) -> np.ndarray:
+    axis = np.exp(-0.5 * (np.arange(-3, 4) / (7 / 6)) ** 2)
+    window = np.outer(axis, axis) / axis.sum() ** 2
+    mean = ndimage.correlate(image, window, mode="nearest")
+    deviation = np.sqrt(np.abs(ndimage.correlate(image**2, window, mode="nearest") - mean**2))
+    y = (image - mean) / (deviation + c)
+    y[np.abs(y) < 1e-9] = 0  # flat (astronaut has black corners): no more than rounding
+    return y
+
+
+def reference_products(y: np.ndarray) -> list[np.ndarray]:
+    return [y[:, :-1] * y[:, 1:], y[:-1] * y[1:], y[:-1, :-1] * y[1:, 1:], y[1:, :-1] * y[:-1, 1:]]
+
+
+def reference_shape(ratio: float) -> float:
+    def excess(a: float) -> float:
+        return special.gamma(2 / a) ** 2 / (special.gamma(1 / a) * special.gamma(3 / a)) - ratio
+
+    return optimize.brentq(excess, 0.2, 10)
+
+
+def reference_classic(y: np.ndarray) -> list[float]:
+    features = [reference_shape(np.abs(y).mean() ** 2 / (y**2).mean()), (y**2).mean()]
+    for p in reference_products(y):
+        left, right = np.sqrt((p[p < 0] ** 2).mean()), np.sqrt((p[p > 0] ** 2).mean())
+        skew = left / right
+        ratio = np.abs(p).mean() ** 2 / (p**2).mean()
+        a = reference_shape(ratio * (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2)
+        gammas = [special.gamma(k / a) for k in (1, 2, 3)]
+        eta = (right - left) * gammas[1] / np.sqrt(gammas[0] * gammas[2])
+        features += [a, eta, left**2, right**2]
+    return features
+
+
+def reference_statistics(y: np.ndarray) -> list[float]:
+    features = [(y**2).mean(), np.abs(y).mean() ** 2 / (y**2).mean()]
+    for p in reference_products(y):
+        features += [p.mean(), np.sqrt((p[p < 0] ** 2).mean()), np.sqrt((p[p > 0] ** 2).mean())]
+        features += [np.abs(p).mean() ** 2 / (p**2).mean()]
+    return features
+
+
+def reference(image: np.ndarray, c: float, of_scale) -> np.ndarray:
+    height, width = (size // 2 * 2 for size in image.shape)
+    half = image[:height, :width].reshape(height // 2, 2, width // 2, 2).mean((1, 3))
+    return np.array([number for scaled in (image, half) for number in of_scale(reference_mscn(scaled, c))])
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_classic_features_of_photographs(name):
+    image = luma(name)
+    features = brisque_features(torch.from_numpy(image)[None, None])
+    assert features.shape == (1, 1, 36)
+    np.testing.assert_allclose(features[0, 0], reference(image, 1.0, reference_classic), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", PHOTOS)
+def test_differentiable_statistics_of_photographs(name, dtype):
+    image = luma(name) / 255
+    statistics = natural_scene_statistics(torch.from_numpy(image)[None, None].to(dtype), 1 / 255)
+    assert statistics.dtype == dtype
+    # 1e-6 in the shape statistic's denominator is what remains in float64
+    rtol = 1e-4 if dtype == torch.float64 else 2e-3
+    np.testing.assert_allclose(statistics[0, 0], reference(image, 1 / 255, reference_statistics), rtol=rtol)
+
+
+# ----- properties -------------------------------------------------------------------------------------------
+
+
+def test_channels_and_images_do_not_mix():
+    maps = torch.rand(2, 3, 12, 10, dtype=torch.float64)
+    together = natural_scene_statistics(maps, 0.1)
+    for image in range(2):
+        for channel in range(3):
+            alone = natural_scene_statistics(maps[image, channel][None, None], 0.1)
+            torch.testing.assert_close(together[image, channel], alone[0, 0])
+
+
+def test_shape_is_recovered_from_samples():
+    generator = np.random.default_rng(0)
+    # |y|^a of a generalised Gaussian is gamma-distributed
+    for shape in (0.5, 1.0, 2.0, 4.0):
+        samples = torch.from_numpy(generator.gamma(1 / shape, size=400_000) ** (1 / shape))
+        found = inverse_gamma_ratio(samples.mean() ** 2 / samples.square().mean())
+        assert found.item() == pytest.approx(shape, rel=0.02)
+
+
+def test_inverse_gamma_ratio():
+    shapes = torch.tensor([0.21, 0.5, 1.0, 2.0, 9.0], dtype=torch.float64)
+    torch.testing.assert_close(inverse_gamma_ratio(gamma_ratio(shapes)), shapes, rtol=1e-10, atol=0)
+    assert gamma_ratio(torch.tensor(2.0, dtype=torch.float64)).item() == pytest.approx(2 / math.pi)  # normal
+    assert gamma_ratio(torch.tensor(1.0, dtype=torch.float64)).item() == pytest.approx(0.5)  # Laplace
+    beyond = torch.tensor([0.0, 0.9], dtype=torch.float64, requires_grad=True)
+    ends = inverse_gamma_ratio(beyond)
+    torch.testing.assert_close(ends.detach(), torch.tensor([0.2, 10.0], dtype=torch.float64))
+    ends.sum().backward()
+    assert beyond.grad.tolist() == [0, 0]
+    inside = torch.tensor([0.2, 0.5, 0.7], dtype=torch.float64, requires_grad=True)
+    assert gradcheck(inverse_gamma_ratio, inside)
+
+
+@pytest.mark.parametrize("size", ODD)
+def test_gradients_of_the_statistics(size):
+    torch.manual_seed(1)
+    maps = torch.randn(1, 2, *size, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x: natural_scene_statistics(x, 0.1), maps)
+
+
+@pytest.mark.parametrize("size", [(1, 7), (5, 6)])
+def test_gradients_of_the_classic_features(size):
+    torch.manual_seed(1)
+    maps = (100 * torch.rand(1, 1, *size, dtype=torch.float64)).requires_grad_()
+    assert gradcheck(brisque_features, maps)
+
+
+@pytest.mark.parametrize("of_maps", [lambda x: natural_scene_statistics(x, 0.1), brisque_features])
+@pytest.mark.parametrize("size", ODD)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_flat_maps_give_numbers(of_maps, size, dtype):
+    half_flat = torch.randn(*size)
+    half_flat[: (size[0] + 1) // 2] = 0.5
+    for flat in (torch.zeros(size), torch.full(size, 0.3), torch.full(size, -7.0), half_flat):
+        maps = flat.to(dtype)[None, None].clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            features = of_maps(maps)
+        assert features.isfinite().all()
+        features.sum().backward()
+        assert maps.grad.isfinite().all()
+
+
+def test_rounding_noise_on_a_flat_channel_has_no_wild_gradient():
+    torch.manual_seed(2)
+    for level in (0.0, 1.0, 100.0):
+        noisy = level + 1e-5 * torch.randn(1, 1, 16, 16)
+        maps = noisy.clone().requires_grad_()
+        natural_scene_statistics(maps, 0.1).mean().backward()
+        assert maps.grad.abs().max() < 100
+
+
+def test_autocast_changes_nothing():
+    maps = torch.randn(1, 4, 16, 16)
+    plain = natural_scene_statistics(maps, 0.02)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(natural_scene_statistics(maps, 0.02), plain)
+
+
+def test_memory_layout_changes_nothing():
+    maps = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    torch.testing.assert_close(
+        natural_scene_statistics(maps.to(memory_format=torch.channels_last), 0.1),
+        natural_scene_statistics(maps, 0.1),
+    )

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck
+
+from kdsr.losses.mscn import _window, contrast_constant, mscn
+
+SIZES = [(1, 1), (1, 6), (3, 2), (4, 9), (8, 5)]
+
+
+def plain_mscn(x: torch.Tensor, c: float) -> torch.Tensor:
+    """The same by a convolution with the 7x7 window."""
+    axis = torch.exp(-0.5 * (torch.arange(-3, 4, dtype=x.dtype) / (7 / 6)) ** 2)
+    window = torch.outer(axis, axis) / axis.sum() ** 2
+
+    def blurred(maps):
+        padded = F.pad(maps, (3, 3, 3, 3), mode="replicate")
+        return F.conv2d(padded.flatten(0, 1)[:, None], window[None, None]).view_as(maps)
+
+    mean = blurred(x)
+    return (x - mean) / ((blurred(x * x) - mean**2).clamp_min(0).sqrt() + c)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_value_and_gradient_are_those_of_the_plain_formula(size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    ours, plain = mscn(x, 0.1), plain_mscn(x, 0.1)
+    torch.testing.assert_close(ours, plain, atol=1e-7, rtol=1e-7)
+    assert gradcheck(lambda maps: mscn(maps, 0.1), x)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_transposed_window(size):
+    torch.manual_seed(0)
+    x, y = (torch.randn(1, 2, *size, dtype=torch.float64) for _ in range(2))
+    torch.testing.assert_close((_window(x) * y).sum(), (x * _window(y, adjoint=True)).sum())
+    torch.testing.assert_close(_window(torch.ones_like(x)), torch.ones_like(x))
+
+
+def test_an_offset_changes_nothing_in_float32():
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 16, 16)
+    torch.testing.assert_close(mscn(x + 1000, 0.1), mscn(x, 0.1), atol=2e-3, rtol=0)
+
+
+def test_constant_is_the_range_over_255():
+    features = torch.tensor([[-1.0, 4.1], [0.0, 2.0]], requires_grad=True).view(1, 2, 1, 2)
+    c = contrast_constant(features)
+    assert c.item() == pytest.approx(0.02)
+    assert not c.requires_grad
+    assert contrast_constant(torch.full((1, 2, 3, 3), 5.0)).item() == 1
+    assert contrast_constant(torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_scaling_features_and_constant_together_changes_nothing():
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(
+        mscn(1000 * x, contrast_constant(1000 * x)), mscn(x, contrast_constant(x)), atol=1e-9, rtol=1e-9
+    )
