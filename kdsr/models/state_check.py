@@ -73,12 +73,15 @@ def optimizer_problem(saved: Any, optimizer: Optimizer) -> str | None:
         for key in (own.keys() & group.keys()) - {*_KERNELS}:
             if not alike(group[key], own[key]):
                 return f"has {key}: {str(group[key])[:60]}"
-    names = {tuple(entry) if isinstance(entry, dict) else None for entry in saved["state"].values()}
-    if len(names) > 1 or None in names:
-        return "does not say the same of all parameters"
+    names: dict[bool, set[Any]] = {}
     for number, entry in saved["state"].items():
         if number not in parameters:
             return f"speaks of a parameter {str(number)[:20]} that there is not"
+        # Adafactor says one thing of matrices and another of vectors
+        if not isinstance(entry, dict) or entry.keys() != names.setdefault(
+            parameters[number].ndim > 1, set(entry)
+        ):
+            return "does not say the same of all parameters"
         for name, value in entry.items():
             problem = _moment_problem(name, value, parameters[number])
             if problem:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import yaml
+
 from faults import lives
 from faults.mutations import MARKER, ODD_VALUES, dump, mutate_checkpoint, mutate_text, mutate_tree
-from test_templates import reductions, write_weights
-
 from kdsr.pipeline.option_files import load
+from test_templates import reductions, write_weights
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 TEMPLATES = ("DCKD_EDSR_x4", "DCKD_SwinIR_x2", "Logits_RCAN_x3", "Scratch_RLFN_x4", "VQGAN_f16_small", "VQGAN_f16",

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,9 @@ class Life:
         return self.process.exitcode
 
     def _end_workers(self) -> None:
-        try:
-            os.killpg(self.process.pid or 0, signal.SIGKILL)  # its own group: see _live
-        except ProcessLookupError:
-            pass
+        assert self.process.pid
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # its own group: see _live
 
 
 def _live(folder: str, argv: list[str], log: str, seen: Any, memory: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Mutations of option trees, option texts and checkpoints: what a tired hand, a bad disk or a bad mind makes of them."""
+"""Mutations of option trees, texts and checkpoints: what a tired hand, a bad disk or a bad mind makes of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import pickle
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ MARKER = "executed"  # a file of this name means that code out of a file has run
 
 ODD_VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 1000, 10**6, 2**31, 2**63, 10**30, -(10**30), 0.0, 0.5, -0.5, 1e-320, 1e308,
-    math.nan, math.inf, -math.inf, "", " ", "x", "1", "1e5", "true", "null", "~", "\x07bell", "tab\tnewline\n", "\x1b[31m",
-    "ünïcödé", "\u202eleft", "../up", "/dev/null", "/dev/zero", ".", "a/b", "%s %d {}", "{0.__class__}", "${scale}", "${nothing}",
+    math.nan, math.inf, -math.inf, "", " ", "x", "1", "1e5", "true", "null", "~", "\x07bell", "tab\tnewline\n",
+    "\x1b[31m", "ünïcödé", "\u202eleft", "../up", "/dev/null", "/dev/zero", ".", "a/b", "%s %d {}", "{0.__class__}",
+    "${scale}", "${nothing}",
     "${train}", "${train.total_iter", "${${scale}}", "$", "__class__", "type", "x" * 5000, [], [[]], [1], [1, 2, 3],
     [None], ["a"], [math.nan], [-1, 0], [{}], {}, {"type": "L1Loss"}, {"type": None}, {"a": {"b": 1}}, {"": 1},
     {"__init__": 1}, "L1Loss", "EDSR", "VQGAN", "Adam", "PairedImageDataset", "DCKDModel", "SRModel", "lmdb", "cuda",
@@ -119,10 +121,8 @@ def _swap(tree: Any, place: Path, rng: random.Random) -> None:
     other = rng.choice(places(tree))
     one, two = copy.deepcopy(at(tree, place)), copy.deepcopy(at(tree, other))
     at(tree, other[:-1])[other[-1]] = one
-    try:
+    with suppress(KeyError, IndexError, TypeError):  # the other place may have lain above this one
         at(tree, place[:-1])[place[-1]] = two
-    except (KeyError, IndexError, TypeError):
-        pass  # the other place lay above this one
 
 
 def _nest(tree: Any, place: Path, rng: random.Random) -> None:

@@ -84,6 +84,14 @@ def test_an_anchor_gives_two_sections_that_do_not_share_changes(tmp_path: Path) 
     assert load(file, ["y:lr=5"]) == {"x": {"lr": 1}, "y": {"lr": 5}, "z": {"lr": 1, "more": 2}}
 
 
+def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    file = write(tmp_path / "bomb.yml", "\n".join(levels))
+    with pytest.raises(OptionError, match="more than 100,000 values"):
+        load(file)
+
+
 # ------------------------------------------------------------------------------------------------ pieces
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import pytest
 import skimage.data
+import torch
 import typer
 from torch.utils.data import DataLoader, Dataset
 
@@ -120,3 +121,27 @@ def test_killed_loader_process_is_told_without_a_traceback(capsys: pytest.Captur
 def test_other_runtime_errors_are_defects() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         reported(lambda: _raises(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_out_of_memory_is_one_line(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reported(lambda: _raises(error)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("kdsr: error: out of memory (")
+
+
+def test_names_out_of_files_cannot_write_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = OptionError(f"\x1b[31mred\x07 \u202eleft {'x' * 5000}")
+    assert reported(lambda: _raises(hostile)) == 2
+    said = capsys.readouterr().err
+    assert "\\x1b[31mred\\x07 \\u202eleft x" in said and "\x1b" not in said
+    assert len(said) < 2200
