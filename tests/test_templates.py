@@ -28,6 +28,9 @@ WIDER = {
     "RCAN": {"num_block": 2},
     "EDSR": {"num_feat": 12},
     "RLFN": {"num_blocks": 2},
+    "NAFNet": {"width": 12},
+    "Restormer": {"dim": 16},
+    "PReNet": {"num_block": 2},
 }
 SMALL_TAPS = {"EDSR": "body.0", "RCAN": "body.0"}
 LOGGED = {"pixel_opt": "l_pix", "logits_opt": "l_ts", "lcr_opt": "l_lcr", "cl_opt": "l_cl", "ce_opt": "l_ce",
@@ -39,7 +42,7 @@ def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator
     """Overrides that make a template small and point it at test data; every other option stays its own."""
     scale = options["scale"]
     for name, dataset in options["datasets"].items():
-        if name in ("val_2", "test_2", "test_3", "test_4"):  # one set tells as much as four
+        if name.endswith(("_2", "_3", "_4", "_5")):  # one set tells as much as five
             yield f"datasets:{name}=null"
             continue
         for key, folder in (("dataroot_gt", "GT"), ("dataroot_lq", "GT" if scale == 1 else f"LR_x{scale}")):
@@ -52,6 +55,7 @@ def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator
             yield "datasets:train:num_worker_per_gpu=0"
             yield "datasets:train:batch_size_per_gpu=2"
             yield "datasets:train:dataset_enlarge_ratio=1"
+            yield "datasets:train:progressive=null"
     for key, network in options.items():
         if key.startswith("network_") and isinstance(network, dict):
             wider = WIDER.get(network["type"], {}) if key != "network_g" else {}
@@ -62,8 +66,9 @@ def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator
             yield f"path:{key}={weights / key}.pth"
     for key in ("taps", "encoder_taps", "decoder_taps"):  # reduced networks end with their first block
         for index, _ in enumerate((options.get("train") or {}).get(key) or ()):
-            for role in ("student", "teacher"):
-                yield f"train:{key}:{index}:{role}={SMALL_TAPS[options['network_g']['type']]}"
+            if options["network_g"]["type"] in SMALL_TAPS:
+                for role in ("student", "teacher"):
+                    yield f"train:{key}:{index}:{role}={SMALL_TAPS[options['network_g']['type']]}"
     if "train" in options:
         yield "train:total_iter=2"
         yield "logger:print_freq=1"
