@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from kdsr.pipeline.option_names import parameters_of, registered
@@ -20,8 +21,9 @@ def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> 
         _check_scale(opt, key, scale, problems)
     train = (opt.get("datasets") or {}).get("train") if isinstance(opt.get("datasets"), dict) else None
     if is_train and isinstance(train, dict):
+        multiples = {key: _multiple_of(opt.get(key)) for key in ("network_g", "network_t")}
         for place, size in _patches(train):
-            _check_patch(opt, size, int(scale), place, problems)
+            _check_patch(opt, size, int(scale), place, multiples, problems)
 
 
 def _patches(train: dict[str, Any]) -> list[tuple[str, int]]:
@@ -40,14 +42,19 @@ def _patches(train: dict[str, Any]) -> list[tuple[str, int]]:
     ]
 
 
-def _check_patch(opt: dict[str, Any], size: int, scale: int, place: str, problems: list[str]) -> None:
+def _check_patch(
+    opt: dict[str, Any], size: int, scale: int, place: str, multiples: dict[str, int], problems: list[str]
+) -> None:
     if size % scale:
         if "progressive" in place:  # of the set's own gt_size the check of the data says so
             problems.append(f"{place}: {size} is not a multiple of the scale {scale}")
         return
     patch = size // scale
-    for key in ("network_g", "network_t"):
-        _check_window(opt.get(key), key, patch, f"{place}: {size} gives LQ patches of {patch}", problems)
+    said = f"{place}: {size} gives LQ patches of {patch}"
+    for key, multiple in multiples.items():
+        _check_window(opt.get(key), key, patch, said, problems)
+        if patch % multiple:
+            problems.append(f"{said}, but {key} ({opt[key]['type']}) takes multiples of {multiple}")
     _check_vqgan(opt.get("network_vqgan"), size, place, problems)
 
 
@@ -83,6 +90,26 @@ def _check_window(options: Any, key: str, patch: int, said: str, problems: list[
         window = min(window, image)
         if window > 0 and patch % window:
             problems.append(f"{said}, but {key} takes multiples of its window_size {window}")
+
+
+def _multiple_of(options: Any) -> int:
+    """What a network says in ``multiple_of`` or ``window_size``: of its class, or of one built without memory.
+
+    1 for BasicSR's networks, which say nothing that means this, and for one that cannot be built (others say why).
+    """
+    network = registered(ARCH_REGISTRY).get(str(options.get("type"))) if isinstance(options, dict) else None
+    if network is None or network.__module__.startswith("basicsr."):
+        return 1
+    built = network
+    if not isinstance(getattr(network, "multiple_of", None), int):
+        arguments = {name: value for name, value in options.items() if name != "type"}
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                built = network(**arguments)
+        except Exception:  # whatever an architecture makes of its options
+            return 1
+    declared = getattr(built, "window_size", None) or getattr(built, "multiple_of", 1)
+    return declared if isinstance(declared, int) and declared > 0 else 1
 
 
 def _check_vqgan(options: Any, size: int, place: str, problems: list[str]) -> None:

@@ -186,6 +186,31 @@ def test_swinir_patches(dckd_options: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("network", "patch", "multiple"),
+    [
+        ({"type": "NAFNet", "width": 4, "enc_blk_nums": [1, 1, 1], "dec_blk_nums": [1, 1, 1]}, 60, 8),
+        ({"type": "NAFNet", "width": 4, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}, 60, None),
+        ({"type": "Restormer", "dim": 8}, 60, 8),
+        ({"type": "Restormer", "dim": 8}, 64, None),
+        ({"type": "PReNet"}, 61, None),
+    ],
+    ids=["NAFNet", "NAFNet-fits", "Restormer", "Restormer-fits", "PReNet"],
+)
+@pytest.mark.parametrize("key", ["network_g", "network_t"])
+def test_patches_of_networks_that_declare_a_multiple(
+    run_options: dict[str, Any], key: str, network: dict[str, Any], patch: int, multiple: int | None
+) -> None:
+    other = {"type": "PReNet"}
+    changes = {"scale": 1, "network_g": other, "network_t": other, "datasets.train.gt_size": patch}
+    found = problems_after(run_options, {**changes, key: network})
+    assert [problem for problem in found if "gt_size" in problem] == [
+        f"datasets.train.gt_size: {patch} gives LQ patches of {patch}, but {key} ({network['type']}) takes "
+        f"multiples of {multiple}"
+        for _ in range(multiple is not None)
+    ]
+
+
 def test_cosine_periods_must_last_as_long_as_the_run(run_options: dict[str, Any]) -> None:
     cosine = {"type": "CosineAnnealingRestartLR", "periods": [2], "restart_weights": [1], "eta_min": 1e-7}
     assert problems_after(run_options, {"train.scheduler": cosine, "train.total_iter": 3}) == []

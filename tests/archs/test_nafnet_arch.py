@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kdsr.archs.nafnet_arch import LayerNorm2d, NAFNet
+from kdsr.models.evaluation import pad_and_restore
+from kdsr.runtime.errors import DataError, OptionError
+
+TEACHER = {"width": 32, "middle_blk_num": 1, "enc_blk_nums": [1, 1, 1, 28], "dec_blk_nums": [1, 1, 1, 1]}
+STUDENT = {"width": 16, "middle_blk_num": 1, "enc_blk_nums": [1, 1, 1, 14], "dec_blk_nums": [1, 1, 1, 1]}
+TINY = {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 2], "dec_blk_nums": [2, 1]}
+
+
+def published_shapes(width: int, middle: int, down: list[int], up: list[int]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the authors' checkpoints, written down from the structure of the paper."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def convolution(name: str, out: int, into: int, kernel: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = (out, into, kernel, kernel)
+        if bias:
+            shapes[f"{name}.bias"] = (out,)
+
+    def block(name: str, c: int) -> None:
+        shapes[f"{name}.beta"] = shapes[f"{name}.gamma"] = (1, c, 1, 1)
+        for norm in ("norm1", "norm2"):
+            shapes[f"{name}.{norm}.weight"] = shapes[f"{name}.{norm}.bias"] = (c,)
+        convolution(f"{name}.conv1", 2 * c, c, 1)
+        convolution(f"{name}.conv2", 2 * c, 1, 3)
+        convolution(f"{name}.conv3", c, c, 1)
+        convolution(f"{name}.sca.1", c, c, 1)
+        convolution(f"{name}.conv4", 2 * c, c, 1)
+        convolution(f"{name}.conv5", c, c, 1)
+
+    convolution("intro", width, 3, 3)
+    convolution("ending", 3, width, 3)
+    c = width
+    for level, number in enumerate(down):
+        for index in range(number):
+            block(f"encoders.{level}.{index}", c)
+        convolution(f"downs.{level}", 2 * c, c, 2)
+        c *= 2
+    for index in range(middle):
+        block(f"middle_blks.{index}", c)
+    for level, number in enumerate(up):
+        convolution(f"ups.{level}.0", 2 * c, c, 1, bias=False)
+        c //= 2
+        for index in range(number):
+            block(f"decoders.{level}.{index}", c)
+    return shapes
+
+
+def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+
+
+def seeded(net: nn.Module, spread: float = 0.2) -> nn.Module:
+    """Every tensor drawn, in the order of the names, so that no zero hides a part of the network."""
+    generator = torch.Generator().manual_seed(0)
+    state = net.state_dict()
+    for name in sorted(state):
+        state[name].copy_(torch.randn(state[name].shape, generator=generator) * spread)
+    return net.eval()
+
+
+@pytest.mark.parametrize("options", [TEACHER, STUDENT, TINY], ids=["teacher", "student", "tiny"])
+def test_names_and_shapes_are_the_authors(options):
+    with torch.device("meta"):
+        net = NAFNet(**options)
+    expected = published_shapes(*(options[key] for key in TINY))
+    assert shapes_of(net) == expected
+
+
+@pytest.mark.parametrize(("options", "parameters"), [(TEACHER, 17.1e6), (STUDENT, 2.7e6)])
+def test_sizes_of_the_dckd_paper(options, parameters):
+    with torch.device("meta"):
+        net = NAFNet(**options)
+    assert sum(parameter.numel() for parameter in net.parameters()) == pytest.approx(parameters, rel=0.02)
+    blocks = options["middle_blk_num"] + sum(options["enc_blk_nums"]) + sum(options["dec_blk_nums"])
+    assert blocks == {32: 36, 16: 22}[options["width"]]
+
+
+def test_output_is_that_of_another_implementation():
+    """Numbers recorded from spandrel's NAFNet with the same weights and the same image."""
+    net = seeded(NAFNet(**TINY))
+    assert len(net.state_dict()) == 136
+    x = torch.rand(2, 3, 16, 20, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        y = net(x)
+    assert y.double().mean().item() == pytest.approx(-0.711004, abs=1e-5)
+    assert y.double().std().item() == pytest.approx(1.819834, abs=1e-5)
+    pixel = torch.tensor([[-1.6352, -0.871626, 0.355125], [-2.893491, -0.821507, -0.411225]])
+    torch.testing.assert_close(y[:, :, 3, 5], pixel, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 18), (15, 16), (1, 1)])
+def test_other_sizes_are_refused_and_padding_helps(height, width):
+    net = NAFNet(**TINY)
+    assert net.multiple_of == 4
+    x = torch.rand(1, 3, height, width)
+    with pytest.raises(DataError, match=rf"NAFNet: .*multiples of 4, not {height}x{width} pixels"):
+        net(x)
+    assert pad_and_restore(net, x, net.multiple_of, 1).shape == x.shape
+
+
+def test_a_fresh_network_is_nearly_the_identity():
+    """The branches begin as nothing, and the input is added to the output."""
+    net = NAFNet(**TINY)
+    nn.init.zeros_(net.ending.weight)
+    nn.init.zeros_(net.ending.bias)
+    x = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(net(x), x)
+
+
+def test_every_parameter_is_trained():
+    net = seeded(NAFNet(**TINY)).train()
+    net(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))).square().mean().backward()
+    assert [name for name, parameter in net.named_parameters() if not parameter.grad.abs().sum() > 0] == []
+
+
+def test_layer_norm_is_the_formula_with_its_gradient():
+    norm = LayerNorm2d(5).double()
+    generator = torch.Generator().manual_seed(0)
+    nn.init.normal_(norm.weight, generator=generator)
+    nn.init.normal_(norm.bias, generator=generator)
+    x = torch.randn(2, 5, 3, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    mean = x.mean(1, keepdim=True)
+    deviation = ((x - mean).square().mean(1, keepdim=True) + 1e-6).sqrt()
+    expected = (x - mean) / deviation * norm.weight.view(1, 5, 1, 1) + norm.bias.view(1, 5, 1, 1)
+    torch.testing.assert_close(norm(x), expected)
+    assert torch.autograd.gradcheck(
+        lambda x, weight, bias: torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (x,)),
+        (x, *norm.parameters()),
+    )
+
+
+def test_layer_norm_stands_flat_and_bright_pixels():
+    norm = LayerNorm2d(4)
+    flat = torch.full((1, 4, 2, 2), 1000.0)
+    torch.testing.assert_close(norm(flat), torch.zeros_like(flat))
+    x = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(norm(x + 100), norm(x), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"enc_blk_nums": [1, 1], "dec_blk_nums": [1]}, "dec_blk_nums: has 1 levels, but enc_blk_nums has 2"),
+        ({"enc_blk_nums": [-1], "dec_blk_nums": [1]}, "enc_blk_nums: must be whole numbers of at least 0"),
+        ({"width": 0}, "width: must be at least 1, not 0"),
+        ({"middle_blk_num": -1}, "middle_blk_num: must be at least 0, not -1"),
+    ],
+)
+def test_options_that_do_not_go_together(options, said):
+    with pytest.raises(OptionError, match=said):
+        NAFNet(**options)
