@@ -49,7 +49,8 @@ class CodeUsage(nn.Module):
 
     def statistics(self) -> dict[str, Tensor]:
         """``perplexity`` (1 .. n_embed: so many codes, used alike, would be as rich) and the share used."""
-        share = self.histogram / self.histogram.sum()
+        whole = self.histogram.sum()  # 0 until a step has counted
+        share = self.histogram / whole.clamp(min=torch.finfo(whole.dtype).tiny)
         used = share * len(share) > USED_ABOVE
         return {
             "perplexity": (-torch.special.xlogy(share, share).sum()).exp(),

@@ -109,6 +109,11 @@ def test_usage_statistics() -> None:
 
 def test_usage_can_be_told_that_a_step_does_not_count() -> None:
     usage = CodeUsage(4)
+    usage.update(torch.tensor([2, 2]), torch.tensor(False))
+    assert {name: value.item() for name, value in usage.statistics().items()} == {
+        "perplexity": 1,
+        "codes_used": 0,
+    }
     usage.update(torch.tensor([0, 1]), torch.tensor(True))
     before = copy.deepcopy(usage.state_dict())
     usage.update(torch.tensor([2, 2]), torch.tensor(False))
