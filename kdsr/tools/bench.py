@@ -37,9 +37,12 @@ app = typer.Typer(help="Measure time and memory.", no_args_is_help=True, add_com
 
 STUDENT = "student, forward and backward"
 TEACHER = "teacher"
+TEACHER_B = "teacher B"
+EXTRACTORS = "feature losses, forward and backward"
 HISTORY = "history model"
 VQGAN_FROZEN = "VQGAN without gradient"
 VQGAN_GRADIENT = "VQGAN with gradient, forward and backward"
+FEATURE_LOSSES = ("cri_nc", "cri_et", "cri_facd")  # of SLKD and FACD
 
 
 class Device(StrEnum):
@@ -62,6 +65,11 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
     watch(model.net_g, lambda: STUDENT)
     if getattr(model, "net_t", None) is not None:
         watch(model.net_t, lambda: TEACHER)
+    if getattr(model, "net_tb", model.net_t) is not model.net_t:
+        watch(model.net_tb, lambda: TEACHER_B)
+    feature_losses = [getattr(model, name, None) for name in FEATURE_LOSSES]
+    for loss in filter(None, feature_losses):
+        watch(loss, lambda: EXTRACTORS)
     if getattr(model, "net_his", None) is not None:
         watch(model.net_his, lambda: HISTORY)
     has_vqgan = getattr(model, "net_vqgan", None) is not None
@@ -71,11 +79,11 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
     compute_losses = model.compute_losses
 
     def compute_losses_then_backward(current_iter: int) -> dict[str, Tensor]:
-        # Backward passes the losses and the VQGAN first; once the gradient at the student's output is
-        # complete, the student's own pass begins.
+        # Backward passes the losses and the extractors first, for they came last; once the gradient at the student's
+        # output is complete, the student's own pass begins.
         model.output.register_hook(lambda gradient: clock.switch(STUDENT) and None)
         losses = compute_losses(current_iter)
-        clock.switch(VQGAN_GRADIENT if has_vqgan else REST)
+        clock.switch(VQGAN_GRADIENT if has_vqgan else EXTRACTORS if any(feature_losses) else REST)
         return losses
 
     model.compute_losses = compute_losses_then_backward
@@ -111,7 +119,7 @@ def prepare(file: str | Path, overrides: Sequence[str] = (), device: Device = De
         raise OptionError(problems)
     if not issubclass(MODEL_REGISTRY.get(opt["model_type"]), KDModel):
         raise OptionError(
-            f"model_type: bench step knows the parts of KDModel and DCKDModel, not those of {opt['model_type']}"
+            f"model_type: bench step knows the parts of KDModel and its children, not those of {opt['model_type']}"
         )
     derived = {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
     return {**opt, **derived, "num_gpu": int(device == Device.cuda)}
@@ -165,7 +173,7 @@ def measure(model: Any, batch: dict[str, Tensor], *, warmup: int, repeat: int) -
 
 def summary(measured: pd.DataFrame) -> pd.DataFrame:
     """The table that is read: a row per part, their sum, and the whole step (text)."""
-    order = [STUDENT, TEACHER, HISTORY, VQGAN_FROZEN, VQGAN_GRADIENT, REST]
+    order = [STUDENT, TEACHER, TEACHER_B, EXTRACTORS, HISTORY, VQGAN_FROZEN, VQGAN_GRADIENT, REST]
     parts = [part for part in order if part in set(measured["part"])]
     wholes = measured.groupby("step")["seconds"].sum().tolist()
     samples = {part: measured[measured["part"] == part]["seconds"].tolist() for part in parts}

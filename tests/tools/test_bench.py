@@ -110,6 +110,41 @@ def test_every_part_of_a_step_is_attributed_in_its_turn(file: Path):
     ]
 
 
+def test_parts_of_slkd(file: Path):
+    """Both teachers and the extractors; the extractors' backward pass is theirs, the student's comes after it."""
+    options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    network = {"type": "NAFNet", "width": 8, "enc_blk_nums": [1], "dec_blk_nums": [1], "middle_blk_num": 1}
+    for key in ("network_his", "network_vqgan"):
+        options.pop(key)
+    options.update(model_type="SLKDModel", scale=1, network_g=network)
+    options.update(network_t={**network, "width": 12}, network_tb={**network, "width": 12})
+    l1 = options["train"]["pixel_opt"]
+    options["train"] = {
+        key: options["train"][key]
+        for key in ("optim_g", "scheduler", "total_iter", "warmup_iter", "ema_decay")
+    } | {
+        "pixel_opt": l1,
+        "nc_opt": {"type": "NaturalSceneLoss"},
+        "et_opt": {"type": "EdgeTextureLoss"},
+        "encoder_taps": [{"student": "encoders.0", "teacher": "encoders.0"}],
+        "decoder_taps": [{"student": "decoders.0", "teacher": "decoders.0"}],
+    }
+    options["val"] = None
+    file.write_text(yaml.safe_dump(options), encoding="utf-8")
+    model = build_model(bench.prepare(file))
+    images = {"lq": torch.rand(1, 3, 32, 32), "gt": torch.rand(1, 3, 32, 32)}
+    clock = RecordingClock(bench.Memory(torch.device("cpu")))
+    clock.order = []
+    with bench.watched(model, clock):
+        model.feed_data(images)
+        model.optimize_parameters(1)
+    order = [part for part in clock.order if part != bench.REST]
+    assert order == [
+        bench.STUDENT, bench.TEACHER, bench.EXTRACTORS, bench.TEACHER_B, bench.EXTRACTORS,  # forward
+        bench.EXTRACTORS, bench.STUDENT,  # backward
+    ]  # fmt: skip
+
+
 def test_watching_changes_nothing(file: Path):
     watched = one_step(file, bench.Clock(bench.Memory(torch.device("cpu"))))
     plain = one_step(file, None)
@@ -175,7 +210,7 @@ def test_sizes_that_do_not_fit_are_refused(file: Path, override: str, message: s
 
 def test_models_with_other_parts_are_refused():
     small = Path(__file__).resolve().parents[2] / "options" / "train" / "VQGAN_f16_small.yml"
-    with pytest.raises(OptionError, match="KDModel and DCKDModel, not those of VQGANModel"):
+    with pytest.raises(OptionError, match="KDModel and its children, not those of VQGANModel"):
         bench.prepare(small)
 
 
