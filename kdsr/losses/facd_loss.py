@@ -25,8 +25,9 @@ GATES = ("hard", "soft", "off")
 class _PairwiseDistance(torch.autograd.Function):
     """Maps (N, C, H, W) and candidates (M, C, H, W) -> (N, M) mean absolute differences.
 
-    One candidate at a time: no N x M maps, in the backward pass neither. (``torch.cdist`` with p = 1 needs no
-    more memory, but is slower, and its float32 sums over whole maps are off by up to 1e-3.)
+    One candidate at a time: no N x M maps, in the backward pass neither. (On a GPU the backward pass of
+    ``torch.cdist`` with p = 1 holds them all, and its float32 sums over whole maps are a hundred times less
+    exact.)
     """
 
     @staticmethod
