@@ -350,13 +350,23 @@ def test_empty_and_missing_source(tmp_path: Path) -> None:
         run("sr", tmp_path / "absent", tmp_path / "out")
 
 
+def braces(text: str) -> list[str]:
+    """Expands ``a/{b,c}`` as a shell does."""
+    found = re.search(r"{([^{}]*)}", text)
+    if found is None:
+        return [text]
+    parts = [text[: found.start()] + word + text[found.end() :] for word in found[1].split(",")]
+    return [name for part in parts for name in braces(part)]
+
+
 def test_commands_of_the_data_readme_make_what_the_templates_read(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(__file__).resolve().parents[2]
     text = (root / "datasets" / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^kdsr data ((?:sample|sr)\b.*)$", text, flags=re.MULTILINE)
-    assert len(commands) == 9
+    found = re.findall(r"^kdsr data (.+)$", text, flags=re.MULTILINE)
+    commands = [command for command in found if not re.search("--kernels|--depth", command)]
+    assert len(commands) == 18
     monkeypatch.chdir(tmp_path)
     for number, command in enumerate(commands):
         words = command.split()
@@ -377,4 +387,6 @@ def test_commands_of_the_data_readme_make_what_the_templates_read(
         for scale in (2, 3, 4)
     }
     assert len(wanted) > 10
-    assert [folder for folder in sorted(wanted) if not Path(folder).is_dir()] == []
+    published = {name for layout in re.findall(r"`(datasets/[^`]*{[^`]*)`", text) for name in braces(layout)}
+    assert "datasets/Rain13K/test/Rain100L/input" in published
+    assert [folder for folder in sorted(wanted - published) if not Path(folder).is_dir()] == []
