@@ -114,7 +114,7 @@ class Rain:
 
     name: ClassVar[str] = "rain"
     angle: Range = (-40.0, 40.0)
-    length: Range = (10.0, 34.0)
+    length: Range = (14.0, 36.0)
     width: Range = (1.0, 2.0)
     density: Range = (0.15, 1.0)
     strength: Range = (0.1, 0.27)
