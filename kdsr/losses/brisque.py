@@ -8,6 +8,7 @@ known; distortions change it. Written from the paper.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -31,6 +32,26 @@ def _pair(x: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
     return here[..., : width - right], there[..., right:]
 
 
+def _groups(x: Tensor) -> list[tuple[tuple[int, int], ...]]:
+    """Directions that are dealt with at once: all on a GPU (fewer kernels), one on a CPU (fits its cache)."""
+    return [NEIGHBOURS] if x.is_cuda else [(direction,) for direction in NEIGHBOURS]
+
+
+def _products(x: Tensor, group: tuple[tuple[int, int], ...]) -> Tensor:
+    """(N, C, H, W) -> (N, C, directions, H, W): each pixel times its neighbour, 0 where it has none.
+
+    For one direction alone without those zeros: (N, C, 1, smaller H, smaller W).
+    """
+    if len(group) == 1:
+        here, there = _pair(x, *group[0])
+        return (here * there).unsqueeze(2)
+    out = x.new_zeros(*x.shape[:2], len(group), *x.shape[2:])
+    for i, direction in enumerate(group):
+        here, there = _pair(x, *direction)
+        _pair(out[:, :, i], *direction)[0].copy_(here).mul_(there)
+    return out
+
+
 class _Sums(torch.autograd.Function):
     """(N, C, H, W) -> (N, C, 2): the sums of |x| and x^2; and (N, C, 4, 6): of each direction's products the
     sums of the positive ones, of the negative ones (as a number >= 0), of their squares, and how many of each
@@ -44,19 +65,18 @@ class _Sums(torch.autograd.Function):
         ctx.save_for_backward(x)
         own = x.abs()
         of_pixels = torch.stack([own.sum((2, 3)), own.mul_(own).sum((2, 3))], 2)
-        sums = []
-        for down, right in NEIGHBOURS:
-            here, there = _pair(x, down, right)
-            product = here * there
+        of_pairs = []
+        for group in _groups(x):
+            product = _products(x, group)
             positive = product.clamp_min(0)
             negative = positive - product
-            more = product.sign_().sum((2, 3))
-            sums += [positive.sum((2, 3)), negative.sum((2, 3))]
-            squares = torch.mul(positive, positive, out=product).sum((2, 3))
-            sums += [squares, negative.mul_(negative).sum((2, 3))]
-            count = positive.sign_().sum((2, 3))
-            sums += [count, count - more]
-        return of_pixels, torch.stack(sums, 2).unflatten(2, (len(NEIGHBOURS), 6))
+            more = product.sign_().sum((3, 4))
+            sums = [positive.sum((3, 4)), negative.sum((3, 4))]
+            sums += [torch.mul(positive, positive, out=product).sum((3, 4))]
+            sums += [negative.mul_(negative).sum((3, 4))]
+            count = positive.sign_().sum((3, 4))
+            of_pairs.append(torch.stack([*sums, count, count - more], 3))
+        return of_pixels, torch.cat(of_pairs, 2)
 
     @staticmethod
     @once_differentiable
@@ -64,19 +84,30 @@ class _Sums(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         absolute, square = (of_pixels[:, :, i, None, None] for i in range(2))
         out = x.sign().mul_(absolute).addcmul_(x, 2 * square)
-        for direction, (down, right) in enumerate(NEIGHBOURS):
+        done = 0
+        for group in _groups(x):
             # (the counts are steps: no gradient)
-            up, low, up2, low2 = (of_pairs[:, :, direction, i, None, None] for i in range(4))
-            here, there = _pair(x, down, right)
-            product = here * there
+            up, low, up2, low2 = of_pairs[:, :, done : done + len(group), :4, None, None].unbind(3)
+            done += len(group)
+            product = _products(x, group)
             # d/dp of the positive and the negative sum: half of the difference everywhere, half of the sum
             # times p's sign; d/dp of the squares: 2 p, with one factor for each sign
-            slope = product.sign().mul_((up + low) / 2).add_((up - low) / 2)
-            slope.addcmul_(product, 2 * low2).addcmul_(product.clamp_min_(0), 2 * (up2 - low2))
-            out_here, out_there = _pair(out, down, right)
-            out_here.addcmul_(slope, there)
-            out_there.addcmul_(slope, here)
+            slopes = product.sign().mul_((up + low) / 2).add_((up - low) / 2)
+            slopes.addcmul_(product, 2 * low2).addcmul_(product.clamp_min_(0), 2 * (up2 - low2))
+            for i, direction in enumerate(group):
+                slope = slopes[:, :, i] if len(group) == 1 else _pair(slopes[:, :, i], *direction)[0]
+                here, there = _pair(x, *direction)
+                out_here, out_there = _pair(out, *direction)
+                out_here.addcmul_(slope, there)
+                out_there.addcmul_(slope, here)
         return out
+
+
+@lru_cache(maxsize=32)
+def _pairs(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """How many products each direction has, (4, 1); 1 where there are none. Sent to a GPU once."""
+    counts = [max(1, (height - abs(down)) * (width - right)) for down, right in NEIGHBOURS]
+    return torch.tensor(counts, dtype=dtype).to(device).unsqueeze(1)
 
 
 def _halved(x: Tensor) -> Tensor:
@@ -94,10 +125,7 @@ def _moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
     (N, C, 4)."""
     own, sums = _Sums.apply(y)
     absolute, square = (own / y[0, 0].numel()).unbind(2)
-    height, width = y.shape[2:]
-    pairs = [max(1, (height - abs(down)) * (width - right)) for down, right in NEIGHBOURS]
-    # (one division per direction: a tensor of the four numbers would have to be sent to the GPU)
-    means = torch.stack([sums[:, :, i, :4] / count for i, count in enumerate(pairs)], 2)
+    means = sums[..., :4] / _pairs(*y.shape[2:], y.dtype, y.device)
     positive, negative, positive2, negative2 = means.unbind(3)
     more, less = sums[..., 4:].detach().clamp_min(1).unbind(3)
     return (

@@ -10,6 +10,7 @@ import torch
 from scipy import ndimage, optimize, special
 from torch.autograd import gradcheck
 
+from kdsr.losses import brisque
 from kdsr.losses.brisque import brisque_features, gamma_ratio, inverse_gamma_ratio, natural_scene_statistics
 
 PHOTOS = ("astronaut", "camera", "chelsea", "coffee", "rocket")
@@ -162,6 +163,20 @@ def test_rounding_noise_on_a_flat_channel_has_no_wild_gradient():
         maps = noisy.clone().requires_grad_()
         natural_scene_statistics(maps, 0.1).mean().backward()
         assert maps.grad.abs().max() < 100
+
+
+@pytest.mark.parametrize("size", ODD)
+def test_directions_at_once_are_those_one_by_one(size, monkeypatch):
+    torch.manual_seed(1)
+    maps = torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 2, 36, dtype=torch.float64)
+    found = []
+    for groups in (lambda x: [(d,) for d in brisque.NEIGHBOURS], lambda x: [brisque.NEIGHBOURS]):
+        monkeypatch.setattr(brisque, "_groups", groups)
+        statistics = natural_scene_statistics(maps, 0.1)
+        found.append((statistics, *torch.autograd.grad((statistics * weights).sum(), maps)))
+    for one_by_one, at_once in zip(*found, strict=True):
+        torch.testing.assert_close(one_by_one, at_once)
 
 
 def test_autocast_changes_nothing():

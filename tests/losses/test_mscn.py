@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from kdsr.losses.mscn import _window, contrast_constant, mscn
+from kdsr.losses.mscn import _by_matrices, _window, contrast_constant, mscn
 
 SIZES = [(1, 1), (1, 6), (3, 2), (4, 9), (8, 5)]
 
@@ -38,6 +38,17 @@ def test_transposed_window(size):
     x, y = (torch.randn(1, 2, *size, dtype=torch.float64) for _ in range(2))
     torch.testing.assert_close((_window(x) * y).sum(), (x * _window(y, adjoint=True)).sum())
     torch.testing.assert_close(_window(torch.ones_like(x)), torch.ones_like(x))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_matrices_are_the_same_window(size, adjoint):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(_by_matrices(x, adjoint), _window(x, adjoint=adjoint))
+        narrow = _by_matrices(x.float(), adjoint)
+    torch.testing.assert_close(narrow, _window(x.float(), adjoint=adjoint))
 
 
 def test_an_offset_changes_nothing_in_float32():
