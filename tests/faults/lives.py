@@ -37,13 +37,20 @@ class Life:
         folder: Its working directory.
         argv: Arguments of ``kdsr/train.py``.
         memory: Bytes of address space that it may take; unlimited where None.
+        rank: ``(rank, number of processes, port)`` of one of several processes that train together.
     """
 
-    def __init__(self, folder: Path, argv: list[str], memory: int | None = None) -> None:
-        self.log = folder / "life.log"
+    def __init__(
+        self,
+        folder: Path,
+        argv: list[str],
+        memory: int | None = None,
+        rank: tuple[int, int, int] | None = None,
+    ) -> None:
+        self.log = folder / ("life.log" if rank is None else f"life_{rank[0]}.log")
         self._seen = _context.RawArray("q", 2)  # phase, iteration
         self.process = _context.Process(
-            target=_live, args=(str(folder), argv, str(self.log), self._seen, memory)
+            target=_live, args=(str(folder), argv, str(self.log), self._seen, memory, rank)
         )
         self.process.start()
         self.started = time.monotonic()
@@ -74,15 +81,16 @@ class Life:
             time.sleep(POLL)
         return True
 
-    def kill(self) -> bool:
-        """SIGKILL to the process, then to its workers; whether the process was alive."""
+    def kill(self, workers: bool = True) -> bool:
+        """SIGKILL to the process, then to its workers (unless they are to see it alone); whether it was alive."""
         pid = self.process.pid
         assert pid is not None
         hit = self.process.is_alive()
         if hit:
             os.kill(pid, signal.SIGKILL)
         self.process.join()
-        self._end_workers()
+        if workers:
+            self._end_workers()
         return hit and self.process.exitcode == -signal.SIGKILL
 
     @contextmanager
@@ -105,14 +113,32 @@ class Life:
         assert self.process.exitcode is not None
         return self.process.exitcode
 
+    def workers(self) -> list[int]:
+        """Processes that it has started and that still run."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it has just ended
+                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+                pid = int(stat.parent.name)
+                if int(group) == self.process.pid != pid and state != "Z":
+                    found.append(pid)
+        return found
+
     def _end_workers(self) -> None:
         assert self.process.pid
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # its own group: see _live
 
 
-def _live(folder: str, argv: list[str], log: str, seen: Any, memory: int | None) -> None:
+def _live(
+    folder: str, argv: list[str], log: str, seen: Any, memory: int | None, rank: tuple[int, int, int] | None
+) -> None:
     os.setpgid(0, 0)
+    if rank is not None:  # as torchrun does it
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+        numbers = (rank[0], rank[0], rank[1], rank[1], rank[2])
+        os.environ.update({name: str(number) for name, number in zip(names, numbers, strict=True)})
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     os.chdir(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ def prepare(options: Options) -> Options:
     options["datasets"]["train"].update(num_worker_per_gpu=1, dataset_enlarge_ratio=3.5)  # 7 steps
     options["train"]["total_iter"] = TOTAL
     options["train"]["scheduler"]["milestones"] = [9, 30]
-    options["logger"]["save_checkpoint_freq"] = 2
+    options["logger"].update(save_checkpoint_freq=2, save_best={"set": "held_out", "metric": "psnr"})
     options["val"]["val_freq"] = 3
     return options
 
@@ -100,5 +101,57 @@ def test_20_kills_change_no_bit(method: str, request: pytest.FixtureRequest, tmp
     counted["with weights whose state was not written"] = sum(hit.weights_alone for hit in hits)
     print(f"\n{method}: " + ", ".join(f"{number} {where}" for where, number in counted.items()))
     assert lives.differences(whole / "experiments/run", killed / "experiments/run") == []
+    assert (killed / "experiments/run/models/net_g_best.pth").exists()
     assert left_in_writing(killed) == set()
     assert [path.name for path in (killed / "experiments").iterdir()] == ["run"]  # nothing was begun anew
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_loader_processes_end_when_their_main_process_is_killed(run_options: Options, tmp_path: Path) -> None:
+    options = prepare(run_options)
+    options["datasets"]["train"]["num_worker_per_gpu"] = 3
+    options["train"]["total_iter"] = 10**6
+    write_options(tmp_path, options)
+    life = lives.Life(tmp_path, COMMAND)
+    assert life.wait_until(lambda life: life.iteration > 2 and len(life.workers()) == 3)
+    assert life.kill(workers=False)
+    deadline = time.monotonic() + 30
+    while life.workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = life.workers()
+    life.kill()
+    assert left == []
+
+
+def start_two(folder: Path) -> list[lives.Life]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [*COMMAND, "--launcher", "pytorch"]
+    return [lives.Life(folder, command, rank=(rank, 2, port)) for rank in (0, 1)]
+
+
+def test_8_kills_of_one_of_two_processes_change_no_bit(run_options: Options, tmp_path: Path) -> None:
+    """Over gloo, as under torchrun but without its own restarts: the process that is left ends with a clear line."""
+    options = prepare(run_options)
+    options["datasets"]["train"]["batch_size_per_gpu"] = 1
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        write_options(folder, options)
+    assert [life.finish() for life in start_two(whole)] == [0, 0]
+
+    rng = random.Random(8)
+    for kill, moment in enumerate(sorted(rng.sample(range(1, TOTAL), 8))):
+        ranks = start_two(killed)
+        victim, other = ranks if kill % 2 else reversed(ranks)
+        assert victim.wait_until(lambda life, moment=moment: life.iteration >= moment)
+        time.sleep(rng.uniform(0, 0.05))
+        assert victim.kill()
+        assert other.finish() == 1
+        log = other.log.read_text()
+        assert "Traceback" not in log
+        assert log.splitlines()[-1].startswith("kdsr: error: rank "), log[-500:]
+        other.log.unlink()
+    assert [life.finish() for life in start_two(killed)] == [0, 0]
+    assert lives.differences(whole / "experiments/run", killed / "experiments/run") == []
+    assert left_in_writing(killed) == set()
