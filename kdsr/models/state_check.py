@@ -91,7 +91,7 @@ def optimizer_problem(saved: Any, optimizer: Optimizer) -> str | None:
 
 def _moment_problem(name: Any, value: Any, parameter: Tensor) -> str | None:
     if name in _SCALARS:
-        one = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+        one = isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()
         fine = one or (isinstance(value, int | float) and not isinstance(value, bool))
         return None if fine else "is no number"
     if value is None:  # SGD's, before its first step

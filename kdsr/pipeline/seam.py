@@ -36,6 +36,10 @@ TRAIN_SEAM: _Table = {
         lambda session: session.copy_opt_file,
         "copies one of several composed files, without the overrides, and fails on a run's own file",
     ),
+    "init_tb_loggers": (
+        lambda session: session.init_tb_loggers,
+        "a full disk ends its writer in a thread of its own, with a traceback that names no file",
+    ),
     "create_train_val_dataloader": (
         lambda session: session.create_train_val_dataloader,
         "ends a run early (drop_last against ceil), orders data without regard to the seed, repeats each epoch's crops",

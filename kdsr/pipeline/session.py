@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import threading
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.models import build_model
+from basicsr.train import init_tb_loggers
 from basicsr.utils import check_resume, get_root_logger, make_exp_dirs
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
@@ -20,6 +22,7 @@ from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.state_check import taken_over
 from kdsr.pipeline import options
+from kdsr.pipeline.event_log import EventLog, tell_no_writer
 from kdsr.pipeline.loop import Loop, LoopPrefetcher
 from kdsr.pipeline.option_names import registered
 from kdsr.pipeline.preflight import check_checkpoints, check_sizes, refuse_own_files, rehearse, try_metrics
@@ -60,10 +63,12 @@ class Session:
         # A log file that cannot be written any more (a full disk) would put a traceback before each line; the lines
         # still go to the screen, and the next save stops the run.
         self.raises, logging.raiseExceptions = logging.raiseExceptions, False
+        self.hook, threading.excepthook = threading.excepthook, tell_no_writer
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         logging.raiseExceptions = self.raises
+        threading.excepthook = self.hook
         self.stop.__exit__()
         self.progress.close()
         if self.tb_logger:
@@ -174,6 +179,11 @@ class Session:
         """Writes the resolved options beside the run."""
         file = Path(experiments_root) / Path(opt_file).name
         on_first_rank(lambda: options.dump(self.args.resolved, file))
+
+    def init_tb_loggers(self, opt: dict[str, Any]) -> EventLog | None:
+        """TensorBoard's writer on rank 0, where the options want one."""
+        log = EventLog(lambda: init_tb_loggers(opt), str(Path(opt["root_path"], "tb_logger", opt["name"])))
+        return log if log.writer is not None else None
 
     def create_train_val_dataloader(
         self, opt: dict[str, Any], logger: Any

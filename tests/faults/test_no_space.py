@@ -23,11 +23,11 @@ Disk = Callable[..., Path]
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """Makes ``folder/experiments`` a disk of its own, in memory; gives that folder."""
+    """Makes ``folder/experiments`` (or another name) a disk of its own, in memory; gives that folder."""
     mounted: list[Path] = []
 
-    def mount(folder: Path, options: str = "size=8m") -> Path:
-        experiments = folder / "experiments"
+    def mount(folder: Path, options: str = "size=8m", name: str = "experiments") -> Path:
+        experiments = folder / name
         experiments.mkdir(parents=True, exist_ok=True)
         made = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(experiments)], capture_output=True, text=True
@@ -108,6 +108,22 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(whole: Path, disk: Disk, tm
         assert lives.differences(whole, run) == [], room
     print(f"\nfiles at which the disk was full: {', '.join(sorted(named))}")
     assert len(named) >= 4  # that many kinds of writing were hit
+
+
+def test_tensorboards_disk_is_full(logits_options: dict[str, Any], disk: Disk, tmp_path: Path) -> None:
+    """Its events are written by a thread of their own, after a while."""
+    prepare(logits_options)["logger"].update(use_tb_logger=True)
+    logits_options["train"]["total_iter"] = 10**6
+    for room in (0, 8192):
+        folder = tmp_path / f"room_{room}"
+        write_options(folder, logits_options)
+        fill(disk(folder, "size=64k", "tb_logger"), room)
+        assert lives.train(folder, COMMAND) == 1
+        (line,) = errors(folder)
+        assert (
+            f"{folder}/tb_logger/run: TensorBoard's events cannot be written (No space left on device)"
+            in line
+        )
 
 
 def test_a_disk_without_free_names(whole: Path, disk: Disk, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def replace(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (replace("exp_avg", torch.zeros(4, 3, 3, 3, dtype=torch.float64)), "is torch.float64"),
         (replace("exp_avg", torch.zeros(4, 3, 3, 3).to_sparse()), "is no tensor"),
         (replace("step", torch.ones(7)), "is no number"),
+        (replace("step", torch.tensor(True)), "is no number"),
         (replace("more", 1), "more of parameter 0 is no tensor"),
         (lambda state: state["state"].update({9: state["state"][0]}), "a parameter 9"),
         (lambda state: state["param_groups"][0].update(lr="fast"), "has lr: fast"),
