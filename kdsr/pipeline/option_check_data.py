@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from os.path import expanduser
 from typing import Any
 
@@ -19,7 +20,6 @@ _LOADER_LIMITS = (
     ("num_worker_per_gpu", 0, 256),
     ("num_prefetch_queue", 1, 1000),
 )
-_HIGHEST_RATIO = 1_000_000  # the order of an epoch is held in memory
 
 
 def check_datasets(
@@ -122,8 +122,8 @@ def _check_loader(dataset: dict[str, Any], place: str, problems: list[str]) -> N
             limit = f"below {lowest}" if value < lowest else f"above {highest:,d}"
             problems.append(f"{place}.{key}: {value} is {limit}")
     ratio = dataset.get("dataset_enlarge_ratio")
-    if isinstance(ratio, int | float) and not 0 < ratio <= _HIGHEST_RATIO:
-        limit = f"above {_HIGHEST_RATIO:,d}" if ratio > 0 else "not above 0"
+    if isinstance(ratio, int | float) and not 0 < ratio < math.inf:
+        limit = "too much" if ratio > 0 else "not above 0"
         problems.append(f"{place}.dataset_enlarge_ratio: {ratio} is {limit}")
     mode = dataset.get("prefetch_mode")
     if mode not in (None, "cpu", "cuda"):

@@ -43,7 +43,7 @@ def refused(options: dict[str, Any], override: str, capsys: pytest.CaptureFixtur
         ),
         (
             "datasets:train:dataset_enlarge_ratio=.inf",
-            "datasets.train.dataset_enlarge_ratio: inf is above 1,000,000",
+            "datasets.train.dataset_enlarge_ratio: inf is too much",
         ),
         ("train:optim_g:lr=.nan", "nan"),
         ("logger:wandb={project: mine}", "logger.use_tb_logger: must be true for logger.wandb.project"),
