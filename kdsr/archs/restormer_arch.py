@@ -11,145 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from kdsr.archs.image_size import require_multiple
+from kdsr.archs.restormer_blocks import PatchEmbed, Resample, TransformerBlock
 from kdsr.runtime.errors import OptionError
 
-_EPS = 1e-5
 _LAYER_NORMS = ("WithBias", "BiasFree")
-
-
-class WithBias(nn.Module):
-    """Layer normalisation over the channels of each pixel, (N, C, H, W) -> same."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # With channels last in memory, as Restormer lays its features out, neither permutation moves anything.
-        y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, _EPS)
-        return y.permute(0, 3, 1, 2)
-
-
-class BiasFree(nn.Module):
-    """As WithBias without shifts: the deviation is divided by, the mean stays; (N, C, H, W) -> same."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.permute(0, 2, 3, 1)
-        variance = rows.var(-1, correction=0, keepdim=True)
-        return (rows * torch.rsqrt(variance + _EPS) * self.weight).permute(0, 3, 1, 2)
-
-
-class LayerNorm(nn.Module):
-    """One of the two kinds, under the name that it has in the published weights."""
-
-    def __init__(self, channels: int, kind: str) -> None:
-        super().__init__()
-        self.body = BiasFree(channels) if kind == "BiasFree" else WithBias(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-class Attention(nn.Module):
-    """MDTA, attention between channels (Equation 1), (N, C, H, W) -> same.
-
-    Args:
-        channels: C, a multiple of ``heads``.
-        heads: Groups of channels that attend among themselves, each with a learned temperature.
-        bias: Whether the convolutions have one.
-    """
-
-    def __init__(self, channels: int, heads: int, bias: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
-        self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
-        self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # (N, 3C, H, W) -> q, k, v of (N, heads, C / heads, H * W)
-        q, k, v = self.qkv_dwconv(self.qkv(x)).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)
-        # Rows of q and k have unit length. Dividing their small product by the lengths is the same at less cost.
-        lengths = _lengths(q) @ _lengths(k).transpose(-2, -1)
-        attention = torch.softmax(q @ k.transpose(-2, -1) / lengths * self.temperature, dim=-1)
-        return self.project_out((attention @ v).reshape(x.shape))
-
-
-def _lengths(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12)
-
-
-class FeedForward(nn.Module):
-    """GDFN, a feed-forward network with a gate (Equation 2), (N, C, H, W) -> same.
-
-    Args:
-        channels: C.
-        expansion: Width inside, relative to C.
-        bias: Whether the convolutions have one.
-    """
-
-    def __init__(self, channels: int, expansion: float, bias: bool) -> None:
-        super().__init__()
-        hidden = int(channels * expansion)
-        self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=bias)
-        self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=bias)
-        self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
-        return self.project_out(F.gelu(gate) * value)
-
-
-class TransformerBlock(nn.Module):
-    """norm, attention, norm, feed-forward, each pair beside a skip, (N, C, H, W) -> same."""
-
-    def __init__(self, channels: int, heads: int, expansion: float, bias: bool, layer_norm: str) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(channels, layer_norm)
-        self.attn = Attention(channels, heads, bias)
-        self.norm2 = LayerNorm(channels, layer_norm)
-        self.ffn = FeedForward(channels, expansion, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.ffn(self.norm2(x))
-
-
-class PatchEmbed(nn.Module):
-    """The first convolution, (N, inp_channels, H, W) -> (N, dim, H, W)."""
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(
-            in_channels, channels, 3, padding=1, bias=False
-        )  # as in the weights, whatever bias says
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
-
-
-class Resample(nn.Module):
-    """(N, C, H, W) -> (N, 2C, H/2, W/2), or with ``up`` -> (N, C/2, 2H, 2W)."""
-
-    def __init__(self, channels: int, up: bool) -> None:
-        super().__init__()
-        wide = channels * 2 if up else channels // 2
-        shuffle = nn.PixelShuffle(2) if up else nn.PixelUnshuffle(2)
-        self.body = nn.Sequential(nn.Conv2d(channels, wide, 3, padding=1, bias=False), shuffle)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
 
 
 @ARCH_REGISTRY.register()

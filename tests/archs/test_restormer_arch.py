@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsr.archs.restormer_arch import Attention, BiasFree, Restormer, WithBias
+from kdsr.archs.restormer_arch import Restormer
+from kdsr.archs.restormer_blocks import Attention, BiasFree, WithBias
 from kdsr.models.evaluation import pad_and_restore
 from kdsr.runtime.errors import DataError, OptionError
 
