@@ -18,6 +18,7 @@ PYTEST := $(BIN)/python -m pytest
 
 help:
 	@echo "make demo      sample photographs, a student distilled by DCKD, a table and a picture (about 5 minutes)"
+	@echo "               make demo TASK=rain: deraining, distilled by SLKD"
 	@echo "make test      the tests, without the slow ones;  make test-all: all of them"
 	@echo "make lint      ruff and mypy;  make format: ruff's formatter"
 	@echo "make venv      only the virtual environment;  make clean: removes it, the sample data and caches"
@@ -26,7 +27,7 @@ venv:
 	@requirements/install.sh $(VENV)
 
 demo: venv
-	@$(BIN)/kdsr demo
+	@$(BIN)/kdsr demo $(if $(TASK),--task $(TASK))
 
 test: venv
 	@$(PYTEST) -m "not slow"
@@ -50,5 +51,5 @@ format: venv
 clean:
 	@if [ -e "$(VENV)" ] && [ ! -f "$(VENV)/pyvenv.cfg" ]; then \
 		echo "kdsr: $(VENV) is no virtual environment; it stays" >&2; exit 2; fi
-	rm -rf "$(VENV)" datasets/sample build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf "$(VENV)" datasets/sample datasets/sample_rain build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find kdsr tests -name __pycache__ -type d -prune -exec rm -rf {} +

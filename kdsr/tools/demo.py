@@ -1,8 +1,9 @@
-"""``kdsr demo``: a student distilled by DCKD next to the same student without a teacher, on real photographs.
+"""``kdsr demo``: a distilled student next to the same student without a teacher, on real photographs.
 
 Both are trained by the project's own pipeline from the option files ``options/train/demo_*``, for the same
-iterations on the same data in the same order; then bicubic interpolation, both students and the teacher are
-measured on photographs that no training has seen. What is reported is what was measured, whoever wins.
+iterations on the same data in the same order; then the image without a network, both students and the teacher are
+measured on photographs that no training has seen. What is reported is what was measured, whoever wins. The tasks
+are in :mod:`kdsr.tools.demo_tasks`.
 """
 
 from __future__ import annotations
@@ -27,24 +28,17 @@ import typer
 from basicsr.archs import build_network
 from basicsr.utils import img2tensor, tensor2img
 
-from kdsr.data.resize import imresize
 from kdsr.pipeline import seam
 from kdsr.pipeline.options import load
 from kdsr.runtime.checkpoint import load_weights
 from kdsr.runtime.errors import CheckpointError, OptionError
+from kdsr.runtime.names import nearest
 from kdsr.tools import crops, report
+from kdsr.tools.demo_tasks import ROOT, SCRATCH, TASKS, TEACHER, Task
 from kdsr.tools.report import Image, Method
-from kdsr.tools.sample import make_sample
 
-ROOT = Path(__file__).resolve().parents[2]
-BICUBIC, SCRATCH, DCKD, TEACHER = "bicubic", "no teacher", "DCKD", "teacher"
-FILES = {
-    SCRATCH: ROOT / "options/train/demo_Scratch_EDSR_x4.yml",
-    DCKD: ROOT / "options/train/demo_DCKD_EDSR_x4.yml",
-}
-SAMPLE = Path("datasets/sample")
-SAMPLE_SCALES = (2, 3, 4)
 _STEPS = 4
+_FROZEN = "pretrain_network_"
 
 
 @dataclass(frozen=True)
@@ -66,12 +60,19 @@ def shipped_weights(options: Mapping[str, Any], network: str) -> Path:
     Raises:
         CheckpointError: It is in neither place.
     """
-    option = f"pretrain_network_{network}"
+    option = f"{_FROZEN}{network}"
     file = Path(options["path"][option])
     for path in (file, ROOT / file):
         if path.is_file():
             return path
     raise CheckpointError(f"path.{option}: there is no file {file}, neither here nor in {ROOT}")
+
+
+def frozen_networks(options: Mapping[str, Any]) -> list[str]:
+    """The networks whose weights a training needs: ``t``, ``vqgan``, …"""
+    return [
+        key.removeprefix(_FROZEN) for key, file in options["path"].items() if key.startswith(_FROZEN) and file
+    ]
 
 
 @contextmanager
@@ -102,10 +103,8 @@ def train(file: Path, out: Path, iters: int | None) -> Run:
     overrides = [f"path:experiments_root={json.dumps(str(out))}"]
     if iters is not None:
         overrides.append(f"train:total_iter={iters}")
-    for key in ("t", "vqgan"):
-        if options.get(f"network_{key}"):
-            weights = shipped_weights(options, key)
-            overrides.append(f"path:pretrain_network_{key}={json.dumps(str(weights))}")
+    for key in frozen_networks(options):
+        overrides.append(f"path:{_FROZEN}{key}={json.dumps(str(shipped_weights(options, key)))}")
     started = time.monotonic()
     with _quiet_log():
         seam.train(os.getcwd(), ["-opt", str(file), "--force_yml", *overrides])
@@ -133,17 +132,17 @@ def validation_pairs(options: Mapping[str, Any]) -> tuple[dict[str, Image], dict
     return gt, lq
 
 
-def verdict(scores: pd.DataFrame, iters: int) -> str:
+def verdict(scores: pd.DataFrame, method: str, iters: int) -> str:
     """What the comparison of the two students came to, in words that claim no more than was measured."""
-    (psnr, ssim), (psnr_alone, ssim_alone) = (report.mean_scores(scores, name) for name in (DCKD, SCRATCH))
+    (psnr, ssim), (psnr_alone, ssim_alone) = (report.mean_scores(scores, name) for name in (method, SCRATCH))
     each = scores[scores["image"] != report.MEAN].pivot(index="image", columns="method", values="psnr")
-    better = int((each[DCKD] > each[SCRATCH]).sum())
+    better = int((each[method] > each[SCRATCH]).sum())
     gain = psnr - psnr_alone
     says = "ahead of" if gain > 0 else "behind"
     if abs(gain) < 0.005:
         says = "level with"
     return (
-        f"After {iters} iterations the DCKD student is {says} the one without a teacher: {gain:+.2f} dB PSNR, "
+        f"After {iters} iterations the {method} student is {says} the one without a teacher: {gain:+.2f} dB PSNR, "
         f"{ssim - ssim_alone:+.4f} SSIM on average, more PSNR on {better} of {len(each)} photographs. One seed "
         "and a few minutes: docs/benchmarks.md says how far such a difference can be trusted."
     )
@@ -160,10 +159,11 @@ def write_images(out: Path, gt: Mapping[str, Image], methods: list[Method]) -> P
     return folder
 
 
-def run_demo(out: Path, iters: int | None, say: Callable[[str], None]) -> pd.DataFrame:
+def run_demo(task: Task, out: Path, iters: int | None, say: Callable[[str], None]) -> pd.DataFrame:
     """Sample data, two trainings, the comparison.
 
     Args:
+        task: What is shown.
         out: Gets the runs' folders, the table, the picture and the restored photographs.
         iters: Iterations of each training; those of the option files when None.
         say: Called with each line for the user.
@@ -171,35 +171,26 @@ def run_demo(out: Path, iters: int | None, say: Callable[[str], None]) -> pd.Dat
     Returns:
         The scores, as ``report.score`` returns them.
     """
-    missing = [str(file) for file in FILES.values() if not file.is_file()]
+    missing = [str(file) for file in task.files.values() if not file.is_file()]
     if missing:
         raise OptionError(f"{missing[0]}: not there; kdsr demo runs from a checkout of the project")
-    options = load(FILES[DCKD])
-    teacher_file = shipped_weights(options, "t")
-    shipped_weights(options, "vqgan")
+    options = load(task.files[task.method])
+    for key in frozen_networks(options):
+        shipped_weights(options, key)
 
-    say(f"[1/{_STEPS}] sample photographs in {SAMPLE}")
-    make_sample(SAMPLE, SAMPLE_SCALES)
+    say(f"[1/{_STEPS}] {task.data}")
+    task.prepare()
     runs: dict[str, Run] = {}
-    for step, (name, what) in enumerate(
-        ((SCRATCH, "without a teacher"), (DCKD, "distilled by DCKD")), start=2
-    ):
-        say(f"[{step}/{_STEPS}] training the student {what}: {FILES[name].relative_to(ROOT)}")
-        runs[name] = train(FILES[name], out, iters)
+    trainings = {SCRATCH: "without a teacher", task.method: f"distilled by {task.method}"}
+    for step, (name, what) in enumerate(trainings.items(), start=2):
+        say(f"[{step}/{_STEPS}] training the student {what}: {task.files[name].relative_to(ROOT)}")
+        runs[name] = train(task.files[name], out, iters)
         say(f"      {runs[name].seconds:.0f} s")
 
     say(f"[{_STEPS}/{_STEPS}] measuring on the held-out photographs")
-    gt, lq = validation_pairs(options)
-    scale = options["scale"]
-    with _quiet_log():
-        nets = {name: network(run.options, "g", run.weights) for name, run in runs.items()}
-        nets[TEACHER] = network(options, "t", teacher_file)
-    methods = [Method(BICUBIC, {name: imresize(image, scale) for name, image in lq.items()})]
-    for name, net in nets.items():
-        parameters = sum(parameter.numel() for parameter in net.parameters())
-        restored = {photo: restore(net, image) for photo, image in lq.items()}
-        methods.append(Method(name, restored, parameters, competes=name != TEACHER))
-    scores = report.score(gt, methods, border=scale)
+    gt, methods = restored_by_all(task, options, runs)
+    border = int(options["val"]["metrics"]["psnr"]["crop_border"])  # as the trainings measured
+    scores = report.score(gt, methods, border=border)
 
     done = iters or int(options["train"]["total_iter"])
     table_csv, table_md = report.write_table(scores, out)
@@ -207,10 +198,10 @@ def run_demo(out: Path, iters: int | None, say: Callable[[str], None]) -> pd.Dat
         gt,
         methods,
         scores,
-        title=f"×{scale} super-resolution after {done} iterations: one student, with and without DCKD",
+        title=f"{task.title} after {done} iterations: one student, with and without {task.method}",
         caption="Crops of 64×64 pixels, where the methods differ most. Below each: PSNR (dB) / SSIM of the whole "
-        f"photograph, Y channel, border {scale}; bold: the best PSNR but for the teacher's.",
-        border=scale,
+        f"photograph, Y channel, border {border}; bold: the best PSNR but for the teacher's.",
+        border=border,
     )
     picture = crops.write_picture(figure, out / "comparison.png")
     images = write_images(out, gt, methods)
@@ -218,28 +209,53 @@ def run_demo(out: Path, iters: int | None, say: Callable[[str], None]) -> pd.Dat
     say("")
     say(report.as_text(report.comparison(scores)))
     say("")
-    say(textwrap.fill(verdict(scores, done), 100))
+    say(textwrap.fill(verdict(scores, task.method, done), 100))
     say("")
     for label, path in (
         ("picture", picture),
         ("table", table_md),
         ("all values", table_csv),
         ("restored images", images),
-        ("student, DCKD", runs[DCKD].weights),
+        (f"student, {task.method}", runs[task.method].weights),
         ("student, no teacher", runs[SCRATCH].weights),
-        ("options, logs", runs[DCKD].folder),
+        ("options, logs", runs[task.method].folder),
         ("", runs[SCRATCH].folder),
     ):
         say(f"{label:<21}{path}")
     return scores
 
 
+def restored_by_all(
+    task: Task, options: Mapping[str, Any], runs: Mapping[str, Run]
+) -> tuple[dict[str, Image], list[Method]]:
+    """The held-out photographs, and what each method makes of their LQ images; ``options``: the distillation's."""
+    gt, lq = validation_pairs(options)
+    with _quiet_log():
+        nets = {name: network(run.options, "g", run.weights) for name, run in runs.items()}
+        nets[TEACHER] = network(options, "t", shipped_weights(options, "t"))
+    baseline = {name: task.without_network(image, options["scale"]) for name, image in lq.items()}
+    methods = [Method(task.baseline, baseline)]
+    for name, net in nets.items():
+        parameters = sum(parameter.numel() for parameter in net.parameters())
+        restored = {photo: restore(net, image) for photo, image in lq.items()}
+        methods.append(Method(name, restored, parameters, competes=name != TEACHER))
+    return gt, methods
+
+
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the runs and the report.")] = Path("experiments/demo"),
+    task: Annotated[
+        str, typer.Option(help="sr: ×4 super-resolution by DCKD; rain: deraining by SLKD.")
+    ] = "sr",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the runs and the report; experiments/demo or demo_rain by default."),
+    ] = None,
     iters: Annotated[int | None, typer.Option(min=1, help="Iterations of each training.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
 ) -> None:
-    """Distil a small student by DCKD on sample photographs and compare: about five minutes on two CPU cores."""
+    """Distil a small student on sample photographs and compare: about five minutes on two CPU cores."""
+    if task not in TASKS:
+        raise OptionError(f"--task {task!r}: {nearest(task, TASKS)}")
     if threads is not None:
         torch.set_num_threads(threads)
-    run_demo(out, iters, lambda line: typer.echo(line))
+    run_demo(TASKS[task], out or TASKS[task].out, iters, lambda line: typer.echo(line))

@@ -12,8 +12,9 @@ from typing import Any
 
 import skimage
 
-from kdsr.data.pair_writer import Photograph, fresh_folder, replace_folder, write_pairs
-from kdsr.data.sub_images import GT, Cutting, common_multiple
+from kdsr.data.image_files import list_images
+from kdsr.data.pair_writer import SETTINGS, Degrade, Photograph, fresh_folder, replace_folder, write_pairs
+from kdsr.data.sub_images import GT, LQ, Cutting, common_multiple
 from kdsr.runtime.errors import DataError, OptionError
 
 MANIFEST = "manifest.json"
@@ -175,3 +176,34 @@ def make_sample(
         (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         replace_folder(new, out)
     return True
+
+
+def degrade_sample(sample: Path, out: Path, degrade: Degrade) -> None:
+    """Degrades the images of a sample data set, each sub-image on its own, as ``kdsr data degrade`` would.
+
+    ``out`` gets ``train`` and ``val``, each with ``GT``, ``LQ`` and what was drawn for each image. What an earlier
+    call made with the same settings is made anew, so that it always belongs to ``sample``.
+
+    Args:
+        sample: What :func:`make_sample` wrote.
+        out: The folder, usually ``datasets/sample_TASK``.
+        degrade: Makes the LQ images.
+
+    Raises:
+        OptionError: ``out`` holds something else.
+    """
+    for split in ("train", "val"):
+        folder = out / split
+        ours = _settings(folder) == degrade.settings
+        if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+            raise OptionError(f"{folder} exists and was not made with these settings; move it away")
+        photographs = [Photograph(path.stem, path) for path in list_images(sample / split / "GT")]
+        write_pairs(photographs, Cutting((), 1), folder, {GT: "GT", LQ: "LQ"}, degrade=degrade, force=ours)
+
+
+def _settings(folder: Path) -> Any:
+    """How the LQ images of a folder were made; None where nothing says it."""
+    try:
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

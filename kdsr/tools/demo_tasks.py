@@ -1,0 +1,81 @@
+"""What ``kdsr demo`` can show: per task the data, the two trainings and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdsr.data.resize import imresize
+from kdsr.data.synthesis import Seeded
+from kdsr.data.synthetic_rain import Rain
+from kdsr.tools.report import Image
+from kdsr.tools.sample import degrade_sample, make_sample
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRATCH, TEACHER = "no teacher", "teacher"
+SAMPLE, RAINY_SAMPLE = Path("datasets/sample"), Path("datasets/sample_rain")
+SAMPLE_SCALES = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A demonstration.
+
+    Attributes:
+        title: The task and its size, for the picture.
+        method: The distillation, as the table calls it.
+        files: Option files of the trainings by the name of the student: ``SCRATCH`` and ``method``.
+        data: What the first step makes, and where.
+        prepare: Makes it, where the option files look for it.
+        baseline: What the table calls the image without a network.
+        without_network: Makes that of an LQ image and the scale.
+        out: Where the report goes unless told otherwise.
+    """
+
+    title: str
+    method: str
+    files: Mapping[str, Path]
+    data: str
+    prepare: Callable[[], object]
+    baseline: str
+    without_network: Callable[[Image, int], Image]
+    out: Path
+
+
+def _option_files(method: str, ending: str) -> dict[str, Path]:
+    names = {SCRATCH: "Scratch", method: method}
+    return {student: ROOT / f"options/train/demo_{name}_{ending}.yml" for student, name in names.items()}
+
+
+def _rainy_sample() -> None:
+    make_sample(SAMPLE, SAMPLE_SCALES)
+    degrade_sample(SAMPLE, RAINY_SAMPLE, Seeded(Rain()))
+
+
+def _as_it_is(lq: Image, scale: int) -> Image:
+    return lq
+
+
+TASKS = {
+    "sr": Task(
+        title="×4 super-resolution",
+        method="DCKD",
+        files=_option_files("DCKD", "EDSR_x4"),
+        data=f"sample photographs in {SAMPLE}",
+        prepare=lambda: make_sample(SAMPLE, SAMPLE_SCALES),
+        baseline="bicubic",
+        without_network=imresize,
+        out=Path("experiments/demo"),
+    ),
+    "rain": Task(
+        title="Deraining",
+        method="SLKD",
+        files=_option_files("SLKD", "NAFNet_rain"),
+        data=f"sample photographs with synthetic rain in {RAINY_SAMPLE}",
+        prepare=_rainy_sample,
+        baseline="rainy",
+        without_network=_as_it_is,
+        out=Path("experiments/demo_rain"),
+    ),
+}
