@@ -160,5 +160,83 @@ class NAFNet(nn.Module):
         return self.ending(h) + x
 
 
+class LocalAverage(nn.Module):
+    """Mean of the window around each pixel, (N, C, H, W) -> same; (N, C, 1, 1) where the window holds all.
+
+    At the borders the nearest window that lies inside counts.
+
+    Args:
+        size: Height and width of the window; where the image is smaller, its own.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if self.size[0] >= height and self.size[1] >= width:
+            return x.mean((2, 3), keepdim=True)
+        for dim, window in ((2, self.size[0]), (3, self.size[1])):
+            x = _windows(x, min(window, x.shape[dim]), dim)
+        down, right = height - x.shape[2], width - x.shape[3]
+        return F.pad(x, (right // 2, (right + 1) // 2, down // 2, (down + 1) // 2), mode="replicate")
+
+
+def _windows(x: Tensor, window: int, dim: int) -> Tensor:
+    """Means of all windows along one dimension: differences of running sums, whatever the window's length."""
+    sums = F.pad(x.cumsum(dim), (1, 0, 0, 0) if dim == 3 else (0, 0, 1, 0))
+    length = x.shape[dim] - window + 1
+    return (sums.narrow(dim, window, length) - sums.narrow(dim, 0, length)) / window
+
+
+@ARCH_REGISTRY.register()
+class NAFNetLocal(NAFNet):
+    """NAFNet with local statistics (TLC: Chu et al., ECCV 2022, arXiv 2112.04491), as its authors test it.
+
+    The channel attention was trained on the means of patches. On whole images it gets the means of windows of 1.5 times
+    the patch instead of those of the image. Up to that size, so on training patches too, it is NAFNet; the weights are
+    NAFNet's.
+
+    Args:
+        img_channel: As in NAFNet, and so are the next four.
+        width: Channels of the first level.
+        middle_blk_num: Blocks at the bottom.
+        enc_blk_nums: Blocks on the way down.
+        dec_blk_nums: Blocks on the way up.
+        train_size: Shape of the training batch; its last two numbers, height and width of a patch, count.
+    """
+
+    def __init__(
+        self,
+        img_channel: int = 3,
+        width: int = 16,
+        middle_blk_num: int = 1,
+        enc_blk_nums: Sequence[int] = (),
+        dec_blk_nums: Sequence[int] = (),
+        train_size: Sequence[int] = (1, 3, 256, 256),
+    ) -> None:
+        super().__init__(img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums)
+        if problems := self.option_problems({"train_size": train_size}):
+            raise OptionError([f"NAFNetLocal: {problem}" for problem in problems])
+        height, right = (int(1.5 * size) for size in train_size[-2:])
+        levels = [*self.encoders, self.middle_blks, *self.decoders]
+        depths = [*range(len(self.encoders) + 1), *reversed(range(len(self.decoders)))]
+        for level, depth in zip(levels, depths, strict=True):
+            for block in level:
+                block.sca[0] = LocalAverage((max(1, height >> depth), max(1, right >> depth)))
+
+    @classmethod
+    def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
+        """What the constructor's signature cannot tell about its options; empty when it can be built."""
+        found = super().option_problems(options)
+        size = options.get("train_size", (1, 3, 256, 256))
+        if isinstance(size, list | tuple) and (
+            len(size) < 2 or any(not isinstance(side, int) or side < 1 for side in size[-2:])
+        ):
+            found.append(f"train_size: must end in the height and the width of a patch, not be {list(size)}")
+        return found
+
+
 def _blocks(channels: int, number: int) -> nn.Sequential:
     return nn.Sequential(*(NAFBlock(channels) for _ in range(number)))

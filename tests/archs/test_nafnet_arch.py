@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from kdsr.archs.nafnet_arch import LayerNorm2d, NAFNet
+from kdsr.archs.nafnet_arch import LayerNorm2d, LocalAverage, NAFNet, NAFNetLocal
 from kdsr.models.evaluation import pad_and_restore
 from kdsr.runtime.errors import DataError, OptionError
 
@@ -155,3 +156,38 @@ def test_layer_norm_stands_flat_and_bright_pixels():
 def test_options_that_do_not_go_together(options, said):
     with pytest.raises(OptionError, match=said):
         NAFNet(**options)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [((4, 6), (9, 13)), ((3, 5), (8, 8)), ((20, 4), (9, 13)), ((2, 2), (3, 2))]
+)
+def test_local_average_is_a_sliding_mean(size, shape):
+    x = torch.randn(2, 3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    window = [min(length, side) for length, side in zip(size, shape, strict=True)]
+    means = F.avg_pool2d(x, window, stride=1)
+    down, right = (side - length for side, length in zip(shape, means.shape[2:], strict=True))
+    expected = F.pad(means, (right // 2, right - right // 2, down // 2, down - down // 2), mode="replicate")
+    torch.testing.assert_close(LocalAverage(size)(x), expected)
+
+
+def test_local_statistics_are_those_of_the_patch_up_to_one_and_a_half_patches():
+    net, local = seeded(NAFNet(**TINY)), seeded(NAFNetLocal(**TINY, train_size=[1, 3, 16, 16]))
+    windows = {
+        name: module.size for name, module in local.named_modules() if isinstance(module, LocalAverage)
+    }
+    assert windows["encoders.0.0.sca.0"] == windows["decoders.1.0.sca.0"] == (24, 24)
+    assert windows["encoders.1.1.sca.0"] == windows["decoders.0.1.sca.0"] == (12, 12)
+    assert windows["middle_blks.0.sca.0"] == (6, 6) and len(windows) == 7
+    assert shapes_of(local) == shapes_of(net)
+    generator = torch.Generator().manual_seed(0)
+    patch, image = (
+        torch.rand(1, 3, 24, 20, generator=generator),
+        torch.rand(1, 3, 32, 24, generator=generator),
+    )
+    image[:, :, :16] *= 0.1  # a dark half, which has means of its own
+    with torch.no_grad():
+        torch.testing.assert_close(local(patch), net(patch))
+        assert local(image).shape == image.shape
+        assert (local(image) - net(image)).abs().max() > 1e-3
+    with pytest.raises(OptionError, match="NAFNetLocal: train_size: must end in the height and the width"):
+        NAFNetLocal(**TINY, train_size=[256])
