@@ -1,7 +1,7 @@
 """A Slurm cluster of two nodes on this machine, beside any other Slurm: own ports, keys, sockets, state and logs.
 
-All of it lies in one temporary folder, but for a line in the hosts file: ``127.0.0.1 n1 n2``. The daemons are stopped
-by their process ids.
+All of it lies in one temporary folder, but for a line in the hosts file: ``127.0.0.1 kdsr1 kdsr2``. The daemons are
+stopped by their process ids.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-NODES = ("n1", "n2")
+NODES = ("kdsr1", "kdsr2")  # of no other machine, for the line would hide it
 HOSTS = Path("/etc/hosts")
-LINE = f"127.0.0.1 {' '.join(NODES)}  # kdsr's tests"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "squeue", "sinfo", "scancel")
 SEARCH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
@@ -46,12 +45,12 @@ MpiDefault=none
 ReturnToService=2
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
+NodeName=kdsr1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
+NodeName=kdsr2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 State=UNKNOWN
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=all Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=20
-PartitionName=urgent Nodes=n1,n2 PriorityTier=2
+PartitionName=all Nodes=kdsr[1-2] Default=YES PriorityTier=1 GraceTime=20
+PartitionName=urgent Nodes=kdsr[1-2] PriorityTier=2
 """
 
 
@@ -80,6 +79,7 @@ class TwoNodes:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="kdsr-slurm-"))
+        self.hosts_line = f"127.0.0.1 {' '.join(NODES)}  # {self.folder.name}"
         self.daemons: list[subprocess.Popen[bytes]] = []
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))}
         self.environment = {
@@ -108,7 +108,7 @@ class TwoNodes:
                 daemon.wait()
         # In place, for in a container the file is often a mount that cannot be replaced.
         lines = HOSTS.read_text(encoding="utf-8").splitlines(keepends=True)
-        HOSTS.write_text("".join(line for line in lines if line.strip() != LINE), encoding="utf-8")
+        HOSTS.write_text("".join(line for line in lines if line.strip() != self.hosts_line), encoding="utf-8")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self) -> None:
@@ -120,8 +120,8 @@ class TwoNodes:
         conf = CONF.format(folder=self.folder, host=socket.gethostname().split(".")[0], ports=_free_ports(3))
         (self.folder / "slurm.conf").write_text(conf, encoding="utf-8")
         hosts = HOSTS.read_text(encoding="utf-8")
-        if LINE not in hosts.splitlines():
-            HOSTS.write_text(hosts + ("" if hosts.endswith("\n") else "\n") + LINE + "\n", encoding="utf-8")
+        end = "" if hosts.endswith("\n") else "\n"
+        HOSTS.write_text(f"{hosts}{end}{self.hosts_line}\n", encoding="utf-8")
 
         files = ("socket", "key", "pid", "seed", "log")
         munge = [
@@ -141,10 +141,12 @@ class TwoNodes:
         ).split()
 
     def _daemon(self, *words: str) -> None:
+        # A test process that is killed takes its daemons with it, where util-linux is there.
+        guard = ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv", path=SEARCH) else ()
         with open(self.folder / f"{len(self.daemons)}-{words[0]}.out", "wb") as out:
             self.daemons.append(
                 subprocess.Popen(
-                    words, env=self.environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+                    [*guard, *words], env=self.environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL
                 )
             )
 
