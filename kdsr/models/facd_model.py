@@ -21,7 +21,7 @@ from kdsr.runtime.distributed import gather_batches
 
 @MODEL_REGISTRY.register()
 class FACDModel(KDModel):
-    """``L = L1(S(x), y) + L1(S(x), T(x)) + Σ_j FACD_j``: logits KD, and at each tap j a contrast of features.
+    """``L = L1(S(x), y) + L1(S(x), T(x)) + mean_j FACD_j``: logits KD, and at each tap j a contrast of features.
 
     The student's feature passes a trainable 1×1 convolution (the paper's DR block). Its positive is the teacher's
     feature of the same sample, its negatives are those of all other samples, of every process. Patches count by a gate:
