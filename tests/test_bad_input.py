@@ -194,7 +194,7 @@ def test_a_validation_image_of_another_size(run_options: Options, own_photos: Pa
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("precision:amp=fp16", "precision.amp"),
+        ("precision:amp=fp8", "precision.amp"),
         ("train:noisy={prob: 2}", "noisy.prob"),
         ("train:cl_opt:weights=[1, 2, 3]", "3 weights"),
         ("train:pixel_opt:reduction=avg", "reduction"),

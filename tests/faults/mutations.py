@@ -245,6 +245,8 @@ def mutate_checkpoint(content: bytes, rng: random.Random) -> bytes:
     tree = torch.load(io.BytesIO(content), weights_only=True)
     for _ in range(rng.choice([1, 1, 2, 4])):
         found = places(tree)
+        if not found:
+            break
         place = rng.choice(found)
         above, value = at(tree, place[:-1]), at(tree, place)
         if rng.random() < 0.2:
