@@ -104,12 +104,20 @@ class MeasuredModel(SRModel):
                 self.validation(dataloader, self.iteration, tb_logger, val["save_img"])
 
     def note_best(self, dataset_name: str, values: dict[str, float], current_iter: int) -> None:
-        """Takes the mean values of a set into ``best_metric_results``."""
-        if self.best_metric_results.get(dataset_name, {}).keys() != self.opt["val"]["metrics"].keys():
-            self.best_metric_results.pop(dataset_name, None)  # other metrics than those of the run it resumed
+        """Takes the mean values of a set into ``best_metric_results``.
+
+        Where a resumed run has other metrics than the run before, the best values of those that are still there go on.
+        """
+        before = self.best_metric_results.pop(dataset_name, {})
+        if not self.opt["val"].get("metrics"):
+            return
         self._initialize_best_metric_results(dataset_name)
-        for metric, value in values.items():
-            self._update_best_metric_result(dataset_name, metric, value, current_iter)
+        best = self.best_metric_results[dataset_name]
+        for metric in best:
+            if metric in before and before[metric]["better"] == best[metric]["better"]:
+                best[metric] = before[metric]
+            if metric in values:
+                self._update_best_metric_result(dataset_name, metric, values[metric], current_iter)
 
     def measure_images(
         self,

@@ -67,9 +67,8 @@ class Loop:
         path = self.opt["path"]
         for folder in (path["models"], path["training_states"], path["experiments_root"]):
             sweep_temporaries(folder)
-        own = Path(path["resume_state"]).absolute().parent == Path(path["training_states"]).absolute()
-        if self.opt["auto_resume"] or not own:
-            return []
+        if self.opt["auto_resume"]:
+            return []  # later ones are damaged, and were skipped
         return set_aside_later(Path(path["training_states"]), self.iteration)
 
     def begin_epoch(self) -> None:

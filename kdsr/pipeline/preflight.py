@@ -107,8 +107,6 @@ def refuse_own_files(opt: dict[str, Any]) -> None:
     Raises:
         OptionError: Naming the options.
     """
-    if opt["auto_resume"] or opt["path"].get("resume_state"):
-        return
     run = Path(opt["path"]["experiments_root"])
     inside = [
         f"path.{key}: {file} lies in the folder of this very run, which is moved aside at the start; change the name"

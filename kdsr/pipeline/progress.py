@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from basicsr.utils import MessageLogger
 from basicsr.utils.dist_util import get_dist_info
 from tqdm import tqdm
@@ -66,6 +67,43 @@ class Batches:
 
     def next(self) -> dict[str, Any] | None:
         return next(self.iterator, None)
+
+
+class CudaBatches:
+    """BasicSR's CUDAPrefetcher: copies a batch to the GPU while the one before is trained on.
+
+    BasicSR's begins an epoch that nobody trains on before the first, which growing batches would count. And it lets a
+    batch's memory go while the GPU may still compute with it: its own stream then writes a later batch over it.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.stream = torch.cuda.Stream()
+        self.iterator: Iterator[dict[str, Any]] = iter(())
+        self.ahead: dict[str, Any] | None = None
+
+    def reset(self) -> None:
+        self.iterator = iter(self.loader)
+        self._fetch()
+
+    def next(self) -> dict[str, Any] | None:
+        used_by = torch.cuda.current_stream()
+        used_by.wait_stream(self.stream)
+        batch = self.ahead
+        for value in (batch or {}).values():
+            if torch.is_tensor(value):
+                value.record_stream(used_by)
+        self._fetch()
+        return batch
+
+    def _fetch(self) -> None:
+        self.ahead = next(self.iterator, None)
+        if self.ahead is not None:
+            with torch.cuda.stream(self.stream):
+                self.ahead = {
+                    key: value.to("cuda", non_blocking=True) if torch.is_tensor(value) else value
+                    for key, value in self.ahead.items()
+                }
 
 
 class ProgressMessageLogger(MessageLogger):

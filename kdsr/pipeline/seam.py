@@ -54,7 +54,7 @@ TRAIN_SEAM: _Table = {
     ),
     "CUDAPrefetcher": (
         lambda session: session.make_cuda_prefetcher,
-        "shows no progress",
+        "starts the workers twice, writes batches over those that the GPU still computes with; shows no progress",
     ),
     "MessageLogger": (
         lambda session: session.make_message_logger,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.data import build_dataloader
-from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.models import build_model
 from basicsr.train import init_tb_loggers
 from basicsr.utils import check_resume, get_root_logger, make_exp_dirs
@@ -26,7 +25,7 @@ from kdsr.pipeline.event_log import EventLog, tell_no_writer
 from kdsr.pipeline.loop import Loop, LoopPrefetcher
 from kdsr.pipeline.option_names import registered
 from kdsr.pipeline.preflight import check_checkpoints, check_sizes, refuse_own_files, rehearse, try_metrics
-from kdsr.pipeline.progress import Batches, Progress, ProgressMessageLogger
+from kdsr.pipeline.progress import Batches, CudaBatches, Progress, ProgressMessageLogger
 from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
 from kdsr.pipeline.training_data import TrainingData
 from kdsr.runtime.distributed import leave_distributed, on_first_rank
@@ -66,14 +65,16 @@ class Session:
         self.hook, threading.excepthook = threading.excepthook, tell_no_writer
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         logging.raiseExceptions = self.raises
         threading.excepthook = self.hook
         self.stop.__exit__()
         self.progress.close()
         if self.tb_logger:
             self.tb_logger.close()  # a run that was stopped has left events in its queue
-        leave_distributed(orderly=error is None or issubclass(error, Stopped))
+        # A rank that is stopped before the training has asked no other: they may be waiting elsewhere.
+        agreed = isinstance(error, Stopped) and error.exit_code == Stopped.exit_code
+        leave_distributed(orderly=error is None or agreed)
 
     # ------------------------------------------------------------------------------ before anything is written
 
@@ -97,7 +98,6 @@ class Session:
             check_checkpoints(opt)
         try_metrics(opt, self.datasets)
         if is_train:
-            refuse_own_files(opt)
             self.rehearsed = rehearse(
                 opt, model, self._make_dataset("train", opt["datasets"]["train"], opt["manual_seed"])
             )
@@ -131,7 +131,7 @@ class Session:
     # ------------------------------------------------------------------------------ names of basicsr.train
 
     def load_resume_state(self, opt: dict[str, Any]) -> dict[str, Any] | None:
-        """The newest state that loads (``--auto_resume``) or the one that ``path.resume_state`` names.
+        """The newest state that loads (``--auto_resume``), else the one that ``path.resume_state`` names.
 
         Rank 0 looks for it and compares it with the options, the others read what it found.
         """
@@ -142,6 +142,7 @@ class Session:
             for dataset in self.datasets.values():
                 dataset.seed = seed
         if path is None:
+            refuse_own_files(opt)
             return None
         self.resume_state = state = read_state(path)
         opt["path"]["resume_state"] = str(path)
@@ -156,11 +157,14 @@ class Session:
     def _find_state(self, opt: dict[str, Any]) -> tuple[Path | None, int, dict[str, Any], list[str]]:
         folders, state = opt["path"], None
         notes: list[str] = []
-        path = Path(folders["resume_state"]) if folders.get("resume_state") else None
+        named = Path(folders["resume_state"]) if folders.get("resume_state") else None
+        path = None
         if opt["auto_resume"]:
             state, path, notes = newest_state(Path(folders["training_states"]), Path(folders["models"]))
-        elif path is not None:
-            state = read_state(path)
+        if path is None and named is not None:  # the first life of a run that goes on by itself afterwards
+            state, path = read_state(named), named
+        elif named is not None and path is not None:
+            notes.append(f"path.resume_state: {named} is not used, --auto_resume goes on from {path}")
         seed = opt["manual_seed"]
         if state is not None and self.args.seed_is_drawn and state.get("manual_seed") is not None:
             seed = state["manual_seed"]
@@ -226,7 +230,7 @@ class Session:
         if opt["num_gpu"] == 0:
             get_root_logger().warning("datasets.train.prefetch_mode: cuda has no effect on the CPU")
             return self.make_prefetcher(loader)
-        return self._looped(CUDAPrefetcher(loader, opt))
+        return self._looped(CudaBatches(loader))
 
     def _looped(self, prefetcher: Any) -> LoopPrefetcher:
         self.loop.begin(self.val_loaders, self.tb_logger)

@@ -25,6 +25,7 @@ from kdsr.runtime.launchers import check_backend, explain, take_gpu, to_torch_en
 T = TypeVar("T")
 _host_group: dist.ProcessGroup | None = None
 _was_rank = False
+_timeout: timedelta | None = None  # of every exchange; None: torch's
 _LOST = re.compile(
     r"(closed|reset) by peer|broken pipe|connection refused|timed? ?out|remote process exited", re.IGNORECASE
 )
@@ -51,12 +52,13 @@ def init_distributed(launcher: str, dist_params: dict[str, Any] | None = None) -
     check_backend(backend)
     if torch.cuda.is_available():
         take_gpu(backend)
+    global _timeout, _was_rank
     limit = params.get("timeout")
+    _timeout = None if limit is None else timedelta(seconds=limit)
     try:
-        dist.init_process_group(backend, timeout=None if limit is None else timedelta(seconds=limit))
+        dist.init_process_group(backend, timeout=_timeout)
     except (dist.DistError, RuntimeError) as error:
         raise explain(error, limit) from error
-    global _was_rank
     _was_rank = True
 
 
@@ -85,7 +87,7 @@ def host_group() -> dist.ProcessGroup | None:
     """
     global _host_group
     if _host_group is None and dist.get_backend() != "gloo":
-        _host_group = dist.new_group(backend="gloo")
+        _host_group = dist.new_group(backend="gloo", timeout=_timeout)
     return _host_group
 
 
@@ -179,11 +181,13 @@ def on_first_rank(do: Callable[[], T]) -> T:
         try:
             box[0] = do()
         except KdsrError as error:
-            box[1] = (type(error), error.problems)
+            box[1] = (type(error), error.problems, error.exit_code)
     dist.broadcast_object_list(box, src=0, group=host_group())
     if box[1] is not None:
-        kind, problems = box[1]
-        raise kind(problems)
+        kind, problems, exit_code = box[1]
+        told = kind(problems)
+        told.exit_code = exit_code  # a stop's is that of its signal
+        raise told
     return box[0]
 
 

@@ -296,6 +296,21 @@ def test_with_another_number_of_processes_the_data_go_on_where_they_were(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_that_are_copied_ahead_are_the_same(dckd_options: Options) -> None:
+    as_logits(dckd_options)
+    dckd_options["precision"] = {"deterministic": True}
+    train = dckd_options["datasets"]["train"]
+    train.update(gt_size=32, dataset_enlarge_ratio=3.5, num_worker_per_gpu=2, pin_memory=True)
+    train["progressive"] = [{"after": 3, "gt_size": 64}]
+    dckd_options["train"]["total_iter"] = 10
+    dckd_options["logger"]["save_checkpoint_freq"] = 10
+    assert run("whole", dckd_options) == 0
+    train["prefetch_mode"] = "cuda"
+    assert run("parted", dckd_options) == 0
+    assert unlike() == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", [as_logits, as_dckd, as_vqgan])
 def test_on_a_gpu_with_deterministic_algorithms(
     method: Callable[[Options], None], dckd_options: Options, monkeypatch: pytest.MonkeyPatch

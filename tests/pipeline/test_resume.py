@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,29 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(run_options: Options
     assert all(torch.equal(value, kept["params"][name]) for name, value in last["params"].items())
 
 
+def test_the_best_so_far_stays_the_best_when_a_metric_comes_or_goes(run_options: Options) -> None:
+    """The first validation is the best one; afterwards a learning rate ruins the student."""
+    run_options["logger"].update(save_best={"set": "held_out", "metric": "psnr"}, save_checkpoint_freq=1)
+    run_options["val"]["val_freq"] = 1
+    run_options["train"].update(total_iter=2, ema_decay=0)
+    run_options["train"]["scheduler"] = {"type": "MultiStepLR", "milestones": [1], "gamma": 3000.0}
+    metrics = run_options["val"]["metrics"]
+    assert run(run_options) == 0
+    best = torch.load(RUN / "models/net_g_best.pth", weights_only=True)["measured"]
+    assert best["iteration"] == 1
+    metrics["ssim"] = {"type": "calculate_ssim", "crop_border": 4, "test_y_channel": True}
+    run_options["train"]["total_iter"] = 3
+    assert run(run_options, "--auto_resume") == 0
+    assert torch.load(RUN / "models/net_g_best.pth", weights_only=True)["measured"] == best
+    del metrics["ssim"]
+    run_options["train"]["total_iter"] = 4
+    assert run(run_options, "--auto_resume") == 0
+    values = state(4)["best_metric_results"]["held_out"]
+    assert values == {"psnr": {"better": "higher", "val": best["value"], "iter": 1}}
+    del run_options["val"]["metrics"], run_options["logger"]["save_best"]
+    assert run(run_options, "--auto_resume") == 0
+
+
 @pytest.mark.parametrize(
     ("best", "message"),
     [
@@ -155,6 +179,46 @@ def test_going_back_to_an_older_state_sets_the_later_ones_aside(run_options: Opt
     assert "3.state is later than the state that the run goes on from: set aside" in log()
     assert all(torch.equal(value, whole[name]) for name, value in state(3)["networks"]["net_g"].items())
     assert rows() == before
+
+
+def test_later_states_are_set_aside_however_the_state_is_named(run_options: Options) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 1
+    assert run(run_options) == 0
+    run_options["train"]["total_iter"] = 2
+    other = f"path:resume_state={RUN}/models/../training_states/1.state"
+    assert run(run_options, "--force_yml", other) == 0
+    later = {"2.state.set_aside", "3.state.set_aside"}
+    assert names("training_states") == {"1.state", "2.state", *later}
+
+
+def test_a_run_begins_with_the_named_state_and_goes_on_from_its_own(run_options: Options) -> None:
+    """As a batch script does it, whose line is the same each time."""
+    run_options["logger"]["save_checkpoint_freq"] = 1
+    assert run(run_options) == 0
+    run_options.update(name="branch", path={"resume_state": f"{RUN}/training_states/2.state"})
+    whole = (RUN / "training_states/3.state").read_bytes()
+    folder = Path("experiments/branch/training_states")
+    assert run(run_options, "--auto_resume") == 0
+    assert [path.name for path in folder.iterdir()] == ["3.state"]  # and not 1 and 2 once more
+    made, there = (torch.load(file, weights_only=True) for file in (folder / "3.state", io.BytesIO(whole)))
+    weights = made["networks"]["net_g"]
+    assert all(torch.equal(value, weights[name]) for name, value in there["networks"]["net_g"].items())
+    run_options["train"]["total_iter"] = 4
+    assert run(run_options, "--auto_resume") == 0
+    assert {path.name for path in folder.iterdir()} == {"3.state", "4.state"}
+    log = sorted(Path("experiments/branch").glob("*.log"))[-1].read_text(encoding="utf-8")
+    assert "2.state is not used, --auto_resume goes on from" in log
+
+
+@pytest.mark.parametrize("flags", [[], ["--auto_resume"]])
+def test_a_new_run_does_not_start_from_files_that_it_moves_aside(
+    run_options: Options, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(run_options) == 0
+    run_options["path"]["pretrain_network_g"] = f"{RUN}/models/net_g_latest.pth"
+    assert run(run_options, *flags) == 2
+    assert "lies in the folder of this very run" in capsys.readouterr().err
+    assert [path.name for path in Path("experiments").iterdir()] == ["run"]
 
 
 # ------------------------------------------------------------------------------------------ validations that are due

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import pytest
 import torch
 import yaml
 
+import ranks
 from kdsr import train as train_entry
+from kdsr.models import evaluation
+from kdsr.pipeline.session import Session
 
 
 @pytest.fixture(autouse=True)
@@ -232,3 +237,45 @@ def test_an_unreadable_image_stops_the_run_with_its_path(
     assert run(run_options) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("kdsr: error: ") and str(damaged) in error
+
+
+# -------------------------------------------------------------------------------- stopped before the first iteration
+
+
+def stop_rank_0_where_it_looks_for_a_state(rank: int) -> None:
+    find = Session._find_state
+
+    def find_state(self: Session, opt: dict[str, Any]) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return find(self, opt)
+
+    Session._find_state = find_state  # type: ignore[method-assign]
+
+
+def stop_rank_0_where_the_teacher_is_measured(rank: int) -> None:
+    measure = evaluation._evaluate_one
+
+    def evaluate_one(*arguments: Any) -> Any:
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measure(*arguments)
+
+    evaluation._evaluate_one = evaluate_one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prepare", "codes"),
+    [
+        (stop_rank_0_where_it_looks_for_a_state, [143, 143]),
+        (stop_rank_0_where_the_teacher_is_measured, [143, 1]),
+    ],
+)
+def test_a_rank_that_is_stopped_before_the_training_keeps_no_other_waiting(
+    prepare: Any, codes: list[int], dckd_options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Nothing was saved, so that the exit code is not that of a run that was stopped in order (75)."""
+    dckd_options["datasets"]["train"]["batch_size_per_gpu"] = 1
+    dckd_options["val"]["teacher"] = True
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(dckd_options, sort_keys=False), encoding="utf-8")
+    assert ranks.run(tmp_path, ["-opt", "run.yml"], prepare=prepare) == codes
