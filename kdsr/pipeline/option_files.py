@@ -22,7 +22,7 @@ REPLACE_KEY = "_replace_"
 _STANDARD_TAG = "tag:yaml.org,2002:"
 FLOAT_TAG = f"{_STANDARD_TAG}float"
 EXPONENT_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
-MOST_VALUES = 100_000  # of one file; a template has about a hundred
+MOST_CHARACTERS, MOST_VALUES = 1_000_000, 100_000  # of one file; a template has 3000 and a hundred
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 
 
@@ -131,12 +131,15 @@ def read_file(path: Path, _above: tuple[Path, ...] = ()) -> tuple[dict[str, Any]
     if resolved in _above:
         chain = " -> ".join(str(p) for p in (*_above, resolved))
         raise OptionError(f"{BASE_KEY} goes in a circle: {chain}")
+    by = f" ({BASE_KEY} of {_above[-1]})" if _above else ""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        by = f" ({BASE_KEY} of {_above[-1]})" if _above else ""
         raise OptionError(f"option file {path}{by}: {reason}") from error
+    if len(text) > MOST_CHARACTERS:
+        raise OptionError(f"option file {path}{by}: has more than {MOST_CHARACTERS:,d} characters")
     options = parse_yaml(text, str(path))
     if not isinstance(options, dict):
         found = "empty" if options is None else f"a {type(options).__name__}"

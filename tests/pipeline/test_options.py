@@ -84,6 +84,12 @@ def test_an_anchor_gives_two_sections_that_do_not_share_changes(tmp_path: Path) 
     assert load(file, ["y:lr=5"]) == {"x": {"lr": 1}, "y": {"lr": 5}, "z": {"lr": 1, "more": 2}}
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a file without end")
+def test_a_file_without_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"/dev/zero .*a\.yml\): has more than 1,000,000 characters"):
+        load(write(tmp_path / "a.yml", "_base_: /dev/zero\n"))
+
+
 def test_aliases_that_multiply_are_refused(tmp_path: Path) -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
