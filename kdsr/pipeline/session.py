@@ -65,16 +65,14 @@ class Session:
         self.hook, threading.excepthook = threading.excepthook, tell_no_writer
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         logging.raiseExceptions = self.raises
         threading.excepthook = self.hook
         self.stop.__exit__()
         self.progress.close()
         if self.tb_logger:
             self.tb_logger.close()  # a run that was stopped has left events in its queue
-        # A rank that is stopped before the training has asked no other: they may be waiting elsewhere.
-        agreed = isinstance(error, Stopped) and error.exit_code == Stopped.exit_code
-        leave_distributed(orderly=error is None or agreed)
+        leave_distributed(orderly=error is None or issubclass(error, Stopped))
 
     # ------------------------------------------------------------------------------ before anything is written
 

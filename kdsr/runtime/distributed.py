@@ -181,13 +181,11 @@ def on_first_rank(do: Callable[[], T]) -> T:
         try:
             box[0] = do()
         except KdsrError as error:
-            box[1] = (type(error), error.problems, error.exit_code)
+            box[1] = (type(error), error.problems)
     dist.broadcast_object_list(box, src=0, group=host_group())
     if box[1] is not None:
-        kind, problems, exit_code = box[1]
-        told = kind(problems)
-        told.exit_code = exit_code  # a stop's is that of its signal
-        raise told
+        kind, problems = box[1]
+        raise kind(problems)
     return box[0]
 
 

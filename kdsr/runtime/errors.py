@@ -60,6 +60,22 @@ class Stopped(KdsrError):
     label = "kdsr"
 
 
+class StoppedEarly(BaseException):
+    """A run was asked to stop before its first iteration, when there was nothing to save; of this rank alone.
+
+    No ``Exception``: what turns those into the damaged file or the wrong option that they mean must let it pass, or
+    the newest state would be skipped for it.
+
+    Args:
+        number: Of the signal.
+        name: Of the signal.
+    """
+
+    def __init__(self, number: int, name: str) -> None:
+        super().__init__(f"stopped by {name} before the first iteration; there was nothing to save yet")
+        self.exit_code = 128 + number  # as a shell reports it: who starts the run again gains nothing
+
+
 def _system_problem(error: OSError) -> str:
     """Names the file and the system's reason; an error that carries neither speaks for itself."""
     # DataLoader raises a worker's error again with the worker's traceback as its message.
@@ -96,6 +112,8 @@ def reported(run: Callable[[], None]) -> int:
         run()
     except KdsrError as error:
         problems, exit_code, label = error.problems, error.exit_code, error.label
+    except StoppedEarly as stop:
+        problems, exit_code, label = [str(stop)], stop.exit_code, Stopped.label
     except KeyboardInterrupt:
         problems, exit_code, label = ["interrupted"], 130, Stopped.label
     except OSError as error:

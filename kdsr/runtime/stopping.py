@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from kdsr.runtime.distributed import host_group
-from kdsr.runtime.errors import Stopped
+from kdsr.runtime.errors import StoppedEarly
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 # What schedulers and people send to end a process in order. SIGKILL and SIGSTOP cannot be handled; the others
@@ -44,9 +44,9 @@ def signal_problems(names: Any) -> list[str]:
 class StopRequest:
     """Handles stop signals while the ``with`` block lasts; the earlier handlers are put back at its end.
 
-    Until ``training`` is set there is nothing to save: a signal raises :class:`Stopped` at once, with 128 and the
-    signal's number as exit code, SIGINT ``KeyboardInterrupt``. From then on the first signal is noted in ``requested``
-    and said on stderr, and only a second SIGINT raises ``KeyboardInterrupt``.
+    Until ``training`` is set there is nothing to save: a signal raises :class:`StoppedEarly` at once, SIGINT
+    ``KeyboardInterrupt``. From then on the first signal is noted in ``requested`` and said on stderr, and only a
+    second SIGINT raises ``KeyboardInterrupt``.
 
     Outside the main thread, where Python allows no handlers, nothing is handled.
 
@@ -86,9 +86,7 @@ class StopRequest:
             raise KeyboardInterrupt
         if not self.training:
             # Should a destructor swallow it, requested still ends the run after its first iteration.
-            stopped = Stopped(f"stopped by {name} before the first iteration; there was nothing to save yet")
-            stopped.exit_code = 128 + number  # as a shell reports it: who starts the run again gains nothing
-            raise stopped
+            raise StoppedEarly(number, name)
         if first:
             again = "; a second SIGINT (Ctrl-C) stops at once" if "SIGINT" in self.signals else ""
             _say(f"kdsr: {name}: finishing the iteration and saving the state{again}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,25 @@ def test_a_state_whose_weights_are_gone_is_skipped(
     assert run(run_options, "--auto_resume") == 0
     assert "Skipped a state whose weights are gone" in log() and "net_g_3.pth" in log()
     assert "Resuming training from epoch: 1, iter: 2" in capsys.readouterr().err
+
+
+def test_a_signal_while_the_newest_state_is_read_is_not_taken_for_damage(
+    run_options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["logger"]["save_checkpoint_freq"] = 2
+    assert run(run_options) == 0
+    load = torch.load
+
+    def load_state(path: Any, *arguments: Any, **more: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load(path, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", load_state)
+        assert run(run_options, "--auto_resume") == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM before the first iteration" in capsys.readouterr().err
+    assert [path.name for path in Path("experiments").iterdir()] == ["run"]  # not begun anew
+    assert names("training_states") == {"2.state"}
 
 
 def test_what_a_killed_writer_left_is_swept(run_options: Options) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kdsr.pipeline.option_check import check
-from kdsr.runtime.errors import Stopped
+from kdsr.runtime.errors import StoppedEarly
 from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest, spare_worker
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def test_a_second_interrupt_stops_at_once() -> None:
 
 
 def test_before_training_a_signal_stops_at_once() -> None:
-    with StopRequest(), pytest.raises(Stopped, match="stopped by SIGTERM .* nothing to save") as stopped:
+    with StopRequest(), pytest.raises(StoppedEarly, match="stopped by SIGTERM .* nothing to save") as stopped:
         send("SIGTERM")
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     with StopRequest(), pytest.raises(KeyboardInterrupt):
