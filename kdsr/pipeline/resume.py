@@ -71,10 +71,14 @@ def newest_state(folder: Path, models: Path) -> tuple[dict[str, Any] | None, Pat
 
     Returns:
         The state and its file (None where there is none), and why newer ones were skipped.
+
+    Raises:
+        CheckpointError: A state cannot be opened, which says nothing of what is in it.
     """
     named = [path for path in folder.glob("*.state") if path.stem.isdecimal()] if folder.is_dir() else []
     skipped = []
     for path in sorted(named, key=lambda path: int(path.stem), reverse=True):
+        _require_access(path)
         try:
             state = read_state(path)
         except CheckpointError as error:
@@ -86,6 +90,16 @@ def newest_state(folder: Path, models: Path) -> tuple[dict[str, Any] | None, Pat
             continue
         return state, path, skipped
     return None, None, skipped
+
+
+def _require_access(path: Path) -> None:
+    if path.is_file():
+        try:
+            path.open("rb").close()
+        except OSError as error:  # no permission, a disk that is not there just now: the state may be sound
+            raise CheckpointError(
+                f"{path}: cannot be opened ({error.strerror}); mend that, or start the run under another name"
+            ) from error
 
 
 def set_aside_later(folder: Path, iteration: int) -> list[str]:
@@ -202,7 +216,14 @@ def changes(
         said = f"{key}: {_shown(before)} -> {_shown(after)}"
         network = key.partition(".")[0]
         if network.startswith("network_"):
-            refused.append(f"{said}; the state holds another network")
+            own = network.removeprefix("network_") in trained
+            refused.append(f"{said}; {'the state holds' if own else 'the run was taught by'} another network")
+        elif key.startswith("path.param_key_"):
+            name = key.removeprefix("path.param_key_")
+            if name in trained:
+                lines.append(f"{said}; no effect, the state's weights go on")
+            elif len({"params" if one is _ABSENT else one for one in (before, after)}) > 1:
+                refused.append(f"{said}; of the same file, these may be other weights")
         elif key.startswith("path.pretrain_network_"):
             name = key.removeprefix("path.pretrain_network_")
             if name in trained:

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import yaml
 
 from kdsr import train as train_entry
 from kdsr.models.measured_model import MeasuredModel
-from kdsr.pipeline.resume import changes, fingerprint_of_set, run_record
+from kdsr.pipeline.resume import changes, fingerprint_of_set, newest_state, run_record
+from kdsr.runtime.errors import CheckpointError
 
 Options = dict[str, Any]
 RUN = Path("experiments/run")
@@ -177,6 +179,22 @@ def test_a_signal_while_the_newest_state_is_read_is_not_taken_for_damage(
     assert "stopped by SIGTERM before the first iteration" in capsys.readouterr().err
     assert [path.name for path in Path("experiments").iterdir()] == ["run"]  # not begun anew
     assert names("training_states") == {"2.state"}
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_state_that_cannot_be_opened_is_not_taken_for_damage() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        file = Path(folder, "5.state")
+        file.write_bytes(b"")
+        file.chmod(0o600)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(CheckpointError, match="5.state: cannot be opened .Permission denied"):
+                newest_state(Path(folder), Path(folder))
+        finally:
+            os.seteuid(0)
+        assert newest_state(Path(folder), Path(folder))[0] is None
 
 
 def test_what_a_killed_writer_left_is_swept(run_options: Options) -> None:
@@ -368,6 +386,23 @@ def test_another_network_or_teacher_is_refused(
     assert sorted((path, path.stat().st_mtime_ns) for path in RUN.rglob("*")) == before
     assert run(dckd_options, "--auto_resume", "--force_resume") == 0
     assert "path.pretrain_network_t: the weights have changed" in log()
+
+
+def test_other_weights_of_the_teachers_file_are_another_teacher(
+    dckd_options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = dckd_options["path"]["pretrain_network_t"]
+    params = torch.load(file, weights_only=True)["params"]
+    torch.save({"params": params, "params_ema": {name: 2 * value for name, value in params.items()}}, file)
+    dckd_options["logger"]["save_checkpoint_freq"] = 3
+    assert run(dckd_options) == 0
+    dckd_options["path"].update(param_key_t="params", param_key_g="auto")  # the default; of no effect
+    assert run(dckd_options, "--auto_resume") == 0
+    assert "path.param_key_g: (not there) -> auto; no effect, the state's weights go on" in log()
+    dckd_options["path"]["param_key_t"] = "params_ema"
+    assert run(dckd_options, "--auto_resume") == 2
+    assert "path.param_key_t: (not there) -> params_ema; of the same file" in capsys.readouterr().err
+    assert run(dckd_options, "--auto_resume", "--force_resume") == 0
 
 
 def test_a_teacher_that_has_only_moved_is_the_same(dckd_options: Options) -> None:
