@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 import yaml
 from basicsr.archs import build_network
 
+import ranks
 from kdsr import train as train_entry
 from kdsr.losses.facd_loss import FACDLoss, patch_gate
 from kdsr.losses.slkd_loss import edge_texture_distance, natural_scene_distance, spatial_kl
@@ -180,6 +183,23 @@ def test_facd_with_a_batch_of_one(facd_options: Options, capsys: pytest.CaptureF
         "set datasets.train.batch_size_per_gpu to 2 or more, or train on several GPUs"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.slow
+def test_facd_takes_its_negatives_from_every_process(facd_options: Options, tmp_path: Path) -> None:
+    """A batch of one has none of its own; two processes of one each have one, and train alike."""
+    facd_options["datasets"]["train"].update(batch_size_per_gpu=1, dataset_enlarge_ratio=2)
+    facd_options["logger"]["save_checkpoint_freq"] = 3
+    facd_options["train"]["gate"] = "off"
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(facd_options), encoding="utf-8")
+    assert ranks.run(tmp_path, ["-opt", "run.yml"]) == [0, 0]
+    log = next(Path("experiments/run").glob("train_*.log")).read_text(encoding="utf-8")
+    losses = [float(value) for value in re.findall(r"l_facd: (\S+)", log)]
+    bounds = [float(value) for value in re.findall(r"mutual_information: (\S+)", log)]
+    assert len(losses) == len(bounds) == 3
+    for loss, bound in zip(losses, bounds, strict=True):  # K = 2: the bound is log 2 - L, the weight is 0.5
+        assert bound == pytest.approx(math.log(2) - loss / 0.5, abs=1e-3)
+    assert bounds[0] != 0
 
 
 # ----------------------------------------------------------------------------------------------------------- SLKD
