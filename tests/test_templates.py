@@ -272,7 +272,7 @@ def test_a_template_with_two_mistakes_says_both(capsys: pytest.CaptureFixture[st
 def test_the_taps_are_there_at_full_size(file: Path) -> None:
     options = load(file)
     for key, teacher in (("taps", "t"), ("encoder_taps", "t"), ("decoder_taps", "tb")):
-        pairs = options["train"].get(key) or ()
+        pairs = tap_pairs(options["train"][key]) if options["train"].get(key) else []
         networks = {
             "student": options["network_g"],
             "teacher": options.get(f"network_{teacher}", options.get("network_t")),
@@ -280,4 +280,5 @@ def test_the_taps_are_there_at_full_size(file: Path) -> None:
         for role, network in networks.items() if pairs else ():
             with torch.device("meta"):
                 modules = dict(build_network(network).named_modules())
-            assert [pair[role] for pair in pairs if pair[role] not in modules] == []
+            names = [getattr(pair, role) for pair in pairs]
+            assert [name for name in names if name not in modules] == []

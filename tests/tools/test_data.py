@@ -366,7 +366,7 @@ def test_commands_of_the_data_readme_make_what_the_templates_read(
     text = (root / "datasets" / "README.md").read_text(encoding="utf-8")
     found = re.findall(r"^kdsr data (.+)$", text, flags=re.MULTILINE)
     commands = [command for command in found if not re.search("--kernels|--depth", command)]
-    assert len(commands) == 20
+    assert len(commands) == 22
     monkeypatch.chdir(tmp_path)
     for number, command in enumerate(commands):
         words = command.split()
