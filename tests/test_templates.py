@@ -14,6 +14,7 @@ from basicsr.archs import build_network
 
 from kdsr import test as test_entry
 from kdsr import train as train_entry
+from kdsr.models.tap_options import tap_pairs
 from kdsr.pipeline.option_check import check
 from kdsr.pipeline.option_files import load
 from small_networks import SMALL
