@@ -112,7 +112,8 @@ def workspace(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name, link in {"DIV2K/DIV2K_train_HR_sub": "GT", "my_photos": "LR_x4", "my_images": "GT"}.items():
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).symlink_to(photos / link)
-    (data / "T91BSDS500").symlink_to(photos)
+    for name in ("T91BSDS500", "T91BSDS"):
+        (data / name).symlink_to(photos)
     for scale in (2, 3, 4):
         folder = data / f"DIV2K/DIV2K_train_LR_bicubic/X{scale}_sub"
         folder.parent.mkdir(exist_ok=True)
@@ -123,10 +124,11 @@ def workspace(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> 
             (data / name / folder).symlink_to(photos / link)
         for scale in (2, 3, 4):
             (data / name / f"LRbicx{scale}").symlink_to(photos / f"LR_x{scale}")
-    for folder in ("train", "test/Test100", "test/Rain100L"):
-        for name in ("target", "input"):
-            (data / "Rain13K" / folder).mkdir(parents=True, exist_ok=True)
-            (data / "Rain13K" / folder / name).symlink_to(photos / "GT")
+    pairs = [f"Rain13K/{part}" for part in ("train", "test/Test100", "test/Rain100L")]
+    for folder in (*pairs, "T91BSDS_rain", "DDN_rain"):
+        (data / folder).mkdir(parents=True)
+        for name in ("GT", "rain") if folder == "DDN_rain" else ("target", "input"):
+            (data / folder / name).symlink_to(photos / "GT")
     monkeypatch.chdir(root)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return root
@@ -220,7 +222,7 @@ def test_command(
         file, overrides = option_words(words)
         small = [f"--force_yml={entry}" for entry in reductions(load(file, overrides))]
         assert call([*words, "--threads", "1", "--repeat", "1", "--warmup", "0", *small], monkeypatch) == 0
-        assert "VQGAN" in capfd.readouterr().out
+        assert ("feature losses" if "SLKD" in file else "VQGAN") in capfd.readouterr().out
     elif command.startswith("torchrun "):
         file, overrides = option_words(words)
         small = list(reductions(load(file, overrides)))
