@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from kdsr.data.batch_plan import BatchPlan, PlannedBatches, last_epoch
 from kdsr.data.samplers import PositionSampler
-from kdsr.runtime.stopping import spare_worker
+from kdsr.runtime.stopping import quiet_when_the_reader_is_gone, spare_worker
 
 
 class TrainingData:
@@ -76,4 +76,5 @@ class TrainingData:
 
 def _start_worker(then: Callable[[int], None], worker_id: int) -> None:
     spare_worker(worker_id)
+    quiet_when_the_reader_is_gone()
     then(worker_id)

@@ -9,9 +9,10 @@ import contextlib
 import difflib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -134,6 +135,22 @@ def spare_worker(worker_id: int = 0) -> None:
         signal.signal(signal.Signals[name], signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_next_time)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers(_POSSIBLE))
+
+
+def quiet_when_the_reader_is_gone() -> None:
+    """In a loading worker: says nothing when the process that it loads for was killed in the middle of a batch.
+
+    multiprocessing hands tensors over in a thread of the worker, which prints a lost connection as a traceback,
+    among the messages that say what has happened.
+    """
+    told = sys.excepthook
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        in_thread = threading.current_thread() is not threading.main_thread()
+        if not (in_thread and issubclass(kind, ConnectionError | EOFError)):
+            told(kind, error, trace)
+
+    sys.excepthook = tell
 
 
 def _numbers(names: Sequence[str]) -> set[signal.Signals]:

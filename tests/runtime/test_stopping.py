@@ -205,3 +205,28 @@ def test_two_ranks_stop_at_the_same_call_when_one_is_asked(tmp_path: Path) -> No
     call, *seen = asked.split()
     assert seen == ["SIGUSR1", "SIGUSR1"]
     assert told.split() == [call, "SIGUSR1", "None"]
+
+
+LOST_READER = """
+import os, socket, sys, time
+from multiprocessing import resource_sharer
+from kdsr.runtime.stopping import quiet_when_the_reader_is_gone
+
+if sys.argv[1] == "quiet":
+    quiet_when_the_reader_is_gone()
+address, key = resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY))._id
+for _ in range(3):  # a reader that is killed while it says who it is
+    reader = socket.socket(socket.AF_UNIX)
+    reader.connect(address)
+    reader.close()
+time.sleep(0.5)
+sys.excepthook(ValueError, ValueError("of the main thread"), None)
+"""
+
+
+@pytest.mark.parametrize("mode", ["quiet", "plain"])
+def test_a_worker_says_nothing_about_a_reader_that_was_killed(mode: str) -> None:
+    worker = start(LOST_READER, mode)
+    _, said = worker.communicate(timeout=60)
+    assert "of the main thread" in said
+    assert ("Traceback" in said) == (mode == "plain")
