@@ -8,9 +8,12 @@ known; distortions change it. Written from the paper.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -37,14 +40,24 @@ def _groups(x: Tensor) -> list[tuple[tuple[int, int], ...]]:
     return [NEIGHBOURS] if x.is_cuda else [(direction,) for direction in NEIGHBOURS]
 
 
-def _products(x: Tensor, group: tuple[tuple[int, int], ...]) -> Tensor:
+def _part(memory: Tensor, shape: Sequence[int]) -> Tensor:
+    """The beginning of flat memory as a tensor."""
+    return memory[: math.prod(shape)].view(*shape)
+
+
+def _memory(x: Tensor, maps: int) -> Sequence[Tensor | None]:
+    """So many maps' flat memory, which the directions share: on a CPU to take it costs more than to fill it."""
+    return [None] * maps if len(_groups(x)) == 1 else x.new_empty(maps, x.numel()).unbind()
+
+
+def _products(x: Tensor, group: tuple[tuple[int, int], ...], memory: Tensor | None) -> Tensor:
     """(N, C, H, W) -> (N, C, directions, H, W): each pixel times its neighbour, 0 where it has none.
 
-    For one direction alone without those zeros: (N, C, 1, smaller H, smaller W).
+    For one direction alone without those zeros, (N, C, 1, smaller H, smaller W), and in ``memory``.
     """
-    if len(group) == 1:
+    if memory is not None:
         here, there = _pair(x, *group[0])
-        return (here * there).unsqueeze(2)
+        return torch.mul(here, there, out=_part(memory, here.shape)).unsqueeze(2)
     out = x.new_zeros(*x.shape[:2], len(group), *x.shape[2:])
     for i, direction in enumerate(group):
         here, there = _pair(x, *direction)
@@ -63,13 +76,15 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
+        memory = _memory(x, 3)
         own = x.abs()
         of_pixels = torch.stack([own.sum((2, 3)), own.mul_(own).sum((2, 3))], 2)
         of_pairs = []
         for group in _groups(x):
-            product = _products(x, group)
-            positive = product.clamp_min(0)
-            negative = positive - product
+            product = _products(x, group, memory[0])
+            parts = [None if part is None else _part(part, product.shape) for part in memory[1:]]
+            positive = torch.clamp_min(product, 0, out=parts[0])
+            negative = torch.sub(positive, product, out=parts[1])
             more = product.sign_().sum((3, 4))
             sums = [positive.sum((3, 4)), negative.sum((3, 4))]
             sums += [torch.mul(positive, positive, out=product).sum((3, 4))]
@@ -84,15 +99,17 @@ class _Sums(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         absolute, square = (of_pixels[:, :, i, None, None] for i in range(2))
         out = x.sign().mul_(absolute).addcmul_(x, 2 * square)
+        memory = _memory(x, 2)
         done = 0
         for group in _groups(x):
             # (the counts are steps: no gradient)
             up, low, up2, low2 = of_pairs[:, :, done : done + len(group), :4, None, None].unbind(3)
             done += len(group)
-            product = _products(x, group)
+            product = _products(x, group, memory[0])
             # d/dp of the positive and the negative sum: half of the difference everywhere, half of the sum
             # times p's sign; d/dp of the squares: 2 p, with one factor for each sign
-            slopes = product.sign().mul_((up + low) / 2).add_((up - low) / 2)
+            slopes = torch.sign(product, out=None if memory[1] is None else _part(memory[1], product.shape))
+            slopes.mul_((up + low) / 2).add_((up - low) / 2)
             slopes.addcmul_(product, 2 * low2).addcmul_(product.clamp_min_(0), 2 * (up2 - low2))
             for i, direction in enumerate(group):
                 slope = slopes[:, :, i] if len(group) == 1 else _pair(slopes[:, :, i], *direction)[0]
@@ -104,31 +121,46 @@ class _Sums(torch.autograd.Function):
 
 
 @lru_cache(maxsize=32)
-def _pairs(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """How many products each direction has, (4, 1); 1 where there are none. Sent to a GPU once."""
-    counts = [max(1, (height - abs(down)) * (width - right)) for down, right in NEIGHBOURS]
-    return torch.tensor(counts, dtype=dtype).to(device).unsqueeze(1)
+def _counts(
+    sizes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """How many pixels each scale has, (scales,), and how many products each direction, (scales, 4, 1); 1 where
+    there are none. Sent to a GPU once."""
+    pixels = [height * width for height, width in sizes]
+    pairs = [
+        [[max(1, (height - abs(down)) * (width - right))] for down, right in NEIGHBOURS]
+        for height, width in sizes
+    ]
+    return torch.tensor(pixels, dtype=dtype).to(device), torch.tensor(pairs, dtype=dtype).to(device)
 
 
 def _halved(x: Tensor) -> Tensor:
     """2x2 mean; an odd last row or column is left out, an axis of one pixel stays."""
-    for axis in (2, 3):
-        if x.shape[axis] > 1:
-            pairs = x.narrow(axis, 0, x.shape[axis] // 2 * 2).unflatten(axis, (-1, 2))
-            first, second = pairs.unbind(axis + 1)
-            x = (first + second) * 0.5
-    return x
+    return F.avg_pool2d(x, [min(2, size) for size in x.shape[2:]])
 
 
-def _moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """MSCN map -> E|y| and E[y^2], (N, C); mean, E|p|, E[p^2], left and right variance of the products,
-    (N, C, 4)."""
-    own, sums = _Sums.apply(y)
-    absolute, square = (own / y[0, 0].numel()).unbind(2)
-    means = sums[..., :4] / _pairs(*y.shape[2:], y.dtype, y.device)
-    positive, negative, positive2, negative2 = means.unbind(3)
-    more, less = sums[..., 4:].detach().clamp_min(1).unbind(3)
-    return (
+class _Moments(NamedTuple):
+    """At both scales: of the MSCN map y, (N, C, 2), and of its neighbour products p, (N, C, 2, 4)."""
+
+    absolute: Tensor  # E|y|
+    square: Tensor  # E[y^2]
+    mean: Tensor
+    p_absolute: Tensor
+    p_square: Tensor
+    left: Tensor  # variance of the negative products about 0
+    right: Tensor  # and of the positive ones
+
+
+def _moments(x: Tensor, c: float | Tensor) -> _Moments:
+    """Of the MSCN maps of x, (N, C, H, W), at scale 1 and at scale 1/2."""
+    scales = [mscn(scaled, c) for scaled in (x, _halved(x))]
+    of_pixels, of_pairs = zip(*(_Sums.apply(y) for y in scales), strict=True)
+    pixels, pairs = _counts(tuple((y.shape[2], y.shape[3]) for y in scales), x.dtype, x.device)
+    absolute, square = torch.stack(of_pixels, 3).div(pixels).unbind(2)
+    sums = torch.stack(of_pairs, 2)
+    more, less = sums[..., 4:].detach().clamp_min(1).unbind(4)
+    positive, negative, positive2, negative2 = (sums[..., :4] / pairs).unbind(4)
+    return _Moments(
         absolute,
         square,
         positive - negative,
@@ -137,6 +169,11 @@ def _moments(y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
         sums[..., 3] / less,
         sums[..., 2] / more,
     )
+
+
+def _in_order(of_pixels: list[Tensor], of_pairs: list[Tensor]) -> Tensor:
+    """(N, C, 2) each and (N, C, 2, 4) each -> (N, C, 36): scale 1 first, in it the pixels, then each direction."""
+    return torch.cat([torch.stack(of_pixels, 3), torch.stack(of_pairs, 4).flatten(3)], 3).flatten(2)
 
 
 def natural_scene_statistics(x: Tensor, c: float | Tensor) -> Tensor:
@@ -158,16 +195,13 @@ def natural_scene_statistics(x: Tensor, c: float | Tensor) -> Tensor:
     Returns:
         (N, C, 36) in float32 (float64 for float64), scale 1 first.
     """
-    x = widened(x)
-    scales = []
-    for scaled in (x, _halved(x)):
-        absolute, square, mean, p_absolute, p_square, left, right = _moments(mscn(scaled, c))
-        of_pixels = torch.stack([square, absolute.square() / (square + 1e-6)], 2)
-        # (below 1e-20, a standard deviation of 1e-10, the root's slope is cut off)
-        left, right = left.clamp_min(1e-20).sqrt(), right.clamp_min(1e-20).sqrt()
-        of_pairs = torch.stack([mean, left, right, p_absolute.square() / (p_square + 1e-12)], 3)
-        scales += [of_pixels, of_pairs.flatten(2)]
-    return torch.cat(scales, 2)
+    m = _moments(widened(x), c)
+    # (below 1e-20, a standard deviation of 1e-10, the root's slope is cut off)
+    left, right = m.left.clamp_min(1e-20).sqrt(), m.right.clamp_min(1e-20).sqrt()
+    return _in_order(
+        [m.square, m.absolute.square() / (m.square + 1e-6)],
+        [m.mean, left, right, m.p_absolute.square() / (m.p_square + 1e-12)],
+    )
 
 
 def _log_gammas(shape: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,18 +249,13 @@ def brisque_features(luma: Tensor) -> Tensor:
     Returns:
         (N, C, 36) in float64.
     """
-    x = luma.double()
-    scales = []
-    for scaled in (x, _halved(x)):
-        absolute, square, _, p_absolute, p_square, left2, right2 = _moments(mscn(scaled, 1.0))
-        tiny = torch.finfo(x.dtype).tiny
-        shape = inverse_gamma_ratio(absolute.square() / square.clamp_min(tiny))
-        left, right = left2.clamp_min(tiny).sqrt(), right2.clamp_min(tiny).sqrt()
-        # with g = left / right this is (g^3 + 1)(g + 1) / (g^2 + 1)^2, but right may be 0
-        skew = (left**3 + right**3) * (left + right) / (left2 + right2).square().clamp_min(tiny)
-        p_shape = inverse_gamma_ratio(skew * p_absolute.square() / p_square.clamp_min(tiny))
-        one, two, three = _log_gammas(p_shape)
-        eta = (right - left) * torch.exp(two - (one + three) / 2)
-        of_pairs = torch.stack([p_shape, eta, left2, right2], 3)
-        scales += [torch.stack([shape, square], 2), of_pairs.flatten(2)]
-    return torch.cat(scales, 2)
+    m = _moments(luma.double(), 1.0)
+    tiny = torch.finfo(m.square.dtype).tiny
+    shape = inverse_gamma_ratio(m.absolute.square() / m.square.clamp_min(tiny))
+    left, right = m.left.clamp_min(tiny).sqrt(), m.right.clamp_min(tiny).sqrt()
+    # with g = left / right this is (g^3 + 1)(g + 1) / (g^2 + 1)^2, but right may be 0
+    skew = (left**3 + right**3) * (left + right) / (m.left + m.right).square().clamp_min(tiny)
+    p_shape = inverse_gamma_ratio(skew * m.p_absolute.square() / m.p_square.clamp_min(tiny))
+    one, two, three = _log_gammas(p_shape)
+    eta = (right - left) * torch.exp(two - (one + three) / 2)
+    return _in_order([shape, m.square], [p_shape, eta, m.left, m.right])

@@ -19,7 +19,9 @@ _TAPS = [math.exp(-0.5 * (offset / (7 / 6)) ** 2) for offset in range(RADIUS + 1
 TAPS = tuple(tap / (2 * sum(_TAPS) - _TAPS[0]) for tap in _TAPS)
 TAILS = tuple(sum(TAPS[distance + 1 :]) for distance in range(RADIUS))
 
+# Up to which side of a map products with band matrices are faster than shifts, on a GPU and on a CPU.
 LONGEST_MATRIX = 512
+LONGEST_MATRIX_CPU = 32
 
 
 def widened(x: Tensor) -> Tensor:
@@ -27,27 +29,38 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _by_shifts(x: Tensor, axis: int, adjoint: bool) -> Tensor:
+def _by_shifts(x: Tensor, axis: int, adjoint: bool, out: Tensor | None = None) -> Tensor:
     """The seven taps along one axis, as shifted additions: on a CPU faster than a convolution per channel."""
     length = x.shape[axis]
-    out = x * TAPS[0]
+    out = torch.mul(x, TAPS[0], out=out)
     for distance in range(1, min(RADIUS, length - 1) + 1):
         inner = length - distance
         first, last = (0, inner), (distance, inner)
         out.narrow(axis, *last).add_(x.narrow(axis, *first), alpha=TAPS[distance])
         out.narrow(axis, *first).add_(x.narrow(axis, *last), alpha=TAPS[distance])
-    for distance in range(min(RADIUS, length)):
-        # what lies beyond the border is the border's value: for a pixel at this distance from it, a tail
-        for border, near in ((0, distance), (length - 1, length - 1 - distance)):
-            target, source = (border, near) if adjoint else (near, border)
-            out.narrow(axis, target, 1).add_(x.narrow(axis, source, 1), alpha=TAILS[distance])
+    # what lies beyond the border is the border's value: to the pixels near it, it comes with the tails
+    reach = min(RADIUS, length)
+    for border, start, flipped in ((0, 0, False), (length - 1, length - reach, True)):
+        tails = _tails(reach, flipped, axis, x.dtype, x.device)
+        if adjoint:
+            out.narrow(axis, border, 1).add_((x.narrow(axis, start, reach) * tails).sum(axis, keepdim=True))
+        else:
+            out.narrow(axis, start, reach).addcmul_(x.narrow(axis, border, 1), tails)
     return out
+
+
+@lru_cache(maxsize=64)
+def _tails(reach: int, flipped: bool, axis: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """TAILS along one axis of (N, C, H, W), towards its beginning or flipped. Sent to a GPU once."""
+    tails = torch.tensor(TAILS[:reach], dtype=dtype).to(device)
+    shape = [1, 1, reach, 1] if axis % 4 == 2 else [1, 1, 1, reach]
+    return (tails.flip(0) if flipped else tails).view(shape)
 
 
 @lru_cache(maxsize=32)
 def _matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The window of one axis as a band matrix: ``matrix @ column`` is the column's Gaussian mean."""
-    return _by_shifts(torch.eye(length, dtype=dtype, device=device), 0, False)
+    return _by_shifts(torch.eye(length, dtype=dtype, device=device)[None, None], 2, False)[0, 0]
 
 
 def _by_matrices(x: Tensor, adjoint: bool) -> Tensor:
@@ -58,46 +71,60 @@ def _by_matrices(x: Tensor, adjoint: bool) -> Tensor:
         return down @ x @ across.T
 
 
-def _window(x: Tensor, *, adjoint: bool = False) -> Tensor:
+def _window(
+    x: Tensor, *, adjoint: bool = False, between: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """Gaussian mean of each pixel's 7x7 neighbourhood, the border repeated; or the transpose of that map.
 
-    (N, C, H, W) -> the same. On a GPU two products with band matrices take the place of 52 small kernels,
-    unless products are rounded to TF32: E[x^2] - mu^2 does not survive that.
+    (N, C, H, W) -> the same. On a GPU, and for small maps, two products with band matrices take the place of
+    52 small kernels, unless products are rounded to TF32 or less: E[x^2] - mu^2 does not survive that.
+
+    Args:
+        between: Memory of x's size that may be used on the way (not x itself): on a CPU fresh memory costs more
+            than the sums.
+        out: The same for the result; x itself will do.
     """
     exact = x.dtype == torch.float64 or torch.get_float32_matmul_precision() == "highest"
-    if x.is_cuda and exact and max(x.shape[2:]) <= LONGEST_MATRIX:
+    longest = LONGEST_MATRIX if x.is_cuda else LONGEST_MATRIX_CPU
+    if exact and max(x.shape[2:]) <= longest:
         return _by_matrices(x, adjoint)
-    return _by_shifts(_by_shifts(x, 2, adjoint), 3, adjoint)
+    return _by_shifts(_by_shifts(x, 2, adjoint, between), 3, adjoint, out)
 
 
 class _Mscn(torch.autograd.Function):
-    """(x - mu) / (sigma + c), keeping three maps where autograd would keep about thirty.
+    """y = (x - mu) / s with s = sigma + c, keeping four maps where autograd would keep about thirty.
 
-    With s = sigma + c, y the result, g its gradient, G the window and h = -g y / (2 s sigma):
-    dx = g / s + 2 x G'(h) - G'(g / s + 2 mu h).
+    With g the gradient of y, G the window and h = -g y / (2 s sigma): dx = g / s + 2 x G'(h) - G'(g / s + 2 mu h).
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, c: Tensor) -> Tensor:
-        mean = _window(x)
-        deviation = _window(x * x).sub_(mean * mean).clamp_min_(0).sqrt_()
+        out, square = torch.empty_like(x), torch.empty_like(x)
+        mean = _window(x, between=out)
+        torch.mul(x, x, out=square)
+        variance = _window(square, between=out, out=square).addcmul_(mean, mean, value=-1)
+        scale = variance.clamp_min_(0).sqrt_().add_(c)
         # A flat place is exactly 0: the signs of its rounding noise (the range is 255 c) would be counted.
         noise = 2 * 255 * torch.finfo(x.dtype).eps
-        out = torch.hardshrink((x - mean).div_(deviation + c), noise)
-        ctx.save_for_backward(x, mean, deviation, c)
+        torch.sub(x, mean, out=out).div_(scale)
+        torch.hardshrink(out, noise, out=out)
+        ctx.save_for_backward(x, mean, scale, out, c)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        x, mean, deviation, c = ctx.saved_tensors
-        scale = deviation + c
+        x, mean, scale, y, c = ctx.saved_tensors
         direct = grad / scale
-        # Where all values of a window are equal the derivative through sigma is 0 (so is x - mean); the floor
-        # keeps rounding noise of such places from being divided by itself.
-        through = ((mean - x) * direct).div_(scale).div_(2 * torch.maximum(deviation, 1e-4 * c))
-        out = torch.addcmul(direct, _window(through, adjoint=True), x, value=2)
-        return out.sub_(_window(direct.addcmul_(through, mean, value=2), adjoint=True)), None
+        # Where all values of a window are equal the derivative through sigma is 0 (so is y); the floor keeps
+        # rounding noise of such places from being divided by itself.
+        deviation = scale - c
+        torch.maximum(deviation, 1e-4 * c, out=deviation)
+        through = (direct * y).div_(deviation).mul_(-0.5)
+        of_square = _window(through, adjoint=True, between=deviation)
+        through.mul_(mean).mul_(2).add_(direct)
+        of_mean = _window(through, adjoint=True, between=deviation, out=through)
+        return direct.addcmul_(of_square, x, value=2).sub_(of_mean), None
 
 
 def mscn(x: Tensor, c: float | Tensor = 1.0) -> Tensor:

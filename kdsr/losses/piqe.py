@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kdsr.losses.mscn import mscn, widened
 
@@ -32,15 +33,6 @@ ACTIVE_VARIANCE = 0.1
 SEGMENT_DEVIATION = 0.1
 SMALLEST_BLOCK = 4  # below it an edge has no segments and the centre columns leave nothing around them
 PER_BLOCK = 8
-
-
-class _Spread(NamedTuple):
-    """Per block (N, C, rows, columns); ``edges`` (N, C, 4, rows, columns): top, bottom, left, right."""
-
-    variance: Tensor
-    centre: Tensor  # variance of the two centre columns
-    surround: Tensor  # variance of the others
-    edges: Tensor  # the lowest variance among the segments of each edge
 
 
 class PiqeBlocks(NamedTuple):
@@ -64,37 +56,75 @@ def _unbiased(total: Tensor, squares: Tensor, count: int) -> Tensor:
     return ((squares - total * total / count) / (count - 1)).clamp_min(0)
 
 
-def _spread(y: Tensor, block: int) -> _Spread:
-    """Variances within the blocks of an MSCN map whose sides are multiples of ``block``."""
+def _edges(y: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Views of the blocks' borders, (N, C, block, 2, rows, columns) each: top and bottom, left and right.
 
+    Along a border first: what is done to neighbours is then done to long stretches of memory.
+    """
     blocks = y.unflatten(3, (-1, block)).unflatten(2, (-1, block))  # (N, C, rows, block, columns, block)
-    # columns of the blocks first, (N, C, rows, columns, block): faster than pooling
-    heights, heights2 = (x.unflatten(2, (-1, block)).sum(3).unflatten(3, (-1, block)) for x in (y, y * y))
-    total, total2 = heights.sum(4), heights2.sum(4)
-    middle, middle2 = (x[..., block // 2 - 1] + x[..., block // 2] for x in (heights, heights2))
-    # (few slices of y itself: autograd makes a map of y's size for each)
-    ends = [
-        blocks[:, :, :, :: block - 1].transpose(2, 3),  # top and bottom: (N, C, 2, rows, columns, block)
-        blocks[..., :: block - 1].permute(0, 1, 5, 2, 4, 3),  # left and right
-    ]
-    edges = torch.cat(ends, 2)
-    length = max(2, round(6 * block / BLOCK))
-    pieces, pieces2 = (_sliding_sums(x, length) for x in (edges, edges * edges))
-    return _Spread(
-        _unbiased(total, total2, block**2),
-        _unbiased(middle, middle2, 2 * block),
-        _unbiased(total - middle, total2 - middle2, block**2 - 2 * block),
-        _unbiased(pieces, pieces2, length).amin(-1),
-    )
+    top_bottom = blocks[:, :, :, :: block - 1].permute(0, 1, 5, 3, 2, 4)
+    left_right = blocks[..., :: block - 1].permute(0, 1, 3, 5, 2, 4)
+    return top_bottom, left_right
 
 
 def _sliding_sums(x: Tensor, length: int) -> Tensor:
-    """Sums of ``length`` neighbours along the last axis."""
-    count = x.shape[-1] - length + 1
-    out = x[..., :count]
-    for k in range(1, length):
-        out = out + x[..., k : k + count]
+    """Sums of ``length`` neighbours along the borders of ``_edges``."""
+    count = x.shape[2] - length + 1
+    out = x[:, :, :count] + x[:, :, 1 : 1 + count]
+    for k in range(2, length):
+        out += x[:, :, k : k + count]
     return out
+
+
+class _Variances(torch.autograd.Function):
+    """MSCN map (N, C, H, W), sides multiples of ``block`` -> (N, C, 7, rows, columns): the variances of each block,
+    of its two centre columns and of its other columns, and the lowest one among the segments of its top, bottom,
+    left and right edge.
+
+    Autograd would make a map of y's size for each of their parts in the backward pass, and add them. A variance's
+    slope is 2 (value - mean) / (n - 1): all that is needed of a part is its mean.
+    """
+
+    @staticmethod
+    def forward(ctx, y: Tensor, block: int) -> Tensor:
+        centre = slice(block // 2 - 1, block // 2 + 1)
+        # the blocks' columns first, (N, C, rows, columns, block): faster than pooling
+        heights, heights2 = (x.unflatten(2, (-1, block)).sum(3).unflatten(3, (-1, block)) for x in (y, y * y))
+        parts = [(x.sum(4), x[..., centre].sum(4)) for x in (heights, heights2)]
+        totals, totals2 = ((whole, middle, whole - middle) for whole, middle in parts)
+        counts = (block**2, 2 * block, block**2 - 2 * block)
+        variances = [_unbiased(*part) for part in zip(totals, totals2, counts, strict=True)]
+        means = [total / count for total, count in zip(totals, counts, strict=True)]
+        edges = torch.cat(_edges(y, block), 3)
+        length = max(2, round(6 * block / BLOCK))
+        pieces, pieces2 = (_sliding_sums(x, length) for x in (edges, edges * edges))
+        lowest, where = _unbiased(pieces, pieces2, length).min(2, keepdim=True)
+        ctx.save_for_backward(y, *means, edges, pieces.gather(2, where).div_(length), where)
+        ctx.block, ctx.centre, ctx.counts, ctx.length = block, centre, counts, length
+        return torch.cat([torch.stack(variances, 2), lowest.squeeze(2)], 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        y, *means, edges, edge_means, where = ctx.saved_tensors
+        slopes = [grad[:, :, k] * (2 / (count - 1)) for k, count in enumerate(ctx.counts)]
+        shifts = [slope * mean for slope, mean in zip(slopes, means, strict=True)]
+        # slope * y - shift, the sum over the two parts that a column belongs to
+        factor, shift = (
+            (whole + other).unsqueeze(-1).repeat(1, 1, 1, 1, ctx.block)
+            for whole, _, other in (slopes, shifts)
+        )
+        factor[..., ctx.centre] = (slopes[0] + slopes[1]).unsqueeze(-1)
+        shift[..., ctx.centre] = (shifts[0] + shifts[1]).unsqueeze(-1)
+        factor, shift = (x.flatten(3).unsqueeze(3) for x in (factor, shift))
+        out = torch.addcmul(shift.neg_(), y.unflatten(2, (-1, ctx.block)), factor).flatten(2, 3)
+        places = torch.arange(ctx.block, device=y.device).view(-1, 1, 1, 1) - where
+        inside = (places >= 0) & (places < ctx.length)
+        of_edges = grad[:, :, 3:].unsqueeze(2) * (2 / (ctx.length - 1))
+        of_edges = (edges - edge_means).mul_(of_edges).mul_(inside)
+        for border, slope in zip(_edges(out, ctx.block), of_edges.chunk(2, 3), strict=True):
+            border.add_(slope)
+        return out, None
 
 
 def _padded(x: Tensor, block: int) -> Tensor:
@@ -104,8 +134,9 @@ def _padded(x: Tensor, block: int) -> Tensor:
     return F.pad(x, (0, -width % block, 0, -height % block), mode="replicate")
 
 
-def _noise(sigma: Tensor, centre: Tensor, surround: Tensor, eps: float) -> Tensor:
-    """sigma - 2 beta: above 0 the block is noisy."""
+def _noise(deviations: Tensor, eps: float) -> Tensor:
+    """sigma - 2 beta, above 0 where a block is noisy; of the roots of ``_Variances``."""
+    sigma, centre, surround = deviations[:, :, :3].unbind(2)
     ratio = centre / (surround + eps)
     return sigma - 2 * (sigma - ratio).abs() / (torch.maximum(sigma, ratio) + eps)
 
@@ -137,17 +168,14 @@ def edge_texture_statistics(
         raise ValueError(
             f"PIQE blocks of {block}x{block}: the side must be even and {SMALLEST_BLOCK} at least"
         )
-    spread = _spread(mscn(_padded(widened(x), block), c), block)
+    variances = _Variances.apply(mscn(_padded(widened(x), block), c), block)
     # below a standard deviation of 1e-5 the root's slope is cut off
-    sigma, centre, surround, edges = (
-        variance.clamp_min(1e-10).sqrt()
-        for variance in (spread.variance, spread.centre, spread.surround, spread.edges)
-    )
-    mask = torch.sigmoid((spread.variance - ACTIVE_VARIANCE) / softness)
+    deviations = variances.clamp_min(1e-10).sqrt()
+    variance, edges = variances[:, :, 0], deviations[:, :, 3:]
+    mask = torch.sigmoid((variance - ACTIVE_VARIANCE) / softness)
     distorted = mask * torch.sigmoid((SEGMENT_DEVIATION - edges.amin(2)) / softness)
-    noisy = mask * torch.sigmoid(_noise(sigma, centre, surround, 1e-3) / (5 * softness))
-    numbers = [spread.variance, mask, *edges.unbind(2), distorted, noisy]
-    return torch.stack(numbers, 2)
+    noisy = mask * torch.sigmoid(_noise(deviations, 1e-3) / (5 * softness))
+    return torch.cat([torch.stack([variance, mask], 2), edges, torch.stack([distorted, noisy], 2)], 2)
 
 
 @torch.no_grad()
@@ -157,8 +185,8 @@ def piqe_blocks(luma: Tensor) -> PiqeBlocks:
     Args:
         luma: (N, C, H, W) in [0, 255], usually with C = 1; computed in float64.
     """
-    spread = _spread(mscn(_padded(luma.double(), BLOCK), 1.0), BLOCK)
-    active = spread.variance >= ACTIVE_VARIANCE
-    distorted = (spread.edges.amin(2) < SEGMENT_DEVIATION**2) & active
-    noise = _noise(spread.variance.sqrt(), spread.centre.sqrt(), spread.surround.sqrt(), 1e-12)
-    return PiqeBlocks(spread.variance, active, distorted, (noise > 0) & active)
+    variances = _Variances.apply(mscn(_padded(luma.double(), BLOCK), 1.0), BLOCK)
+    active = variances[:, :, 0] >= ACTIVE_VARIANCE
+    distorted = (variances[:, :, 3:].amin(2) < SEGMENT_DEVIATION**2) & active
+    noisy = (_noise(variances.sqrt(), 1e-12) > 0) & active
+    return PiqeBlocks(variances[:, :, 0], active, distorted, noisy)

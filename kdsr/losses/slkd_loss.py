@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from kdsr.losses.brisque import natural_scene_statistics
 from kdsr.losses.mscn import contrast_constant, widened
@@ -31,22 +32,63 @@ def _check_levels(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor
             )
 
 
-def statistics_distance(
-    student: Tensor, teacher: Tensor, statistics: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+# How many values are dealt with at once on a CPU: what the extractors make of them stays in its cache.
+SLICE = 2**19
+
+Statistics = Callable[[Tensor, Tensor], Tensor]  # maps (N, C, H, W) and the MSCN constant -> (N, C, ...)
+
+
+def _slices(x: Tensor) -> Sequence[Tensor]:
+    """(N, C, H, W) -> views (1, some of the N C maps, H, W). A GPU, which wants few kernels, gets one."""
+    maps = x.flatten(0, 1).unsqueeze(0)
+    return [maps] if x.is_cuda else maps.split(max(1, SLICE // maps[0, 0].numel()), 1)
+
+
+class _StatisticsDistance(torch.autograd.Function):
+    """Mean absolute difference of the statistics of two maps, (N, C, H, W) each.
+
+    A map's statistics depend on that map alone, so value and gradient are made together, a few maps at a time:
+    in the backward pass everything would have to be fetched from memory again.
+    """
+
+    @staticmethod
+    def forward(ctx, student: Tensor, teacher: Tensor, c: Tensor, statistics: Statistics) -> Tensor:
+        wants_gradient = ctx.needs_input_grad[0]
+        total, gradients = c.new_zeros(()), []
+        for ours, theirs in zip(_slices(student), _slices(teacher), strict=True):
+            wanted = statistics(theirs, c)
+            share = ours.shape[1] / (student.shape[0] * student.shape[1])
+            with torch.set_grad_enabled(wants_gradient):
+                ours = ours.detach().requires_grad_(wants_gradient)
+                difference = (statistics(ours, c) - wanted).abs().mean() * share
+            total += difference.detach()
+            if wants_gradient:
+                gradients += torch.autograd.grad(difference, ours)
+        if wants_gradient:
+            gradient = torch.cat(gradients, 1) if len(gradients) > 1 else gradients[0]
+            ctx.save_for_backward(gradient.view(student.shape))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None, None, None
+
+
+def statistics_distance(student: Tensor, teacher: Tensor, statistics: Statistics) -> Tensor:
     """Mean absolute difference of statistics(x, c) between two maps, c from the teacher's range.
 
     Args:
         student: Adapted features (N, C, H, W); they alone receive a gradient.
         teacher: Features of the same shape.
+        statistics: Numbers of each map, from that map alone.
 
     Returns:
         A scalar >= 0, in float32 at least.
     """
-    c = contrast_constant(teacher)
-    with torch.no_grad():
-        wanted = statistics(teacher, c)
-    return (statistics(student, c) - wanted).abs().mean()
+    teacher = teacher.detach()
+    return _StatisticsDistance.apply(student, teacher, contrast_constant(teacher), statistics)
 
 
 def natural_scene_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -5,9 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from kdsr.losses.mscn import _by_matrices, _window, contrast_constant, mscn
+from kdsr.losses.mscn import LONGEST_MATRIX_CPU, _by_matrices, _by_shifts, _window, contrast_constant, mscn
 
 SIZES = [(1, 1), (1, 6), (3, 2), (4, 9), (8, 5)]
+# the last one is done by shifts
+ALL_SIZES = [*SIZES, (2, LONGEST_MATRIX_CPU + 1)]
+
+
+def by_shifts(x: torch.Tensor, adjoint: bool = False) -> torch.Tensor:
+    return _by_shifts(_by_shifts(x, 2, adjoint), 3, adjoint)
 
 
 def plain_mscn(x: torch.Tensor, c: float) -> torch.Tensor:
@@ -23,7 +29,7 @@ def plain_mscn(x: torch.Tensor, c: float) -> torch.Tensor:
     return (x - mean) / ((blurred(x * x) - mean**2).clamp_min(0).sqrt() + c)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ALL_SIZES)
 def test_value_and_gradient_are_those_of_the_plain_formula(size):
     torch.manual_seed(0)
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
@@ -32,7 +38,7 @@ def test_value_and_gradient_are_those_of_the_plain_formula(size):
     assert gradcheck(lambda maps: mscn(maps, 0.1), x)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ALL_SIZES)
 def test_transposed_window(size):
     torch.manual_seed(0)
     x, y = (torch.randn(1, 2, *size, dtype=torch.float64) for _ in range(2))
@@ -46,9 +52,9 @@ def test_matrices_are_the_same_window(size, adjoint):
     torch.manual_seed(0)
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(_by_matrices(x, adjoint), _window(x, adjoint=adjoint))
+        torch.testing.assert_close(_by_matrices(x, adjoint), by_shifts(x, adjoint))
         narrow = _by_matrices(x.float(), adjoint)
-    torch.testing.assert_close(narrow, _window(x.float(), adjoint=adjoint))
+    torch.testing.assert_close(narrow, by_shifts(x.float(), adjoint))
 
 
 def test_an_offset_changes_nothing_in_float32():

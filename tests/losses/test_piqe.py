@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from torch.autograd import gradcheck
 
-from kdsr.losses.piqe import block_size, edge_texture_statistics, piqe_blocks
+from kdsr.losses.piqe import _Variances, block_size, edge_texture_statistics, piqe_blocks
 
 
 def luma(name: str) -> np.ndarray:
@@ -118,16 +118,20 @@ def test_numbers_of_one_block_by_hand():
 
 
 def test_blocks_do_not_mix():
-    from kdsr.losses.piqe import _spread
-
     torch.manual_seed(0)
     y = torch.randn(2, 3, 16, 24, dtype=torch.float64)
-    together = _spread(y, 8)
+    together = _Variances.apply(y, 8)
     for row in range(2):
         for column in range(3):
-            alone = _spread(y[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8], 8)
-            for one, all_of_them in zip(alone, together, strict=True):
-                torch.testing.assert_close(one[..., 0, 0], all_of_them[..., row, column])
+            alone = _Variances.apply(y[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8], 8)
+            torch.testing.assert_close(alone[..., 0, 0], together[..., row, column])
+
+
+@pytest.mark.parametrize("block", [4, 6, 8])
+def test_slopes_of_the_variances(block):
+    torch.manual_seed(0)
+    y = torch.randn(1, 2, 2 * block, block, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda maps: _Variances.apply(maps, block), y)
 
 
 def test_block_sizes():
