@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,32 +27,46 @@ class TapGroup(NamedTuple):
         option: The option that lists them (``train.taps``).
         pairs: Their names.
         teacher: The bare, frozen teacher.
+        adapt: Whether the student's features pass adapters; without, they keep their own channels.
     """
 
     option: str
     pairs: Sequence[TapPair]
     teacher: nn.Module
+    adapt: bool = True
 
 
 class StudentBundle(nn.Module):
     """Maps ``lq`` to the student's output, and keeps the student's adapted features of that pass.
 
     Each feature goes through a 1×1 convolution from the student's channels to the teacher's ("scale conversion
-    module" in SLKD, "DR block" in FACD). The adapters belong to the training state and never to the student's file.
+    module" in SLKD, "DR block" in FACD), unless its group says otherwise. ``features`` has them by group, ``results``
+    what further passes of the student gave. Adapters and passes belong to the training state and never to the student's
+    file.
 
     Args:
         student: The bare network.
         groups: What is compared with what, by name.
         lq: A batch of the size that training sees, (1, C, H, W), with which shapes are found out once.
+        passes: Further passes by name: modules that map ``(student, *views)`` to a result. They come after the
+            student's own, whose features are then taken.
 
     Raises:
         OptionError: A module does not exist, gives no feature map, or its map cannot be brought to the teacher's size.
     """
 
-    def __init__(self, student: nn.Module, groups: Mapping[str, TapGroup], lq: Tensor) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        groups: Mapping[str, TapGroup],
+        lq: Tensor,
+        passes: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
         self.features: dict[str, list[Tensor]] = {}
+        self.results: dict[str, Any] = {}
+        self.passes = nn.ModuleDict(passes or {})
         self.taps = {
             name: FeatureTaps(student, [pair.student for pair in group.pairs], f"{group.option}.student")
             for name, group in groups.items()
@@ -68,15 +82,25 @@ class StudentBundle(nn.Module):
             ours = shapes_of(student, self.taps[name], lq)
             theirs = shapes_of(group.teacher, self.teacher_taps[name], lq)
             self.adapters[name] = nn.Sequential(
-                *(_adapter(group.option, *matched) for matched in zip(group.pairs, ours, theirs, strict=True))
+                *(_adapter(group, *matched) for matched in zip(group.pairs, ours, theirs, strict=True))
             )
 
-    def forward(self, lq: Tensor) -> Tensor:
+    def trained_parts(self) -> dict[str, nn.Module]:
+        """What is trained beside the student, by the name under which the state keeps it."""
+        parts = {"adapters": self.adapters, "passes": self.passes}
+        return {name: part for name, part in parts.items() if next(part.parameters(), None) is not None}
+
+    def forward(self, lq: Tensor, views: Mapping[str, tuple[Any, ...]] | None = None) -> Tensor:
         output = self.student(lq)
         for name, taps in self.taps.items():
             adapters = self.adapters[name]
             features = zip(adapters.children(), taps.take(lq), strict=True)
             self.features[name] = [adapter(feature) for adapter, feature in features]
+        for name, further in self.passes.items():
+            self.results[name] = further(self.student, *(views or {}).get(name, ()))
+        if self.passes:  # what the taps have kept of these is of no use
+            for taps in self.taps.values():
+                taps.forget()
         return output
 
 
@@ -90,13 +114,13 @@ def resized_like(features: Sequence[Tensor], targets: Sequence[Tensor]) -> list[
     ]
 
 
-def _adapter(option: str, pair: TapPair, ours: torch.Size, theirs: torch.Size) -> nn.Module:
+def _adapter(group: TapGroup, pair: TapPair, ours: torch.Size, theirs: torch.Size) -> nn.Module:
     (height, width), (their_height, their_width) = ours[2:], theirs[2:]
     same = (height, width) == (their_height, their_width)
     one_pixel = 1 in (height * width, their_height * their_width)
     if not same and (one_pixel or height * their_width != width * their_height):
         raise OptionError(
-            f"{option}: the student's {pair.student} is {height}x{width}, the teacher's {pair.teacher} "
+            f"{group.option}: the student's {pair.student} is {height}x{width}, the teacher's {pair.teacher} "
             f"{their_height}x{their_width}; no adapter bridges these, tap modules of the same level"
         )
-    return nn.Conv2d(ours[1], theirs[1], 1)
+    return nn.Conv2d(ours[1], theirs[1], 1) if group.adapt else nn.Identity()

@@ -20,11 +20,12 @@ import torch.distributed as dist
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
 from basicsr.models.base_model import BaseModel
-from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
-from kdsr.models.pretrained import load_pretrained
+from kdsr.models.moving_average import blend_weights
+from kdsr.models.pretrained import load_pretrained, tell_of
 from kdsr.models.stateful_model import StatefulModel
+from kdsr.models.weight_schedule import ScheduledLoss, is_schedule
 from kdsr.runtime.distributed import share_weights, wrap_ddp
 from kdsr.runtime.errors import OptionError, TrainingError
 from kdsr.runtime.finite import StepGuard, Trained, fused_where_it_helps, keep_own_kernels
@@ -39,7 +40,8 @@ class RestorationModel(StatefulModel):
 
     A subclass overrides ``build_training_networks`` (which networks), ``compute_losses`` (which losses) and
     ``after_step``; names the trained or remembered networks in ``state_networks``; and declares the option keys that
-    it consumes in ``TRAIN_KEYS`` and ``NETWORK_KEYS`` (merged over its bases by the option check).
+    it consumes in ``TRAIN_KEYS`` and ``NETWORK_KEYS``, and those that need ground truth in ``GT_KEYS`` (merged over its
+    bases by the option check).
 
     Args:
         opt: The parsed options, as BasicSR passes them.
@@ -56,6 +58,13 @@ class RestorationModel(StatefulModel):
         "max_nonfinite": int,
     }
     NETWORK_KEYS: frozenset[str] = frozenset({"g"})
+    GT_KEYS: frozenset[str] = frozenset({"pixel_opt"})  # of train: what compares with the ground truth
+
+    @classmethod
+    def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
+        """The keys of ``train`` that are on and need ground truth, each with what to do where there is none."""
+        keys = {key for base in cls.__mro__ for key in vars(base).get("GT_KEYS", ())}
+        return {key: "take it out" for key in sorted(keys) if train.get(key)}
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
@@ -75,6 +84,7 @@ class RestorationModel(StatefulModel):
         )  # not SRModel's: it wraps, builds the optimizer and insists on a pixel loss
         self.precision = Precision(opt.get("precision"), self.device)
         self.log_dict: dict[str, Tensor] = OrderedDict()
+        self.scheduled_losses: list[ScheduledLoss] = []
         self.init_measures()
         self.init_state()
         self.net_g = self.build("g")
@@ -88,8 +98,7 @@ class RestorationModel(StatefulModel):
         net = self.precision.place(build_network(self.opt[f"network_{key}"]))
         load_pretrained(net, key, self.opt)
         share_weights(net)
-        parameters = sum(parameter.numel() for parameter in net.parameters())
-        get_root_logger().info(f"net_{key}: {type(net).__name__}, {parameters:,d} parameters")
+        tell_of(net, key, self.opt, self.precision.amp_dtype)
         return net
 
     def build_frozen(self, key: str) -> nn.Module:
@@ -130,8 +139,15 @@ class RestorationModel(StatefulModel):
         self.cri_pix = self.build_loss("pixel_opt")
 
     def build_loss(self, key: str) -> nn.Module | None:
+        """The loss that ``train.<key>`` names; its ``loss_weight`` may be a schedule (``weight_schedule``)."""
         opt = self.opt["train"].get(key)
-        return build_loss(opt).to(self.device) if opt else None
+        if not opt:
+            return None
+        if not is_schedule(opt.get("loss_weight")):
+            return build_loss(opt).to(self.device)
+        loss = ScheduledLoss(build_loss({**opt, "loss_weight": 1.0}), opt["loss_weight"]).to(self.device)
+        self.scheduled_losses.append(loss)
+        return loss
 
     def trained_parameters(self) -> Iterable[nn.Parameter]:
         return (parameter for parameter in self.bundle.parameters() if parameter.requires_grad)
@@ -188,13 +204,19 @@ class RestorationModel(StatefulModel):
 
     def compute_gradients(self, current_iter: int) -> dict[str, Tensor]:
         """The student, the losses, and backward; gives all losses of the step."""
+        for loss in self.scheduled_losses:
+            loss.begin(current_iter)
         with self.precision.autocast():
-            self.output = self.bundle(self.lq).to(self.lq.dtype)
+            self.output = self.run_student().to(self.lq.dtype)
             losses = self.compute_losses(current_iter)
         if not losses:
             raise OptionError("train: names no loss; give pixel_opt, or the options of a method")
         self.guard.backward(torch.stack(list(losses.values())).sum())
         return losses
+
+    def run_student(self) -> Tensor:
+        """The student's output for ``lq``, and whatever else of it this step needs."""
+        return self.bundle(self.lq)
 
     def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
         """The weighted losses of this step by name (scalars); their sum is what is minimised."""
@@ -263,27 +285,3 @@ class RestorationModel(StatefulModel):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
         self.guard.load(state.get("guard", {}))
-
-
-@torch.no_grad()
-def blend_weights(target: nn.Module, source: nn.Module, keep: float, where: Tensor | None = None) -> None:
-    """``target ← keep·target + (1 − keep)·source`` for all parameters; buffers are copied.
-
-    Multiplies first and adds then, as BasicSR's EMA does, so that a run agrees with BasicSR's to rounding.
-
-    Args:
-        target: Changed in place.
-        source: A network of the same kind, finite.
-        keep: Share of the old ``target``, 0 to 1.
-        where: Boolean scalar on the device: false leaves the parameters alone. None: true.
-    """
-    targets: list[Tensor] = list(target.parameters())
-    sources = [parameter.detach() for parameter in source.parameters()]
-    if where is None:
-        torch._foreach_mul_(targets, keep)
-        torch._foreach_add_(targets, sources, alpha=1 - keep)
-    else:
-        torch._foreach_mul_(targets, torch.where(where, keep, 1.0))
-        torch._foreach_add_(targets, torch._foreach_mul(sources, torch.where(where, 1 - keep, 0.0)))
-    for ours, theirs in zip(target.buffers(), source.buffers(), strict=True):
-        ours.copy_(theirs)

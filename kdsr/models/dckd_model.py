@@ -11,8 +11,9 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from kdsr.data.degradations import degrade, probability_problems
-from kdsr.models.base_model import Number, blend_weights
+from kdsr.models.base_model import Number
 from kdsr.models.kd_model import KDModel
+from kdsr.models.moving_average import blend_weights
 
 ITERATIONS_PER_STEP = 100_000  # the release changes the history's step every 100k iterations
 HISTORY_SOURCES = ("ema", "student")

@@ -15,7 +15,7 @@ from kdsr.losses.facd_loss import GATES, patch_gate
 from kdsr.models.adapters import TapGroup, resized_like
 from kdsr.models.base_model import Number
 from kdsr.models.kd_model import KDModel
-from kdsr.models.tap_options import tap_pairs, tap_problems
+from kdsr.models.tap_options import tap_pairs
 from kdsr.runtime.distributed import gather_batches
 
 
@@ -41,6 +41,11 @@ class FACDModel(KDModel):
     }
 
     @classmethod
+    def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
+        needing = super().keys_with_gt(train)
+        return needing if train.get("gate", "hard") == "off" else {**needing, "gate": "set off"}
+
+    @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
         train = opt.get("train") or {}
         problems = super().check_options(opt)
@@ -50,8 +55,6 @@ class FACDModel(KDModel):
             problems.append("train.facd_opt: missing; give {type: FACDLoss}, or use KDModel")
         if train.get("taps") is None:
             problems.append("train.taps: missing; name features: [{student: body.3, teacher: body.7}, ...]")
-        else:
-            problems += tap_problems(train["taps"], "train.taps")
         gate = train.get("gate", "hard")
         if gate not in GATES:
             problems.append(f"train.gate: {gate!r} is not known; use {', '.join(GATES[:-1])} or {GATES[-1]}")
@@ -77,9 +80,8 @@ class FACDModel(KDModel):
         features = resized_like(self.student_bundle.features["facd"], taught)
         candidates = [gather_batches(level) for level in taught]
         own = torch.arange(len(self.lq), device=self.device) + self.opt["rank"] * len(self.lq)
-        self.gate = patch_gate(
-            self.output, self.teacher_output, self.gt, self.gate_mode, self.gate_temperature
-        )
+        gt = None if self.gate_mode == "off" else self.gt  # there may be none
+        self.gate = patch_gate(self.output, self.teacher_output, gt, self.gate_mode, self.gate_temperature)
         losses["l_facd"], self.bound = self.cri_facd(features, candidates, own, self.gate)
         return losses
 

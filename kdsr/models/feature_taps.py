@@ -31,6 +31,8 @@ class FeatureTaps:
     def __init__(self, net: nn.Module, names: Sequence[str], option: str) -> None:
         self.names = tuple(names)
         self.option = option
+        # Its features have a batch entry per colour: they become channels.
+        self.colour_wise = bool(getattr(net, "colour_wise", False))
         self._kept: dict[str, tuple[Any, int]] = {}
         self._overwritten: set[str] = set()
         modules = {name: module for name, module in net.named_modules() if name}
@@ -72,7 +74,14 @@ class FeatureTaps:
         self._overwritten |= {
             name for name, (feature, version) in kept.items() if version != _version(feature)
         }
-        return [self._as_map(name, kept.get(name, (None, 0))[0], lq) for name in self.names]
+        maps = [self._as_map(name, kept.get(name, (None, 0))[0], lq) for name in self.names]
+        if self.colour_wise:
+            return [feature.unflatten(0, (-1, lq.shape[1])).flatten(1, 2) for feature in maps]
+        return maps
+
+    def forget(self) -> None:
+        """Drops the features of the last forward pass."""
+        self._kept = {}
 
     def _as_map(self, name: str, feature: Any, lq: Tensor) -> Tensor:
         if isinstance(feature, Tensor) and feature.dim() == 4:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 from kdsr.data.label_consistency import LabelConsistency
 from kdsr.models.adapters import StudentBundle, TapGroup
 from kdsr.models.base_model import Number, RestorationModel
-from kdsr.models.evaluation import mean_values
-from kdsr.models.pretrained import warm_start
+from kdsr.models.evaluation import mean_values, pad_and_restore
+from kdsr.models.pretrained import warm_start, weight_files
+from kdsr.models.tap_options import tap_problems
+from kdsr.models.terms import TERMS
+from kdsr.models.terms.term import Term, term_problems
 
 # what architectures call the number of channels of their input
 _CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_channel", "in_nc")
@@ -30,15 +34,18 @@ class KDModel(RestorationModel):
     Options (``train``): ``pixel_opt`` → ``l_pix``; ``logits_opt`` → ``l_ts``; ``lcr_opt`` → ``l_lcr``;
     ``noisy.prob``: probability of each augmentation of the label consistency (0.5). ``path.init_from``: ``teacher``
     (its matching blocks) or a checkpoint, from which the student starts. ``val.teacher``: validate the teacher once
-    at the start.
+    at the start. Each of ``kdsr.models.terms`` adds a loss by an option of its own; ``taps`` names the features that
+    these compare.
     """
 
     TRAIN_KEYS: dict[str, Any] = {
         "logits_opt": (dict, type(None)),
         "lcr_opt": (dict, type(None)),
         "noisy": {"prob": Number},
+        "taps": (list, dict, type(None)),
+        **{key: kinds for term in TERMS for key, kinds in term.TRAIN_KEYS.items()},
     }
-    NETWORK_KEYS = frozenset({"t"})
+    NETWORK_KEYS = frozenset({"t"}).union(*(term.NETWORK_KEYS for term in TERMS))
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
@@ -53,14 +60,17 @@ class KDModel(RestorationModel):
             ]
             if path.get("init_from") == "teacher":
                 problems.append("path.init_from: teacher: there is no teacher; give network_t")
-        elif not path.get("pretrain_network_t"):
+        elif "t" not in weight_files(opt):
             problems.append(
                 "path.pretrain_network_t: missing; a teacher with random weights has nothing to teach"
             )
-        return problems
+        if train.get("taps") is not None:
+            problems += tap_problems(train["taps"], "train.taps")
+        return problems + term_problems(TERMS, opt)
 
     net_t: nn.Module | None = None
     student_bundle: StudentBundle | None = None
+    terms: list[Term] = []  # those that the options switch on
 
     def build_training_networks(self) -> None:
         super().build_training_networks()
@@ -69,16 +79,22 @@ class KDModel(RestorationModel):
         started = warm_start(self.net_g, self.opt, self.net_t)
         if started:
             get_root_logger().info(started)
+        self.terms = [term(self) for term in TERMS if self.opt["train"].get(term.KEY)]
 
     def tap_groups(self) -> dict[str, TapGroup]:
         """Which features of the student are compared with which of a frozen teacher, by a name for the comparison."""
-        return {}
+        return {name: group for term in self.terms for name, group in term.tap_groups().items()}
+
+    def passes(self) -> dict[str, nn.Module]:
+        """What else the student is asked for in a step, see ``Term.passes``."""
+        return {name: further for term in self.terms for name, further in term.passes().items()}
 
     def trained_module(self) -> nn.Module:
-        groups = self.tap_groups()
-        if not groups:
+        groups, passes = self.tap_groups(), self.passes()
+        if not (groups or passes):
             return self.net_g
-        self.student_bundle = StudentBundle(self.net_g, groups, self.sample_lq()).to(self.device)
+        bundle = StudentBundle(self.net_g, groups, self.sample_lq(), passes)
+        self.student_bundle = bundle.to(self.device)
         return self.student_bundle
 
     def sample_lq(self) -> Tensor:
@@ -91,7 +107,7 @@ class KDModel(RestorationModel):
     def state_networks(self) -> dict[str, nn.Module]:
         networks = super().state_networks()
         if self.student_bundle is not None:
-            networks["adapters"] = self.student_bundle.adapters
+            networks |= self.student_bundle.trained_parts()
         return networks
 
     def build_losses(self, train_opt: dict[str, Any]) -> None:
@@ -100,27 +116,58 @@ class KDModel(RestorationModel):
         self.cri_lcr = self.build_loss("lcr_opt")
         self.augmentation = LabelConsistency((train_opt.get("noisy") or {}).get("prob", 0.5))
 
+    def views(self) -> dict[str, tuple[Any, ...]]:
+        """What the further passes of the student are to see in this step."""
+        return {name: seen for term in self.terms for name, seen in term.prepare().items()}
+
+    def run_student(self) -> Tensor:
+        views = self.views()
+        return self.bundle(self.lq, views) if views else self.bundle(self.lq)
+
     def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
         losses = super().compute_losses(current_iter)
-        if self.net_t is None:
-            return losses
-        self.teacher_output, second_view = self.teach()
-        if self.cri_logits:
-            losses["l_ts"] = self.cri_logits(self.output, self.teacher_output)
-        if self.cri_lcr:
-            losses["l_lcr"] = self.cri_lcr(self.output, second_view)
+        asked = [list(term.teacher_views()) for term in self.terms]
+        answers: list[Tensor] = []
+        if self.net_t is not None:
+            self.teacher_output, second_view, answers = self.teach([view for views in asked for view in views])
+            if self.cri_logits:
+                losses["l_ts"] = self.cri_logits(self.output, self.teacher_output)
+            if self.cri_lcr:
+                losses["l_lcr"] = self.cri_lcr(self.output, second_view)
+        for term, views in zip(self.terms, asked, strict=True):
+            own, answers = answers[: len(views)], answers[len(views) :]
+            losses |= term.losses(current_iter, own)
         return losses
 
+    def statistics(self) -> dict[str, Tensor]:
+        mine = super().statistics()
+        return {**mine, **{name: value for term in self.terms for name, value in term.statistics().items()}}
+
     @torch.no_grad()
-    def teach(self) -> tuple[Tensor, Tensor | None]:
-        """The teacher's output on x and, for label consistency, ``A⁻¹ T(A x)``, in one batch."""
+    def teach(self, further: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """The teacher's output on x; for label consistency ``A⁻¹ T(A x)``; and its outputs on further views.
+
+        What is of x's size goes through it in one batch, the images themselves first and last of all passes, so that
+        its features are theirs.
+        """
         assert self.net_t is not None
-        if not self.cri_lcr:
-            return self.net_t(self.lq).to(self.lq.dtype), None
-        plan = self.augmentation.draw(len(self.lq), self.generator)
-        views = torch.cat([self.lq, self.augmentation.apply(self.lq, plan)])
-        output, augmented = self.net_t(views).to(self.lq.dtype).chunk(2)
-        return output, self.augmentation.invert(augmented, plan)
+        teacher, samples = self.net_t, len(self.lq)
+        multiple, scale = self.size_multiple(teacher), self.opt.get("scale") or 1
+        alike = [view.shape == self.lq.shape for view in further]
+        apart = [
+            pad_and_restore(teacher, view, multiple, scale)
+            for view, same in zip(further, alike, strict=True)
+            if not same
+        ]
+        views = [self.lq, *(view for view, same in zip(further, alike, strict=True) if same)]
+        if self.cri_lcr:
+            plan = self.augmentation.draw(samples, self.generator)
+            views.append(self.augmentation.apply(self.lq, plan))
+        outputs = list(teacher(torch.cat(views) if len(views) > 1 else self.lq).to(self.lq.dtype).split(samples))
+        second = self.augmentation.invert(outputs.pop(), plan) if self.cri_lcr else None
+        together, others = iter(outputs[1:]), iter(apart)
+        answers = [next(together) if same else next(others).to(self.lq.dtype) for same in alike]
+        return outputs[0], second, answers
 
     def taught_features(self, group: str) -> list[Tensor]:
         """A teacher's features of its last pass, on the images themselves and not on their second view."""

@@ -8,11 +8,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.utils import get_root_logger
+from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from kdsr.runtime.checkpoint import load_weights, read_checkpoint, select_weights
 from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.safetensors_files import SUFFIX, save_safetensors
+
+
+def weight_files(opt: Mapping[str, Any]) -> dict[str, str]:
+    """The file that each network gets its weights from, by the network's key (``t``).
+
+    That is ``path.pretrain_network_<key>``, else the file that the network's type itself reads (``Spandrel``).
+    """
+    known = dict(iter(ARCH_REGISTRY))
+    files = {
+        key.removeprefix("network_"): options.get("path")
+        for key, options in opt.items()
+        if key.startswith("network_")
+        and isinstance(options, dict)
+        and getattr(known.get(str(options.get("type"))), "BRINGS_WEIGHTS", False)
+    }
+    files |= {
+        key.removeprefix("pretrain_network_"): file
+        for key, file in (opt.get("path") or {}).items()
+        if key.startswith("pretrain_network_") and file
+    }
+    return files
+
+
+def tell_of(net: nn.Module, key: str, opt: Mapping[str, Any], amp_dtype: torch.dtype | None) -> None:
+    """Logs what ``network_<key>`` is: its size, what it says of itself, whether reduced precision is left out."""
+    log = get_root_logger()
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    log.info(f"net_{key}: {type(net).__name__}, {parameters:,d} parameters")
+    for note in getattr(net, "notes", ()):
+        log.info(f"net_{key}: {note}")
+    if amp_dtype in getattr(net, "not_in", ()):
+        amp = opt["precision"]["amp"]
+        log.warning(f"net_{key}: does not work in {amp} (precision.amp), it is computed in float32")
 
 
 def load_pretrained(net: nn.Module, key: str, opt: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdsr.models.adapters import TapGroup, resized_like
 from kdsr.models.kd_model import KDModel
+from kdsr.models.pretrained import weight_files
 from kdsr.models.tap_options import tap_pairs, tap_problems
 
 # what is compared where: term of the loss -> its features
@@ -44,10 +45,11 @@ class SLKDModel(KDModel):
         "decoder_taps": (list, dict, type(None)),
     }
     NETWORK_KEYS = frozenset({"tb"})
+    GT_KEYS = frozenset({"et_opt"})  # Teacher B looks at it
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
-        train, path = opt.get("train") or {}, opt.get("path") or {}
+        train = opt.get("train") or {}
         problems = super().check_options(opt)
         if not opt.get("network_t"):
             problems.append("network_t: missing; SLKDModel needs Teacher A, which sees the degraded images")
@@ -56,7 +58,7 @@ class SLKDModel(KDModel):
                 f"scale: SLKDModel shows Teacher B the clean image in place of the degraded one, so they must be of "
                 f"one size: set 1, not {opt['scale']}"
             )
-        if opt.get("network_tb") and not path.get("pretrain_network_tb"):
+        if opt.get("network_tb") and "tb" not in weight_files(opt):
             problems.append(
                 "path.pretrain_network_tb: missing; a Teacher B with random weights has nothing to teach"
             )

@@ -18,11 +18,14 @@ import torch
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
-from kdsr.models.base_model import RestorationModel
+from kdsr.models.tiling import tile_problems
+from kdsr.models.weight_schedule import is_schedule, schedule_problems
 from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.option_check_data import check_datasets
 from kdsr.pipeline.option_check_geometry import check_geometry
+from kdsr.pipeline.option_check_gt import check_ground_truth, gives_gt
 from kdsr.pipeline.option_check_logger import check_logger
+from kdsr.pipeline.option_models import ModelKeys, read_by_others
 from kdsr.pipeline.option_names import (
     check_call,
     check_kind,
@@ -71,7 +74,7 @@ def check(opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None
     model = _find_model(opt, problems)
     keys = ModelKeys(model)
     _check_top(opt, keys, is_train, problems)
-    _check_networks(opt, problems)
+    _check_networks(opt, is_train, problems)
     for section, check_section in (("train", _check_train), ("val", _check_val)):
         options = opt.get(section)
         if isinstance(options, dict):
@@ -87,6 +90,8 @@ def check(opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None
     _check_limits(opt, problems)
     check_datasets(opt, is_train, problems, warnings)
     check_geometry(opt, is_train, problems)
+    if is_train:
+        check_ground_truth(opt, model, problems)
     if is_train and model is not None and hasattr(model, "check_options"):  # a test builds the student alone
         found = len(problems)
         try:
@@ -95,35 +100,6 @@ def check(opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None
             if not found:  # else it stumbled over what has just been reported
                 raise
     return problems
-
-
-class ModelKeys:
-    """The option keys that a model class reads; ``strict`` says whether it declares them at all."""
-
-    def __init__(self, model: type | None) -> None:
-        self.name = model.__name__ if model else "the model"
-        self.ours = model is not None and issubclass(model, RestorationModel)
-        self.train: dict[str, Any] = {}
-        self.networks: frozenset[str] = frozenset()
-        self.path, self.val, self.top = dict(tables.PATH), dict(tables.VAL), dict(tables.TOP)
-        if model is not None and self.name in tables.STOCK_MODELS and not self.ours:
-            self.train, self.networks = tables.STOCK_MODELS[self.name]
-        for base in reversed(model.__mro__ if model else ()):
-            self.train = self.train | vars(base).get("TRAIN_KEYS", {})
-            self.networks |= vars(base).get("NETWORK_KEYS", frozenset())
-            self.path |= vars(base).get("PATH_KEYS", {})
-            self.val |= vars(base).get("VAL_KEYS", {})
-            self.top |= vars(base).get("TOP_KEYS", {})
-        self.strict = bool(self.train)
-        if self.ours:
-            self.path |= tables.OUR_PATH
-            self.val |= tables.OUR_VAL
-            self.top["precision"] = (dict, tables.NONE)
-        for network in self.networks:
-            # the release says network_his: true, for the history is a copy of the student
-            kinds = (dict, tables.NONE, bool) if network == "his" else (dict, tables.NONE)
-            self.top[f"network_{network}"] = kinds
-            self.path |= {f"{key}_{network}": kind for key, kind in tables.PATH_OF_NETWORK.items()}
 
 
 def _find_model(opt: dict[str, Any], problems: list[str]) -> type | None:
@@ -142,6 +118,7 @@ def _find_model(opt: dict[str, Any], problems: list[str]) -> type | None:
 def _check_top(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
     required = ["name", "datasets", "network_g"] + (["train"] if is_train else ["val"])
     unjudged = ["model_type"] if keys.strict else [key for key in opt if key not in keys.top]
+    unjudged += read_by_others("top", opt, keys, problems)
     check_table(opt, keys.top, "", problems, required=required, skip=[*unjudged, "num_gpu"])
     if isinstance(opt.get("name"), str) and opt["name"] != osp.basename(opt["name"]):
         problems.append(
@@ -154,14 +131,17 @@ def _check_top(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: l
         problems.append(f"num_gpu: {asked!r} is neither auto nor a number of GPUs (0 means the CPU)")
 
 
-def _check_networks(opt: dict[str, Any], problems: list[str]) -> None:
+def _check_networks(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
     known = registered(ARCH_REGISTRY)
     for key, options in opt.items():
         if key.startswith("network_") and isinstance(options, dict):
             network = find_type(options, known, key, problems)
             if network is not None:
                 check_call(network, options, key, problems)
-                if hasattr(network, "option_problems"):  # sections within the section
+                built = (
+                    is_train or key == "network_g"
+                )  # a file that a network reads may be elsewhere in a test
+                if built and hasattr(network, "option_problems"):  # what the signature cannot tell
                     problems += [f"{key}.{problem}" for problem in network.option_problems(options)]
 
 
@@ -169,6 +149,7 @@ def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problem
     needed = ("total_iter", "optim_g", "scheduler") if is_train and keys.strict else ()
     required = [key for key in needed if key in keys.train]
     unjudged = [] if keys.strict else list(train)
+    unjudged += read_by_others("train", train, keys, problems)
     check_table(train, keys.train, "train", problems, required=required, skip=unjudged)
     losses = registered(LOSS_REGISTRY)
     for key, options in train.items():
@@ -181,6 +162,9 @@ def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problem
             _check_scheduler(options, train.get("total_iter"), problems)
         elif key.endswith("_opt") and (keys.strict or str(options.get("type")) in losses):
             loss = find_type(options, losses, place, problems)
+            if keys.ours and is_schedule(options.get("loss_weight")):
+                problems += schedule_problems(options["loss_weight"], f"{place}.loss_weight")
+                options = {**options, "loss_weight": 1.0}
             if loss is not None:
                 check_call(loss, options, place, problems)
 
@@ -225,7 +209,9 @@ def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[st
 
 def _check_val(val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
     unjudged = [] if keys.strict else [key for key in val if key not in keys.val]
+    unjudged += read_by_others("val", val, keys, problems)
     check_table(val, keys.val, "val", problems, required=["val_freq"] if is_train else [], skip=unjudged)
+    problems += tile_problems(val) if keys.ours else []
     metrics = registered(METRIC_REGISTRY)
     if not isinstance(val.get("metrics"), Mapping):
         return
@@ -250,7 +236,7 @@ def _check_references(opt: dict[str, Any], keys: ModelKeys, problems: list[str])
     types = [str(options.get("type")) for options in metrics.values() if isinstance(options, dict)]
     with_reference = [name for name in types if name in known and "img2" in parameters_of(known[name])]
     for key, dataset in datasets.items():
-        if with_reference and isinstance(dataset, dict) and dataset.get("type") == "SingleImageDataset":
+        if with_reference and isinstance(dataset, dict) and not gives_gt(dataset.get("type")):
             problems.append(
                 f"datasets.{key}: has no GT, which {with_reference[0]} needs; take val.metrics out, or this set"
             )
@@ -261,6 +247,7 @@ def _check_paths(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems:
     if not isinstance(path, dict):
         return
     unjudged = [] if keys.strict else [key for key in path if key not in keys.path]
+    unjudged += read_by_others("path", path, keys, problems)
     check_table(path, keys.path, "path", problems, skip=unjudged)
     needed = ["resume_state"] if is_train else []
     for key in path:
