@@ -1,0 +1,97 @@
+"""Relations between the samples of a batch: their distances, and the angles of their triplets.
+
+Park et al., "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068), Eq. 4 to 9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+
+from kdsr.losses.levels import check_levels, unit
+from kdsr.losses.mscn import widened
+from kdsr.runtime.errors import OptionError
+
+FEWEST = 3  # two samples have one distance, which divided by the mean distance is 1, and no angle
+
+
+def relations(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """What holds between the samples of a batch, whatever their number of features.
+
+    Args:
+        samples: (N, C).
+
+    Returns:
+        Distances divided by the mean of those that are not 0, (N, N); and for each sample i the cosine of the
+        angle at it between the samples j and k, (N, N, N).
+    """
+    apart = samples.unsqueeze(0) - samples.unsqueeze(1)  # [i, j]: from i to j
+    # (not from squares and products: nearly equal samples would lose all their digits)
+    distances = torch.linalg.vector_norm(apart, dim=2)
+    mean = distances.sum() / (distances > 0).sum().clamp_min(1)
+    directions = unit(apart, 2)
+    with torch.autocast(samples.device.type, enabled=False):
+        cosines = directions @ directions.mT
+    return distances / torch.where(mean > 0, mean, torch.ones_like(mean)), cosines
+
+
+def relation_distance(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """How far the student's relations are from the teacher's.
+
+    Args:
+        student: Features (N, C, H, W), N >= 3; averaged over positions. They alone receive a gradient.
+        teacher: (N, C', H', W').
+
+    Returns:
+        Distance-wise and angle-wise: the Huber loss (delta = 1) of the relations, averaged over all N^2 and
+        N^3 (as in the authors' release), two scalars >= 0, float32 at least.
+
+    Raises:
+        OptionError: There are fewer than three samples.
+    """
+    if len(student) < FEWEST:
+        raise OptionError(
+            f"RKD compares distances and angles between the samples of a batch, and this batch has "
+            f"{len(student)}: set datasets.train.batch_size_per_gpu to {FEWEST} or more"
+        )
+    ours = relations(widened(student).mean((2, 3)))
+    theirs = relations(widened(teacher.detach()).mean((2, 3)))
+    distance, angle = (F.smooth_l1_loss(s, t) for s, t in zip(ours, theirs, strict=True))
+    return distance, angle
+
+
+@LOSS_REGISTRY.register()
+class RKDLoss(nn.Module):
+    """``relation_distance`` as a loss of option files, averaged over levels.
+
+    Args:
+        loss_weight: Factor of the term.
+        distance_weight: Factor of the distances (the paper's setting for metric learning and classification).
+        angle_weight: Factor of the angles.
+    """
+
+    def __init__(
+        self, loss_weight: float = 1.0, distance_weight: float = 25.0, angle_weight: float = 50.0
+    ) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.distance_weight = distance_weight
+        self.angle_weight = angle_weight
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Features of each level, any channels and sizes -> scalar.
+
+        Raises:
+            OptionError: There are fewer than three samples.
+            ValueError: Numbers of levels or samples differ.
+        """
+        check_levels("RKD", student, teacher, channels=False, sizes=False)
+        terms = []
+        for s, t in zip(student, teacher, strict=True):
+            distance, angle = relation_distance(s, t)
+            terms.append(self.distance_weight * distance + self.angle_weight * angle)
+        return self.loss_weight * torch.stack(terms).mean()
