@@ -20,6 +20,8 @@ from kdsr.models.evaluation import (
     pad_and_restore,
     recorded_means,
 )
+from kdsr.models.self_ensemble import self_ensemble
+from kdsr.models.tiling import tile_of, tiled
 from kdsr.runtime.distributed import on_first_rank
 
 
@@ -38,7 +40,10 @@ class MeasuredModel(SRModel):
     def size_multiple(self, net: nn.Module) -> int:
         """What an image's height and width must be divisible by for ``net``: what it declares, and ``val`` says."""
         val = self.opt.get("val") or {}
-        declared: Any = getattr(net, "window_size", None) or getattr(net, "multiple_of", 1)
+        declared: Any = getattr(net, "multiple_of", None) or getattr(net, "window_size", None)
+        if declared is None:  # BasicSR's SwinIR leaves it to its blocks
+            windows = (getattr(module, "window_size", None) for module in net.modules())
+            declared = math.lcm(*(window for window in windows if isinstance(window, int)))
         return math.lcm(int(declared), int(val.get("multiple_of") or val.get("window_size") or 1))
 
     def restore(self, lq: Tensor) -> Tensor:
@@ -46,10 +51,19 @@ class MeasuredModel(SRModel):
         return self.restore_with(getattr(self, "net_g_ema", self.net_g), lq)
 
     def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
+        """Restores images of any size with a network, as ``val`` says: whole or in tiles, of one view or of eight."""
+        val = self.opt.get("val") or {}
+        tile = tile_of(val)
+        multiple_of, scale = self.size_multiple(net), self.opt.get("scale") or 1
+        restore = (
+            self_ensemble(net) if val.get("self_ensemble") else net
+        )  # within a tile, whose memory it shares
         training = net.training
         net.eval()
         try:
-            return pad_and_restore(net, lq, self.size_multiple(net), self.opt.get("scale") or 1)
+            if tile is not None:
+                return tiled(restore, lq, *tile, scale, multiple_of)
+            return pad_and_restore(restore, lq, multiple_of, scale)
         finally:
             net.train(training)
 

@@ -1,0 +1,171 @@
+"""Every term in every model that has terms: two steps, all names in the log, all gradients finite."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from kdsr.models.kd_model import KDModel
+from kdsr.models.terms import TERMS
+from kdsr.models.terms.term import Term
+from kdsr.pipeline.option_check import check
+
+Options = dict[str, Any]
+L1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
+MODELS = sorted(name for name, model in MODEL_REGISTRY if issubclass(model, KDModel))
+LOSSES = {
+    "fitnet_opt": "FitNetLoss",
+    "at_opt": "AttentionTransferLoss",
+    "fakd_opt": "AffinityLoss",
+    "rkd_opt": "RKDLoss",
+    "csd_opt": "ContrasLoss",
+}
+NAFNET = {"type": "NAFNet", "width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1]}
+VQGAN = {
+    "type": "VQGAN", "embed_dim": 8, "n_embed": 16,
+    "ddconfig": {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 8, "resolution": 64,
+                 "attn_resolutions": []},
+}  # fmt: skip
+TAPS = {"EDSR": [{"student": "body.0", "teacher": "body.1"}], "NAFNet": [{"student": "encoders.0", "teacher": "encoders.0"}]}
+
+
+def saved(network: Options, file: str, key: str = "params") -> str:
+    torch.manual_seed(7)
+    net = build_network(copy.deepcopy(network))
+    for parameter in net.parameters():  # NAFNet's blocks begin as the identity
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save({key: net.state_dict()}, file)
+    return file
+
+
+def as_kd(options: Options) -> None:
+    options["train"]["logits_opt"] = dict(L1)
+
+
+def as_dckd(options: Options) -> None:
+    options.update(network_his=True, network_vqgan=copy.deepcopy(VQGAN))
+    options["path"].update(pretrain_network_vqgan=saved(VQGAN, "vqgan.ckpt"))
+    options["train"].update(
+        logits_opt=dict(L1),
+        cl_opt={"type": "ContrasLoss", "loss_weight": 0.1, "d_func": "L1", "weights": [0.25, 0.5, 1.0]},
+        ce_opt={"type": "CELoss", "loss_weight": 0.001},
+        num_neg=1,
+    )
+
+
+def as_facd(options: Options) -> None:
+    options["train"].update(facd_opt={"type": "FACDLoss"}, gate="soft")
+
+
+def as_slkd(options: Options) -> None:
+    options.update(scale=1, network_g=dict(NAFNET), network_t={**NAFNET, "width": 6})
+    options["path"]["pretrain_network_t"] = saved(options["network_t"], "teacher.pth")
+    for dataset in options["datasets"].values():
+        dataset["dataroot_lq"] = dataset["dataroot_gt"]
+    options["train"].update(
+        nc_opt={"type": "NaturalSceneLoss"},
+        et_opt={"type": "EdgeTextureLoss"},
+        encoder_taps=TAPS["NAFNet"],
+        decoder_taps=[{"student": "decoders.1", "teacher": "decoders.1"}],
+    )
+
+
+def as_mipkd(options: Options) -> None:
+    options["train"].update(logits_opt=dict(L1), blocks=[{"student": "body.0", "teacher": "body.1"}])
+
+
+def as_mclir(options: Options) -> None:
+    with_extractor(options)
+
+
+def with_extractor(options: Options) -> None:
+    options["network_extractor"] = copy.deepcopy(VQGAN)
+    options["path"]["pretrain_network_extractor"] = saved(VQGAN, "extractor.ckpt")
+
+
+MAKE: dict[str, Callable[[Options], None]] = {
+    "KDModel": as_kd,
+    "DCKDModel": as_dckd,
+    "FACDModel": as_facd,
+    "SLKDModel": as_slkd,
+    "MiPKDModel": as_mipkd,
+    "MCLIRModel": as_mclir,
+}
+
+
+@pytest.fixture
+def options(run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
+    monkeypatch.chdir(tmp_path)
+    run_options["network_t"] = {**run_options["network_g"], "num_feat": 12, "num_block": 2}
+    run_options["path"]["pretrain_network_t"] = saved(run_options["network_t"], "teacher.pth")
+    run_options["datasets"]["train"].update(batch_size_per_gpu=3, gt_size=32)
+    return run_options
+
+
+def switched_on(options: Options, term: type[Term]) -> None:
+    train = options["train"]
+    train["taps"] = TAPS[options["network_g"]["type"]]
+    train[term.KEY] = {"type": LOSSES[term.KEY]} if term.KEY in LOSSES else dict(L1)
+    if term.KEY == "csd_opt":
+        with_extractor(options)
+        train[term.KEY]["weights"] = [0.25, 0.5, 1.0]
+
+
+def logged_in_two_steps(options: Options) -> set[str]:
+    model = dict(iter(MODEL_REGISTRY))[options["model_type"]](
+        {**copy.deepcopy(options), "num_gpu": 0, "dist": False, "rank": 0, "world_size": 1, "is_train": True}
+    )
+    names: set[str] = set()
+    for step in (1, 2):
+        torch.manual_seed(step)
+        gt = torch.rand(3, 3, 32, 32)
+        model.feed_data({"lq": gt[..., :: options["scale"], :: options["scale"]].clone(), "gt": gt})
+        model.optimize_parameters(step)
+        assert model.guard.made
+        unreached = [name for name, parameter in model.bundle.named_parameters() if parameter.grad is None]
+        assert unreached == []  # DDP without find_unused_parameters counts on it
+        assert all(parameter.grad.isfinite().all() for parameter in model.bundle.parameters())
+        frozen = [net for net in (model.net_t, getattr(model, "net_vqgan", None)) if net is not None]
+        assert all(parameter.grad is None for net in frozen for parameter in net.parameters())
+        log = model.get_current_log()
+        assert all(abs(value) < 1e6 for value in log.values())
+        names |= set(log)
+    return names
+
+
+def test_all_models_and_terms_are_covered():
+    assert set(MODELS) == set(MAKE)
+    assert {term.KEY for term in TERMS} == {*LOSSES, "zoom_in_opt", "zoom_out_opt"}
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda term: term.KEY)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_term_in_a_model(options: Options, name: str, term: type[Term]):
+    options["model_type"] = name
+    MAKE[name](options)
+    switched_on(options, term)
+    if term.KEY == "zoom_out_opt" and options["scale"] == 1:
+        assert check(options, is_train=True) == [
+            "train.zoom_out_opt: shrinks x by the scale, which is 1; it is for super-resolution"
+        ]
+        return
+    assert check(options, is_train=True) == []
+    names = logged_in_two_steps(options)
+    options["train"][term.KEY] = None
+    without = logged_in_two_steps(options)
+    assert {"l_" + term.KEY.removesuffix("_opt")} <= names - without
+
+
+def test_all_terms_at_once(options: Options):
+    options["model_type"] = "DCKDModel"
+    as_dckd(options)
+    for term in TERMS:
+        switched_on(options, term)
+    assert {"l_" + term.KEY.removesuffix("_opt") for term in TERMS} <= logged_in_two_steps(options)
