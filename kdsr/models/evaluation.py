@@ -36,11 +36,27 @@ class ImageResult:
     values: dict[str, float]
 
 
+def extended(lq: Tensor, multiple_of: int) -> Tensor:
+    """Extends (N, C, H, W) by reflection at the bottom and the right, to sides divisible by ``multiple_of``.
+
+    Repeatedly where the image is smaller than the extension.
+    """
+    height, width = (-(-size // multiple_of) * multiple_of for size in lq.shape[-2:])
+    image = lq
+    while image.shape[-2:] != (height, width):  # reflection extends by at most size - 1 at a time
+        h, w = image.shape[-2:]
+        down, right = min(height - h, h - 1), min(width - w, w - 1)
+        mode = "reflect" if h > 1 and w > 1 else "replicate"
+        if mode == "replicate":
+            down, right = height - h, width - w
+        image = F.pad(image, (0, right, 0, down), mode=mode)
+    return image
+
+
 def pad_and_restore(net: Callable[[Tensor], Tensor], lq: Tensor, multiple_of: int, scale: int) -> Tensor:
     """Runs a network that needs sizes divisible by ``multiple_of`` on an image of any size.
 
-    The image is extended by reflection at the bottom and the right, repeatedly where it is smaller than the extension,
-    and the result is cropped.
+    The image is extended by reflection at the bottom and the right, and the result is cropped.
 
     Args:
         net: Maps (N, C, H, W) to (N, C, H·scale, W·scale).
@@ -52,19 +68,7 @@ def pad_and_restore(net: Callable[[Tensor], Tensor], lq: Tensor, multiple_of: in
         (N, C, H·scale, W·scale).
     """
     height, width = lq.shape[-2:]
-    padded_height, padded_width = (-(-size // multiple_of) * multiple_of for size in (height, width))
-    image = lq
-    while image.shape[-2:] != (
-        padded_height,
-        padded_width,
-    ):  # reflection extends by at most size - 1 at a time
-        h, w = image.shape[-2:]
-        down, right = min(padded_height - h, h - 1), min(padded_width - w, w - 1)
-        mode = "reflect" if h > 1 and w > 1 else "replicate"
-        if mode == "replicate":
-            down, right = padded_height - h, padded_width - w
-        image = F.pad(image, (0, right, 0, down), mode=mode)
-    return net(image)[..., : height * scale, : width * scale]
+    return net(extended(lq, multiple_of))[..., : height * scale, : width * scale]
 
 
 def _rank_share(dataloader: DataLoader, rank: int, world_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -129,15 +133,24 @@ def _evaluate_one(
     save_to: Callable[[str], Path] | None,
 ) -> ImageResult:
     name = Path(data["lq_path"][0]).stem
-    with torch.no_grad():
-        output = restore(data["lq"].to(device))
-    image: np.ndarray = tensor2img([output.float().cpu()])
+    try:
+        with torch.no_grad():
+            output = restore(data["lq"].to(device))
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        height, width = data["lq"].shape[-2:]
+        raise TrainingError(
+            f"{data['lq_path'][0]}: {width}x{height} pixels need more memory than there is; with val.tile they are "
+            "restored in tiles (make these smaller where it is set)"
+        ) from error
+    image = _as_image(output)
     if save_to is not None:
         png = cv2.imencode(".png", image)[1].tobytes()  # BasicSR's imwrite names no file when it fails
         write_whole(save_to(name), lambda file: file.write(png))
     values = {}
     if metrics and "gt" in data:
-        pair = {"img": image, "img2": tensor2img([data["gt"]])}
+        pair = {"img": image, "img2": _as_image(data["gt"])}
         values = {key: float(calculate_metric(pair, opt)) for key, opt in metrics.items()}
     elif metrics:
         values = {
@@ -146,6 +159,15 @@ def _evaluate_one(
             if not needs_reference(opt)
         }
     return ImageResult(index, name, values)
+
+
+def _as_image(batch: Tensor) -> np.ndarray:
+    """BasicSR's ``tensor2img`` of (1, C, H, W), some rows at a time: at once it takes four times the tensor's memory."""
+    return np.concatenate([tensor2img([rows]) for rows in batch.split(256, dim=-2)])
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def mean_values(results: list[ImageResult]) -> dict[str, float]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from basicsr.utils import tensor2img
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from kdsr.models.evaluation import append_csv, evaluate, forget_after, mean_values, pad_and_restore
+from kdsr.runtime.errors import DataError
 
 PSNR = {"psnr": {"type": "calculate_psnr", "crop_border": 0, "test_y_channel": False}}
 
@@ -70,3 +74,27 @@ def test_restored_images_are_saved(tmp_path: Path) -> None:
         save_to=lambda name: tmp_path / f"{name}_out.png",
     )  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{index}_out.png" for index in range(5)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_many_rows_is_that_of_basicsr(tmp_path: Path, channels: int) -> None:
+    """It is turned into 8 bits some rows at a time; values outside [0, 1] are clipped."""
+    lq = torch.rand(1, channels, 600, 7, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
+    loader = DataLoader([{"lq": lq[0], "lq_path": "tall.png"}])  # type: ignore[arg-type]
+    evaluate(
+        lambda lq: lq.clone(), loader, None, torch.device("cpu"), save_to=lambda _: tmp_path / "tall.png"
+    )
+    saved = cv2.imread(str(tmp_path / "tall.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(saved, tensor2img([lq]))
+
+
+def test_an_image_that_does_not_fit_is_named_with_what_helps() -> None:
+    with pytest.raises(
+        DataError, match=r"/data/0.png: 12x12 pixels need more memory than there is; with val.tile"
+    ):
+        evaluate(lambda lq: lq.new_empty(2**60), DataLoader(Greys()), PSNR, torch.device("cpu"))
+
+
+def test_other_failures_of_a_network_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="must match the size"):
+        evaluate(lambda lq: lq + torch.rand(7, 1), DataLoader(Greys()), PSNR, torch.device("cpu"))
