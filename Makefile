@@ -14,12 +14,13 @@ endif
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow test-all lint format venv clean
+.PHONY: help demo test test-slow test-all tables lint format venv clean
 
 help:
 	@echo "make demo      sample photographs, a student distilled by DCKD, a table and a picture (about 5 minutes)"
 	@echo "               make demo TASK=rain: deraining, distilled by SLKD"
 	@echo "make test      the tests, without the slow ones;  make test-all: all of them"
+	@echo "make tables    the README's tables of methods and tasks, from the option files and the registries"
 	@echo "make lint      ruff and mypy;  make format: ruff's formatter"
 	@echo "make venv      only the virtual environment;  make clean: removes it, the sample data and caches"
 
@@ -37,6 +38,9 @@ test-slow: venv
 
 test-all: venv
 	@$(PYTEST)
+
+tables: venv
+	@$(BIN)/kdsr list --into README.md
 
 lint: venv
 	@$(BIN)/ruff check .

@@ -11,6 +11,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "EDSR": {"num_feat": 8, "num_block": 1},
     "MSRResNet": {"num_feat": 8, "num_block": 1},
     "SmallNet": {"num_feat": 8, "num_block": 1},
+    "FiveLines": {"width": 8},
     "RLFN": {"feature_channels": 8, "num_blocks": 1, "esa_channels": 4},
     "VQGAN": {"embed_dim": 8, "n_embed": 16, "ddconfig:ch": 32, "ddconfig:ch_mult": [1, 1, 1, 1, 1],
               "ddconfig:num_res_blocks": 1, "ddconfig:z_channels": 8, "ddconfig:attn_resolutions": []},

@@ -14,6 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
 from kdsr.archs.vqgan_arch import DDConfig
 from kdsr.data.image_folder_dataset import ImageFolderDataset
+from kdsr.data.lq_image_dataset import LQImageDataset
 from kdsr.models.dckd_model import DCKDModel
 from kdsr.models.facd_model import FACDModel
 from kdsr.models.kd_model import KDModel
@@ -71,7 +72,7 @@ def declared() -> dict[str, set[str]]:
         "Top level": set().union(*(model.top for model in models)) | networks,
         "datasets": flat(tables.ANY_DATASET)
         | set().union(*(table for table, *_ in tables.STOCK_DATASETS.values()))
-        | set(ImageFolderDataset.OPTION_KEYS),
+        | set(ImageFolderDataset.OPTION_KEYS | LQImageDataset.OPTION_KEYS),
         "path": path,
         "train": set().union(*(flat(model.train) for model in models)),
         "val": set().union(*(model.val for model in models)),

@@ -91,20 +91,23 @@ def _check_patch(
     names: Sequence[str],
     sizes: Sequence[Size | None],
     problems: list[str],
+    scale: int = 1,
 ) -> None:
-    patch = opt.get("gt_size")
-    if not isinstance(patch, int):
+    size = opt.get("gt_size")
+    if not isinstance(size, int):
         return
+    patch = size // scale
     small = [
-        (name, size)
-        for name, size in zip(names, sizes, strict=True)
-        if size is not None and min(size) < patch
+        (name, found)
+        for name, found in zip(names, sizes, strict=True)
+        if found is not None and min(found) < patch
     ]
     if small:
-        (name, size), rest = small[0], len(small) - 1
+        (name, (height, width)), rest = small[0], len(small) - 1
+        said = f"{size} is" if scale == 1 else f"{size} makes LQ patches of {patch}, which are"
         more = f" and {rest} more images" if rest else ""
         problems.append(
-            f"gt_size: {patch} is larger than {images.shown(name)} ({size[0]}x{size[1]}){more}; "
+            f"gt_size: {said} larger than {images.shown(name)} ({height}x{width}){more}; "
             "lower it or leave such images out"
         )
 
@@ -136,7 +139,9 @@ def _check_pairs(opt: Mapping[str, Any], scale: int, training: bool, report: _Re
         _check_patch(opt, gt, [pair[0] for pair in pairs], gt_sizes, problems)
 
 
-def _check_single(opt: Mapping[str, Any], key: str, training: bool, recursive: bool, report: _Report) -> None:
+def _check_single(
+    opt: Mapping[str, Any], key: str, training: bool, recursive: bool, report: _Report, scale: int = 1
+) -> None:
     problems = report.problems
     images = open_root(opt, key, problems, recursive)
     if images is None:
@@ -152,7 +157,28 @@ def _check_single(opt: Mapping[str, Any], key: str, training: bool, recursive: b
     names = spread(names)
     sizes = _sizes(images, key, names, report)
     if training:
-        _check_patch(opt, images, names, sizes, problems)
+        _check_patch(opt, images, names, sizes, problems, scale)
+        if opt.get("type") == "SingleImageDataset":
+            _check_batch(opt, names, sizes, problems)
+
+
+def _check_batch(
+    opt: Mapping[str, Any], names: Sequence[str], sizes: Sequence[Size | None], problems: list[str]
+) -> None:
+    """Whole images make a batch only where they are of one size."""
+    batch = opt.get("batch_size_per_gpu", 1)
+    known = {size: name for name, size in zip(names, sizes, strict=True) if size is not None}
+    if isinstance(batch, int) and batch > 1 and len(known) > 1:
+        listed = [f"{name} is {height}x{width}" for (height, width), name in known.items()]
+        problems.append(
+            f"batch_size_per_gpu: SingleImageDataset gives whole images, and {listed[0]}, {listed[1]}: they make no "
+            f"batch of {batch}; set 1, or take type: LQImageDataset, which cuts patches of gt_size"
+        )
+
+
+def _require_patch(opt: Mapping[str, Any], training: bool, problems: list[str]) -> None:
+    if training and opt.get("gt_size") is None:
+        problems.append("gt_size: is required in training")
 
 
 def check_dataset(
@@ -161,8 +187,8 @@ def check_dataset(
     """Finds what is wrong with a data set's files, by reading their headers only.
 
     Args:
-        opt: One entry of ``datasets``. Types other than PairedImageDataset, SingleImageDataset and
-            ImageFolderDataset are not judged.
+        opt: One entry of ``datasets``. Types other than PairedImageDataset, SingleImageDataset, ImageFolderDataset
+            and LQImageDataset are not judged.
         scale: Upscaling factor of the run.
         phase: ``train``, ``val`` or ``test``; ``opt['phase']`` unless given.
         warnings: Gets what does not stop the run: unreadable training images that ``on_bad_image: skip`` replaces,
@@ -181,9 +207,13 @@ def check_dataset(
         _check_pairs(opt, scale, training, report)
     elif kind == "SingleImageDataset":
         _check_single(opt, "dataroot_lq", training, False, report)
+    elif kind == "LQImageDataset":
+        _require_patch(opt, training, problems)
+        if training and isinstance(opt.get("gt_size"), int) and opt["gt_size"] % scale:
+            problems.append(f"gt_size: {opt['gt_size']} is not a multiple of the scale {scale}")
+        _check_single(opt, "dataroot_lq", training, True, report, scale)
     elif kind == "ImageFolderDataset":
-        if training and opt.get("gt_size") is None:
-            problems.append("gt_size: is required in training")
+        _require_patch(opt, training, problems)
         multiple = opt.get("multiple_of", 1)
         if not isinstance(multiple, int) or multiple < 1:
             problems.append(f"multiple_of: {multiple} must be a whole number from 1 on")

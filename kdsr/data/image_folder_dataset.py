@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-import torch
 from basicsr.data.data_util import paths_from_lmdb
 from basicsr.data.transforms import augment
 from basicsr.utils import FileClient, img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdsr.data.image_files import cannot_read, decode, list_images
@@ -22,8 +22,83 @@ from kdsr.data.sub_images import mod_crop
 from kdsr.runtime.errors import DataError
 
 
+class FolderImages(Dataset):
+    """Base of the sets without pairs: the images of a folder (with the folders in it) or of an LMDB.
+
+    Args:
+        opt: ``dataroot_ROLE`` and ``io_backend`` (absent: as the name of the root says) count here.
+
+    Raises:
+        DataError: There is no image.
+    """
+
+    role: ClassVar[str]  # "gt" or "lq": what the images are
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        self.opt = opt
+        root = opt[f"dataroot_{self.role}"]
+        backend = dict(opt.get("io_backend") or {"type": "lmdb" if root.endswith(".lmdb") else "disk"})
+        self._client: LmdbClient | FileClient
+        if backend.pop("type") == "lmdb":
+            self._client = LmdbClient([root], [self.role])
+            self.paths: list[str] = paths_from_lmdb(root)
+            self._shown = f"{root}: {{}}"
+        else:
+            self._client = FileClient("disk", **backend)
+            self.paths = [str(path) for path in list_images(root)]
+            self._shown = "{}"
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def shown(self, index: int) -> str:
+        """An image's name for a message."""
+        return self._shown.format(self.paths[index])
+
+    def read(self, index: int) -> np.ndarray:
+        """An image as (H, W, 3), BGR in [0, 1].
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        try:
+            content = self._client.get(self.paths[index], self.role)
+        except OSError as error:
+            raise cannot_read(self.shown(index), error) from error
+        return decode(content, cv2.IMREAD_COLOR, self.shown(index)).astype(np.float32) / 255.0
+
+    def patch(self, index: int, size: int, because: str = "") -> np.ndarray:
+        """A random square crop, flipped and rotated at random where ``use_hflip`` and ``use_rot`` do not say false.
+
+        It draws what BasicSR's paired data sets draw, in their order: from the same generators comes the same patch.
+
+        Args:
+            index: Of the image.
+            size: Side of the crop.
+            because: What makes it so large, for a message.
+
+        Raises:
+            DataError: The image cannot be read, or is smaller.
+        """
+        image = self.read(index)
+        height, width = image.shape[:2]
+        if min(height, width) < size:
+            raise DataError(
+                f"gt_size {self.opt['gt_size']}{because} is larger than the image {self.shown(index)} "
+                f"({height}x{width}): lower it or remove the image"
+            )
+        top, left = random.randint(0, height - size), random.randint(0, width - size)
+        crop = image[top : top + size, left : left + size].copy()
+        return augment(crop, self.opt.get("use_hflip", True), self.opt.get("use_rot", True))
+
+
+def as_tensor(image: np.ndarray) -> Tensor:
+    """(H, W, 3), BGR -> (3, H, W), RGB."""
+    return img2tensor(np.ascontiguousarray(image), bgr2rgb=True, float32=True)
+
+
 @DATASET_REGISTRY.register()
-class ImageFolderDataset(Dataset):
+class ImageFolderDataset(FolderImages):
     """Images of a folder (with the folders in it) or of an LMDB, without a degraded counterpart.
 
     In training an item is a random square crop, flipped and rotated at random; otherwise it is the whole
@@ -50,23 +125,7 @@ class ImageFolderDataset(Dataset):
         "use_rot": bool,
         "multiple_of": int,
     }
-
-    def __init__(self, opt: Mapping[str, Any]) -> None:
-        self.opt = opt
-        root = opt["dataroot_gt"]
-        backend = dict(opt.get("io_backend") or {"type": "lmdb" if root.endswith(".lmdb") else "disk"})
-        self._client: LmdbClient | FileClient
-        if backend.pop("type") == "lmdb":
-            self._client = LmdbClient([root], ["gt"])
-            self.paths: list[str] = paths_from_lmdb(root)
-            self._shown = f"{root}: {{}}"
-        else:
-            self._client = FileClient("disk", **backend)
-            self.paths = [str(path) for path in list_images(root)]
-            self._shown = "{}"
-
-    def __len__(self) -> int:
-        return len(self.paths)
+    role = "gt"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Loads an image.
@@ -74,33 +133,11 @@ class ImageFolderDataset(Dataset):
         Returns:
             ``lq`` and ``gt``: the same (3, H, W) tensor, RGB in [0, 1]; ``lq_path`` and ``gt_path``.
         """
-        path = self.paths[index]
-        image: np.ndarray = self._read(path).astype(np.float32) / 255.0
         if self.opt.get("phase") == "train":
-            image = self._crop(image, self._shown.format(path))
+            image = self.patch(index, self.opt["gt_size"])
         else:
-            image = mod_crop(image, self.opt.get("multiple_of", 1))
+            image = mod_crop(self.read(index), self.opt.get("multiple_of", 1))
             if 0 in image.shape:
-                raise DataError(f"{self._shown.format(path)} is smaller than multiple_of")
-        tensor: torch.Tensor = img2tensor(np.ascontiguousarray(image), bgr2rgb=True, float32=True)
+                raise DataError(f"{self.shown(index)} is smaller than multiple_of")
+        tensor, path = as_tensor(image), self.paths[index]
         return {"lq": tensor, "gt": tensor, "lq_path": path, "gt_path": path}
-
-    def _read(self, path: str) -> np.ndarray:
-        name = self._shown.format(path)
-        try:
-            content = self._client.get(path, "gt")
-        except OSError as error:
-            raise cannot_read(name, error) from error
-        return decode(content, cv2.IMREAD_COLOR, name)
-
-    def _crop(self, image: np.ndarray, name: str) -> np.ndarray:
-        size = self.opt["gt_size"]
-        height, width = image.shape[:2]
-        if min(height, width) < size:
-            raise DataError(
-                f"gt_size {size} is larger than the image {name} ({height}x{width}): lower it or remove the "
-                "image"
-            )
-        top, left = random.randint(0, height - size), random.randint(0, width - size)
-        crop = image[top : top + size, left : left + size].copy()
-        return augment(crop, self.opt.get("use_hflip", True), self.opt.get("use_rot", True))

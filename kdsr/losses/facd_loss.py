@@ -103,14 +103,18 @@ def contrast(
 
 @torch.no_grad()
 def patch_gate(
-    student_out: Tensor, teacher_out: Tensor, gt: Tensor, mode: str = "hard", temperature: float = 0.01
+    student_out: Tensor,
+    teacher_out: Tensor,
+    gt: Tensor | None,
+    mode: str = "hard",
+    temperature: float = 0.01,
 ) -> Tensor:
     """Weight of each training patch: distil where the teacher is nearer to the ground truth than the student.
 
     Args:
         student_out: S(x), (N, C, H, W).
         teacher_out: T(x), the same shape.
-        gt: y, the same shape.
+        gt: y, the same shape; None will do where the mode is ``off``.
         mode: ``hard``: 1 where ``mean|T - y| < mean|S - y|``, else 0. ``soft``: the sigmoid of
             ``(mean|S - y| - mean|T - y|) / temperature``. ``off``: 1 everywhere.
         temperature: Width of the soft gate, in the images' units.
@@ -123,9 +127,12 @@ def patch_gate(
     """
     if mode not in GATES:
         raise OptionError(f"FACD: gate {mode!r} is unknown; it can be {', '.join(GATES[:-1])} or {GATES[-1]}")
-    student_out, teacher_out, gt = widened(student_out), widened(teacher_out), widened(gt)
+    student_out, teacher_out = widened(student_out), widened(teacher_out)
     if mode == "off":
         return student_out.new_ones(student_out.shape[0])
+    if gt is None:
+        raise OptionError(f"train.gate: {mode} needs ground truth, and the training set has none; set off")
+    gt = widened(gt)
     ahead = (student_out - gt).abs().flatten(1).mean(1) - (teacher_out - gt).abs().flatten(1).mean(1)
     return (ahead > 0).to(ahead.dtype) if mode == "hard" else torch.sigmoid(ahead / temperature)
 

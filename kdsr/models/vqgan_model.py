@@ -92,6 +92,10 @@ class VQGANModel(RestorationModel):
     NETWORK_KEYS = frozenset({"d"})
 
     @classmethod
+    def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
+        return {}  # any image is its own ground truth
+
+    @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
         """Problems that show only when several options are seen together."""
         train, network = opt.get("train") or {}, opt.get("network_g") or {}

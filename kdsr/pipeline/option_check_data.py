@@ -59,7 +59,7 @@ def check_datasets(
         if len(problems) == before:
             found: list[str] = []
             if dataset.get("progressive"):  # the files must give the largest patches
-                dataset = {**dataset, "gt_size": max(BatchPlan(dataset).patches)}
+                dataset = {**dataset, "gt_size": max(BatchPlan(dataset).patches, default=None)}
             problems += _look_at_files(dataset, phase, opt.get("scale"), place, found)
             if warnings is not None:
                 warnings += [f"{place}.{warning}" for warning in found]
@@ -68,11 +68,12 @@ def check_datasets(
 def _look_at_files(
     dataset: dict[str, Any], phase: str, scale: Any, place: str, warnings: list[str]
 ) -> list[str]:
-    paired = dataset["type"] == "PairedImageDataset"
-    if paired and scale is None:
+    if scale is None and dataset["type"] == "PairedImageDataset":
         return [f"scale: is required by {place}, a {dataset['type']}"]
-    if paired and not (is_kind(scale, int) and scale >= 1):
+    scale = 1 if scale is None else scale
+    if not (is_kind(scale, int) and scale >= 1):
         return []  # reported where it stands
+    scale = int(scale)
     roots = {key: expanduser(dataset[key]) for key in ("dataroot_gt", "dataroot_lq") if dataset.get(key)}
     return [f"{place}.{problem}" for problem in check_dataset({**dataset, **roots}, scale, phase, warnings)]
 

@@ -25,6 +25,8 @@ TOP: dict[str, Any] = {
     "logger": (dict, NONE),
     "dist_params": (dict, NONE),
     "stop_signals": list,
+    "import_modules": (list, str, NONE),
+    "import_path": (list, str, NONE),
     # BasicSR's older test files state these at the top, where nothing reads them
     "crop_border": (int, NONE),
     "save_img": bool,
@@ -60,7 +62,14 @@ VAL: dict[str, Any] = {
 DIST_PARAMS: dict[str, Any] = {"backend": str, "port": (int, NONE), "timeout": (*NUMBER, NONE)}
 
 # What RestorationModel and its children read beside their TRAIN_KEYS.
-OUR_VAL: dict[str, Any] = {"teacher": bool, "window_size": int, "multiple_of": int}
+OUR_VAL: dict[str, Any] = {
+    "teacher": bool,
+    "window_size": int,
+    "multiple_of": int,
+    "tile": (int, NONE),
+    "tile_overlap": (int, NONE),
+    "self_ensemble": bool,
+}
 OUR_LOGGER: dict[str, Any] = {
     "keep_last": (int, NONE),
     "save_best": {"set": (str, NONE), "metric": (str, NONE)},
@@ -92,6 +101,8 @@ STOCK_MODELS: dict[str, tuple[dict[str, Any], frozenset[str]]] = {
     "SRGANModel": (_GAN_TRAIN, frozenset({"g", "d"})),
     "ESRGANModel": (_GAN_TRAIN, frozenset({"g", "d"})),
 }
+# of their train: what compares with the ground truth
+STOCK_GT_KEYS = ("pixel_opt", "perceptual_opt", "ldl_opt", "gan_opt")
 
 LOADER: dict[str, Any] = {
     "num_worker_per_gpu": int,
@@ -125,3 +136,4 @@ STOCK_DATASETS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]
     ),
     "SingleImageDataset": (_IMAGES, ("dataroot_lq",), ()),
 }
+WITHOUT_GT = ("SingleImageDataset",)  # classes of ours say it themselves (GIVES_GT)

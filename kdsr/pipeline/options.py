@@ -21,11 +21,13 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from kdsr.pipeline.option_check import ModelKeys, check
+from kdsr.pipeline.option_check import check
 from kdsr.pipeline.option_dump import dump, user_level
 from kdsr.pipeline.option_files import load, load_with_origin
+from kdsr.pipeline.option_models import ModelKeys
 from kdsr.pipeline.option_names import registered
 from kdsr.pipeline.overrides import split_override
+from kdsr.pipeline.user_modules import import_user_modules
 from kdsr.runtime.distributed import init_distributed
 from kdsr.runtime.errors import OptionError
 
@@ -189,6 +191,7 @@ def parse_options(
     if args.debug and isinstance(opt.get("name"), str) and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
     warnings: list[str] = []
+    import_user_modules(opt, args.opt, warnings)
     problems = check(opt, is_train, warnings)
     if problems:
         raise OptionError(problems)

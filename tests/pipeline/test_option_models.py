@@ -1,0 +1,55 @@
+"""Keys that the chosen model does not read: the models that do are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from kdsr.models.kd_model import KDModel
+from kdsr.pipeline.option_check import check
+
+Options = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "place", "value", "message"),
+    [
+        ("KDModel", "train.facd_opt", {"type": "FACDLoss"}, "train.facd_opt: KDModel does not read it; FACDModel does"),
+        ("KDModel", "train.gate", "soft", "train.gate: KDModel does not read it; FACDModel does"),
+        ("KDModel", "train.num_neg", 3, "train.num_neg: KDModel does not read it; DCKDModel does"),
+        ("KDModel", "network_vqgan", None, "network_vqgan: KDModel does not read it; DCKDModel does"),
+        ("KDModel", "path.pretrain_network_tb", None,
+         "path.pretrain_network_tb: KDModel does not read it; SLKDModel does"),
+        ("KDModel", "train.gan_opt", None,
+         "train.gan_opt: KDModel does not read it; ESRGANModel, SRGANModel and VQGANModel do"),
+        ("SRModel", "val.teacher", True, "val.teacher: SRModel does not read it; "),
+        ("SRModel", "train.logits_opt", None, "train.logits_opt: SRModel does not read it; DCKDModel, FACDModel, "),
+        ("VQGANModel", "train.logits_opt", None, "train.logits_opt: VQGANModel does not read it; DCKDModel, "),
+        # what no model reads is misspelt
+        ("KDModel", "train.logit_opt", None, "train.logit_opt: unknown key; did you mean logits_opt"),
+        ("KDModel", "network_vqgn", None, "network_vqgn: unknown key; "),
+    ],
+)  # fmt: skip
+def test_who_reads_a_key(run_options: Options, model_type: str, place: str, value: Any, message: str) -> None:
+    run_options["model_type"] = model_type
+    *above, last = place.split(".")
+    section = run_options
+    for key in above:
+        section = section[key]
+    section[last] = value
+    found = [problem for problem in check(run_options, True) if problem.startswith(f"{place}:")]
+    assert len(found) == 1 and found[0].startswith(message), found
+
+
+def test_a_model_of_the_users_own_is_named_too(run_options: Options) -> None:
+    class OwnModel(KDModel):
+        TRAIN_KEYS = {"own_opt": dict}
+
+    MODEL_REGISTRY._obj_map["OwnModel"] = OwnModel
+    try:
+        run_options["train"]["own_opt"] = {"type": "L1Loss"}
+        assert check(run_options, True) == ["train.own_opt: KDModel does not read it; OwnModel does"]
+    finally:
+        del MODEL_REGISTRY._obj_map["OwnModel"]
