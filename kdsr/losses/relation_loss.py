@@ -16,7 +16,7 @@ from kdsr.losses.levels import check_levels, unit
 from kdsr.losses.mscn import widened
 from kdsr.runtime.errors import OptionError
 
-FEWEST = 3  # two samples have one distance, which divided by the mean distance is 1, and no angle
+FEWEST = 3  # of two samples there is nothing to learn: one distance, which is its own mean, and no angle
 
 
 def relations(samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,8 @@ def relation_distance(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
     """How far the student's relations are from the teacher's.
 
     Args:
-        student: Features (N, C, H, W), N >= 3; averaged over positions. They alone receive a gradient.
+        student: Features (N, C, H, W), averaged over positions; they alone receive a gradient. With N = 2 both
+            results are 0.
         teacher: (N, C', H', W').
 
     Returns:
@@ -51,12 +52,12 @@ def relation_distance(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
         N^3 (as in the authors' release), two scalars >= 0, float32 at least.
 
     Raises:
-        OptionError: There are fewer than three samples.
+        OptionError: There is one sample.
     """
-    if len(student) < FEWEST:
+    if len(student) < 2:
         raise OptionError(
-            f"RKD compares distances and angles between the samples of a batch, and this batch has "
-            f"{len(student)}: set datasets.train.batch_size_per_gpu to {FEWEST} or more"
+            "RKD compares distances and angles between the samples of a batch, and this batch has one: set "
+            f"datasets.train.batch_size_per_gpu to {FEWEST} or more"
         )
     ours = relations(widened(student).mean((2, 3)))
     theirs = relations(widened(teacher.detach()).mean((2, 3)))
@@ -86,7 +87,7 @@ class RKDLoss(nn.Module):
         """Features of each level, any channels and sizes -> scalar.
 
         Raises:
-            OptionError: There are fewer than three samples.
+            OptionError: There is one sample.
             ValueError: Numbers of levels or samples differ.
         """
         check_levels("RKD", student, teacher, channels=False, sizes=False)

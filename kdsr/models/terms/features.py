@@ -1,0 +1,130 @@
+"""Terms that compare the student's tapped features with the teacher's: FitNet, attention, affinity, relations.
+
+All of them read the pairs in ``train.taps``. Equations and sources stand with the losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from basicsr.utils import get_root_logger
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+
+from kdsr.losses.affinity_loss import AffinityLoss
+from kdsr.losses.attention_loss import AttentionTransferLoss
+from kdsr.losses.fitnet_loss import FitNetLoss
+from kdsr.losses.relation_loss import FEWEST, RKDLoss
+from kdsr.models.adapters import TapGroup, resized_like
+from kdsr.models.tap_options import tap_pairs
+from kdsr.models.terms.term import Term
+
+
+def loss_problems(opt: dict[str, Any], key: str, wanted: type[nn.Module]) -> list[str]:
+    """Whether ``train.<key>`` names a loss that is given something else than this term has to give."""
+    name = str(opt["train"][key].get("type"))
+    found = dict(iter(LOSS_REGISTRY)).get(name)
+    if found is None or issubclass(found, wanted):  # of an unknown one the check of the losses speaks
+        return []
+    return [f"train.{key}.type: {name} does not compare what this term does; use {wanted.__name__}"]
+
+
+def smallest_batch(opt: dict[str, Any]) -> int | None:
+    """The fewest samples that a process sees in a step; None where the options do not say."""
+    train = (opt.get("datasets") or {}).get("train") or {}
+    stages = train.get("progressive")
+    sections = [train, *(stages if isinstance(stages, list) else [])]
+    sizes = [section.get("batch_size_per_gpu") for section in sections if isinstance(section, dict)]
+    return min((size for size in sizes if isinstance(size, int)), default=None)
+
+
+class FeatureTerm(Term):
+    """A loss on pairs of features.
+
+    Attributes:
+        NAME: Of its features, and with ``l_`` of its loss.
+        LOSS: What computes it.
+        ADAPT: Whether the student's features pass a trainable 1×1 convolution to the teacher's channels.
+        RESIZE: Whether they are resized to the teacher's.
+    """
+
+    NAME: ClassVar[str]
+    LOSS: ClassVar[type[nn.Module]]
+    ADAPT: ClassVar[bool] = False
+    RESIZE: ClassVar[bool] = True
+    NEEDS = frozenset({"teacher", "taps"})
+
+    @classmethod
+    def problems(cls, opt: dict[str, Any]) -> list[str]:
+        return loss_problems(opt, cls.KEY, cls.LOSS)
+
+    def tap_groups(self) -> dict[str, TapGroup]:
+        assert self.model.net_t is not None
+        pairs = tap_pairs(self.model.opt["train"]["taps"])
+        return {self.NAME: TapGroup("train.taps", pairs, self.model.net_t, adapt=self.ADAPT)}
+
+    def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
+        assert self.model.student_bundle is not None
+        features = self.model.student_bundle.features[self.NAME]
+        wanted = self.model.taught_features(self.NAME)
+        if self.RESIZE:
+            features = resized_like(features, wanted)
+        self.see(wanted)
+        return {f"l_{self.NAME}": self.cri(features, wanted)}
+
+    def see(self, features: Sequence[Tensor]) -> None:
+        """Called with what is compared, for what a term has to say of it."""
+
+
+class FitNetTerm(FeatureTerm):
+    """``l_fitnet``: the student's adapted features shall be the teacher's (``FitNetLoss``)."""
+
+    KEY, NAME, LOSS, ADAPT = "fitnet_opt", "fitnet", FitNetLoss, True
+    TRAIN_KEYS = {KEY: (dict, type(None))}
+
+
+class ATTerm(FeatureTerm):
+    """``l_at``: the student shall be active where the teacher is (``AttentionTransferLoss``)."""
+
+    KEY, NAME, LOSS = "at_opt", "at", AttentionTransferLoss
+    TRAIN_KEYS = {KEY: (dict, type(None))}
+
+
+class FAKDTerm(FeatureTerm):
+    """``l_fakd``: positions alike in the teacher shall be alike in the student (``AffinityLoss``).
+
+    Which form of the affinity a feature has is logged once for each size.
+    """
+
+    KEY, NAME, LOSS = "fakd_opt", "fakd", AffinityLoss
+    TRAIN_KEYS = {KEY: (dict, type(None))}
+
+    told: frozenset[tuple[int, ...]] = frozenset()
+
+    def see(self, features: Sequence[Tensor]) -> None:
+        sizes = {tuple(feature.shape[2:]) for feature in features} - self.told
+        if not sizes:
+            return
+        loss = next(module for module in self.cri.modules() if isinstance(module, AffinityLoss))
+        for size in sorted(sizes):
+            get_root_logger().info(f"train.{self.KEY}: affinity {loss.form(*size)}")
+        self.told |= sizes
+
+
+class RKDTerm(FeatureTerm):
+    """``l_rkd``: distances and angles between the samples of a batch, at each tap (``RKDLoss``)."""
+
+    KEY, NAME, LOSS, RESIZE = "rkd_opt", "rkd", RKDLoss, False
+    TRAIN_KEYS = {KEY: (dict, type(None))}
+
+    @classmethod
+    def problems(cls, opt: dict[str, Any]) -> list[str]:
+        batch = smallest_batch(opt)
+        problems = super().problems(opt)
+        if batch is not None and batch < FEWEST:
+            problems.append(
+                f"train.{cls.KEY}: compares the samples of a batch, {FEWEST} at least; "
+                f"datasets.train.batch_size_per_gpu is {batch}"
+            )
+        return problems
