@@ -40,6 +40,7 @@ setup(
         "safetensors",
         "scikit-image>=0.26",
         "scipy",
+        "spandrel>=0.4.2",
         "torch>=2.6",
         "torchvision",
         "tqdm",

@@ -17,13 +17,13 @@ from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.safetensors_files import SUFFIX, save_safetensors
 
 
-def weight_files(opt: Mapping[str, Any]) -> dict[str, str]:
+def weight_files(opt: Mapping[str, Any]) -> dict[str, Any]:
     """The file that each network gets its weights from, by the network's key (``t``).
 
     That is ``path.pretrain_network_<key>``, else the file that the network's type itself reads (``Spandrel``).
     """
     known = dict(iter(ARCH_REGISTRY))
-    files = {
+    files: dict[str, Any] = {
         key.removeprefix("network_"): options.get("path")
         for key, options in opt.items()
         if key.startswith("network_")

@@ -71,6 +71,12 @@ def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str
     options = opt.get(key)
     if not isinstance(options, dict):
         return
+    facts = _facts(options)
+    if facts is not None and facts.scale != scale:
+        said = f"scale is {scale:g}" if "scale" in opt else "scale is not given"
+        problems.append(
+            f"{key}.path: {options['path']} is a network of scale {facts.scale} ({facts.architecture}), but {said}"
+        )
     if options.get("type") == "SwinIR" and not options.get("upsampler"):
         return  # without an upsampler it keeps the size, whatever its upscale says
     for name in _SCALE_PARAMETERS:
@@ -79,6 +85,14 @@ def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str
             how = "" if name in options else " by default"
             said = f"scale is {scale:g}" if "scale" in opt else "scale is not given"
             problems.append(f"{key}.{name}: is {value}{how}, but {said}")
+
+
+def _facts(options: dict[str, Any]) -> Any:
+    """What a network that reads its architecture from a file says of itself; None for others, and where it cannot."""
+    network = registered(ARCH_REGISTRY).get(str(options.get("type")))
+    if not hasattr(network, "facts") or network.option_problems(options):  # others say which
+        return None
+    return network.facts(options) if "path" in options else None
 
 
 def _check_window(options: Any, key: str, patch: int, said: str, problems: list[str]) -> None:
@@ -100,6 +114,9 @@ def _multiple_of(options: Any) -> int:
     network = registered(ARCH_REGISTRY).get(str(options.get("type"))) if isinstance(options, dict) else None
     if network is None or network.__module__.startswith("basicsr."):
         return 1
+    if hasattr(network, "facts"):
+        facts = _facts(options)
+        return facts.multiple_of if facts is not None else 1
     built = network
     if not isinstance(getattr(network, "multiple_of", None), int):
         arguments = {name: value for name, value in options.items() if name != "type"}

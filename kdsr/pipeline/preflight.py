@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import random
 import warnings
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from kdsr.models.base_model import RestorationModel
 from kdsr.models.evaluation import needs_reference
-from kdsr.models.pretrained import load_pretrained, warm_start
+from kdsr.models.pretrained import load_pretrained, warm_start, weight_files
+from kdsr.pipeline.option_check_gt import ground_truth_problems
 from kdsr.pipeline.option_names import registered
 from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError, is_out_of_memory
 from kdsr.runtime.memory import sizes_watched
@@ -63,9 +66,7 @@ def check_checkpoints(opt: dict[str, Any]) -> None:
         for key, value in opt.items()
         if key.startswith("network_") and isinstance(value, dict)
     }
-    wanted = (
-        sorted(key for key in named if files.get(f"pretrain_network_{key}")) if opt["is_train"] else ["g"]
-    )
+    wanted = sorted(named & weight_files(opt).keys()) if opt["is_train"] else ["g"]
     if opt["is_train"] and files.get("init_from"):
         wanted = sorted({*wanted, "g"})
     problems: list[str] = []
@@ -108,12 +109,17 @@ def refuse_own_files(opt: dict[str, Any]) -> None:
         OptionError: Naming the options.
     """
     run = Path(opt["path"]["experiments_root"])
-    inside = [
-        f"path.{key}: {file} lies in the folder of this very run, which is moved aside at the start; change the name"
+    named = {
+        f"path.{key}": file
         for key, file in opt["path"].items()
-        if isinstance(file, str)
-        and (key.startswith("pretrain_network") or key == "init_from")
-        and run in Path(file).absolute().parents
+        if key.startswith("pretrain_network") or key == "init_from"
+    }
+    read = weight_files({**opt, "path": {}})  # by the networks themselves
+    named |= {f"network_{key}.path": os.path.expanduser(file) for key, file in read.items()}
+    inside = [
+        f"{option}: {file} lies in the folder of this very run, which is moved aside at the start; change the name"
+        for option, file in named.items()
+        if isinstance(file, str) and run in Path(file).absolute().parents
     ]
     if inside:
         raise OptionError(inside)
@@ -135,7 +141,7 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
     opt = copy.deepcopy(opt)
     opt["train"]["max_nonfinite"] = 2  # a first step that is not finite ends no run
     devices = [torch.cuda.current_device()] if opt["num_gpu"] and torch.cuda.is_available() else []
-    stage = f"{opt['model_type']} cannot be built"
+    stage, rehearsed = f"{opt['model_type']} cannot be built", None
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
@@ -143,18 +149,39 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
                 rehearsed = model(opt)
             samples = min(2, opt["datasets"]["train"]["batch_size_per_gpu"])
             batch = default_collate([dataset[0, position] for position in range(samples)])
+            if "gt" not in batch and (problems := ground_truth_problems(opt, model)):
+                raise OptionError(problems)
             stage = "the first step fails"
             rehearsed.update_learning_rate(1, warmup_iter=opt["train"].get("warmup_iter", -1))
             rehearsed.feed_data(batch)
             rehearsed.optimize_parameters(1)
+        if unlike := _unlike_outputs(rehearsed, opt):  # a loss may have taken one channel for three
+            raise OptionError(unlike)
         return rehearsed
     except KdsrError:
         raise
     except Exception as error:
-        raise OptionError(f"{stage}: {_said(error)}") from error
+        raise OptionError(_unlike_outputs(rehearsed, opt) or f"{stage}: {_said(error)}") from error
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def _unlike_outputs(model: Any, opt: dict[str, Any]) -> list[str]:
+    """Networks that give images of another shape than the ground truth, after a step that was begun."""
+    made = vars(model) if isinstance(model, RestorationModel) else {}
+    images = {"network_g": made.get("output"), "network_t": made.get("teacher_output")}
+    wanted = next((image for image in (made.get("gt"), *images.values()) if image is not None), None)
+    return [
+        f"{key}: {opt[key]['type']} gives {_size(image)}, {_size(wanted)} are wanted (channels × height × width): "
+        f"another scale than {opt.get('scale', 1)}, or another number of channels"
+        for key, image in images.items()
+        if image is not None and wanted is not None and image.shape[1:] != wanted.shape[1:]
+    ]
+
+
+def _size(images: Tensor) -> str:
+    return "×".join(map(str, images.shape[1:]))
 
 
 def try_metrics(opt: dict[str, Any], datasets: dict[str, Any]) -> None:

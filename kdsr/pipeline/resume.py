@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kdsr.models.pretrained import weight_files
 from kdsr.pipeline.option_names import check_table
 from kdsr.runtime.checkpoint import read_checkpoint
 from kdsr.runtime.errors import CheckpointError, OptionError
@@ -30,6 +31,7 @@ _WITHOUT_EFFECT = (
     "name",
     "path.init_from",
     "path.resume_state",
+    "import_path",
     "path.experiments_root",
     "path.results_root",
 )
@@ -135,7 +137,7 @@ def run_record(options: dict[str, Any], train_set: Any) -> dict[str, Any]:
         "fingerprints": {
             "options": hashlib.sha256(text.encode()).hexdigest(),
             "train_set": fingerprint_of_set(train_set),
-            "networks": fingerprints_of_networks(options.get("path") or {}),
+            "networks": fingerprints_of_networks(options),
         },
     }
 
@@ -172,14 +174,13 @@ def _name_and_size(file: str, roots: list[str]) -> str:
     return f"{os.path.relpath(whole, root) if root else file} {size}"
 
 
-def fingerprints_of_networks(path: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """File and SHA-256 of each ``path.pretrain_network_X``, by X."""
+def fingerprints_of_networks(opt: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The file that each network gets its weights from and its SHA-256, by the network's key."""
     found = {}
-    for key, file in path.items():
-        if key.startswith("pretrain_network_") and file:
-            with open(os.path.expanduser(file), "rb") as content:
-                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-            found[key.removeprefix("pretrain_network_")] = {"path": str(file), "sha256": sha256}
+    for key, file in weight_files(opt).items():
+        with open(os.path.expanduser(file), "rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        found[key] = {"path": str(file), "sha256": sha256}
     return found
 
 
@@ -241,9 +242,9 @@ def changes(
     for name in sorted(old["networks"].keys() | new["networks"].keys()):
         was, now = (networks.get(name) for networks in (old["networks"], new["networks"]))
         if name not in trained and (was or {}).get("sha256") != (now or {}).get("sha256"):
-            refused.append(
-                f"path.pretrain_network_{name}: the weights have changed ({_origin(was)}, now {_origin(now)})"
-            )
+            given = f"pretrain_network_{name}" in (record["options"].get("path") or {})
+            place = f"path.pretrain_network_{name}" if given or not now else f"network_{name}.path"
+            refused.append(f"{place}: the weights have changed ({_origin(was)}, now {_origin(now)})")
     if old["train_set"] != new["train_set"]:
         refused.append("datasets.train: the images have changed (names, number or sizes)")
     if refused and not force:
