@@ -88,6 +88,18 @@ def as_dckd(options: Options) -> None:
     pass
 
 
+def with_terms(options: Options) -> None:
+    """DCKD* with features, one of them adapted, and a weight that changes on the way."""
+    l1 = {"type": "L1Loss", "loss_weight": 0.5}
+    options["train"].update(
+        zoom_in_opt=dict(l1),
+        zoom_out_opt=dict(l1),
+        taps=[{"student": "body.0", "teacher": "body.1"}],
+        fitnet_opt={"type": "FitNetLoss", "loss_weight": {"ramp": [[2, 0.0], [6, 0.5]]}},
+        fakd_opt={"type": "AffinityLoss"},
+    )
+
+
 def in_lmdbs(options: Options) -> None:
     """Moves all images into LMDBs."""
     for key, dataset in options["datasets"].items():
@@ -121,6 +133,7 @@ def stop_at(iteration: int, name: signal.Signals, monkeypatch: pytest.MonkeyPatc
         (as_dckd, 0, True, (2,)),
         (as_dckd, 1, False, (6,)),  # after the last but one step of an epoch
         (as_dckd, 3, False, (1, 7)),  # the first step, the end of an epoch
+        (with_terms, 1, False, (4,)),
         (as_vqgan, 1, True, (3,)),  # codes have just been restarted
         (as_vqgan, 3, False, (4,)),
     ],
@@ -246,7 +259,7 @@ def stop_rank_1_at_5(rank: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [as_dckd, as_vqgan])
+@pytest.mark.parametrize("method", [as_dckd, with_terms, as_vqgan])
 def test_two_processes_stop_together_and_end_in_the_same_bits(
     method: Callable[[Options], None], dckd_options: Options, tmp_path: Path
 ) -> None:
@@ -311,7 +324,7 @@ def test_batches_that_are_copied_ahead_are_the_same(dckd_options: Options) -> No
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("method", [as_logits, as_dckd, as_vqgan])
+@pytest.mark.parametrize("method", [as_logits, as_dckd, with_terms, as_vqgan])
 def test_on_a_gpu_with_deterministic_algorithms(
     method: Callable[[Options], None], dckd_options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
