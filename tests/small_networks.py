@@ -20,4 +20,5 @@ SMALL: dict[str, dict[str, Any]] = {
     "Restormer": {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1},
     "PReNet": {"num_feat": 8, "recurrent_iter": 2, "num_block": 1},
     "PatchDiscriminator": {"num_feat": 8},
+    "VGG19": {},
 }  # fmt: skip

@@ -34,10 +34,11 @@ WIDER = {
     "Restormer": {"dim": 16},
     "PReNet": {"num_block": 2},
 }
-SMALL_TAPS = {"EDSR": "body.0", "RCAN": "body.0"}
+SMALL_TAPS = {"EDSR": "body.0", "RCAN": "body.0", "SwinIR": "layers.0"}
 LOGGED = {"pixel_opt": "l_pix", "logits_opt": "l_ts", "lcr_opt": "l_lcr", "cl_opt": "l_cl", "ce_opt": "l_ce",
           "vq_opt": "l_codebook", "gan_opt": "l_g_gan", "facd_opt": "l_facd", "nc_opt": "l_nc", "et_opt": "l_et",
-          "kl_opt": "l_kl"}  # fmt: skip
+          "kl_opt": "l_kl", "fitnet_opt": "l_fitnet", "at_opt": "l_at", "fakd_opt": "l_fakd", "rkd_opt": "l_rkd",
+          "csd_opt": "l_csd"}  # fmt: skip
 
 
 def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator[str]:
@@ -55,7 +56,10 @@ def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator
             # a multiple of the scale, of the VQGAN's 16, and SwinIR's windows of 8 in LQ pixels
             yield f"datasets:train:gt_size={48 if scale == 3 else 32}"
             yield "datasets:train:num_worker_per_gpu=0"
-            yield "datasets:train:batch_size_per_gpu=2"
+            samples = (
+                3 if (options.get("train") or {}).get("rkd_opt") else 2
+            )  # two have no relations to learn
+            yield f"datasets:train:batch_size_per_gpu={samples}"
             yield "datasets:train:dataset_enlarge_ratio=1"
             yield "datasets:train:progressive=null"
     for key, network in options.items():
@@ -72,6 +76,8 @@ def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator
                 for role in ("student", "teacher"):
                     yield f"train:{key}:{index}:{role}={SMALL_TAPS[options['network_g']['type']]}"
     if "train" in options:
+        if options["train"].get("csd_negatives"):
+            yield "train:csd_negatives=1"
         yield "train:total_iter=2"
         yield "logger:print_freq=1"
         yield "logger:use_tb_logger=false"
@@ -245,6 +251,20 @@ def test_schedule_and_weights_are_the_papers(file: Path) -> None:
     assert bool(options["network_t"]) == (method != "Scratch")
 
 
+@pytest.mark.parametrize("backbone", ["SwinIR", "RCAN", "EDSR"])
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [
+        ("AT", {"pixel_opt": 1.0, "at_opt": 0.217}),
+        ("FAKD", {"pixel_opt": 0.5, "logits_opt": 0.5, "fakd_opt": 10.0}),
+        ("CSD", {"pixel_opt": 1.0, "csd_opt": 0.784}),
+    ],
+)
+def test_weights_of_the_rivals_are_the_papers(method: str, weights: dict[str, float], backbone: str) -> None:
+    train = load(ROOT / f"train/{method}_{backbone}_x4.yml")["train"]
+    assert {key: value["loss_weight"] for key, value in train.items() if key.endswith("_opt")} == weights
+
+
 def test_the_release_is_the_releases() -> None:
     options = load(ROOT / "train/DCKD_SwinIR_x4_release.yml")
     train = options["train"]
@@ -279,7 +299,8 @@ def test_the_taps_are_there_at_full_size(file: Path) -> None:
             "teacher": options.get(f"network_{teacher}", options.get("network_t")),
         }
         for role, network in networks.items() if pairs else ():
-            with torch.device("meta"):
+            counts = network["type"] == "SwinIR"  # with values, while it is built
+            with torch.device("cpu" if counts else "meta"):
                 modules = dict(build_network(network).named_modules())
             names = [getattr(pair, role) for pair in pairs]
             assert [name for name in names if name not in modules] == []

@@ -21,9 +21,10 @@ from kdsr.runtime.errors import OptionError, TrainingError, is_out_of_memory
 REDUCTIONS = ("pool", "sample")
 FULL = 48 * 48  # positions of the patches that the paper trains with
 
-# Entries of the affinities that exist at the same time, of all images together: on a CPU they stay in its cache.
+# Entries of the affinities that exist at the same time, of all images together. On a CPU fewer make the products slow,
+# more make them no faster.
 BLOCK = 2**24
-BLOCK_CPU = 2**18
+BLOCK_CPU = 2**22
 
 
 class _AffinityDistance(torch.autograd.Function):
