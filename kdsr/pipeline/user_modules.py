@@ -32,7 +32,7 @@ from kdsr.pipeline.option_names import describe
 from kdsr.runtime.errors import OptionError
 
 MODULES_KEY, FOLDERS_KEY = "import_modules", "import_path"
-_REGISTRIES = {
+_REGISTRIES: dict[str, Any] = {
     "a network": ARCH_REGISTRY,
     "a loss": LOSS_REGISTRY,
     "a data set": DATASET_REGISTRY,
@@ -254,8 +254,8 @@ def _already_registered(error: BaseException) -> tuple[str, str, str] | None:
     code, values = step.tb_frame.f_code, step.tb_frame.f_locals
     if not _same(code.co_filename, registries.__file__ or "") or "name" not in values:
         return None
-    for kind, registry in _REGISTRIES.items():
-        if registry is values.get("self"):
-            entry = values["name"]
-            return kind, entry, str(getattr(dict(iter(registry)).get(entry), "__module__", "somewhere"))
-    return None
+    entry, refusing = values["name"], values.get("self")
+    kind = next((kind for kind, registry in _REGISTRIES.items() if registry is refusing), None)
+    if kind is None:
+        return None
+    return kind, entry, str(getattr(_REGISTRIES[kind]._obj_map.get(entry), "__module__", "somewhere"))

@@ -138,9 +138,9 @@ def _backbones(templates: Iterable[Template]) -> str:
     for backbone, its in sorted(scales.items()):
         alike.setdefault(tuple(sorted(its)), []).append(backbone)
     parts = []
-    for its, backbones in sorted(alike.items(), key=lambda entry: (-len(entry[0]), entry[0])):
-        factors = "" if its == (1,) else f" ({', '.join(f'×{scale}' for scale in its)})"
-        parts.append(", ".join(backbones) + factors)
+    for factors, backbones in sorted(alike.items(), key=lambda entry: (-len(entry[0]), entry[0])):
+        shown = "" if factors == (1,) else f" ({', '.join(f'×{scale}' for scale in factors)})"
+        parts.append(", ".join(backbones) + shown)
     return "; ".join(parts) or "–"
 
 

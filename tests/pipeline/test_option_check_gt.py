@@ -196,3 +196,17 @@ def test_dckd_without_ground_truth(dckd_options: Options) -> None:
     dckd_options["train"].update(pixel_opt=None, total_iter=2)
     assert run(dckd_options) == 0
     assert len(re.findall(r"l_cl: [0-9.e+-]+ l_ce: [0-9.e+-]+ ", logged())) == 2
+
+
+def test_terms_without_ground_truth(lq_options: Options) -> None:
+    terms = {
+        "fitnet": "FitNetLoss",
+        "at": "AttentionTransferLoss",
+        "fakd": "AffinityLoss",
+        "zoom_out": "L1Loss",
+    }
+    lq_options["train"].update({f"{term}_opt": {"type": loss} for term, loss in terms.items()}, total_iter=2)
+    lq_options["train"]["taps"] = [{"student": "body.0", "teacher": "body.0"}]
+    assert run(lq_options) == 0
+    log = logged()
+    assert [len(re.findall(rf"\bl_{term}: [0-9.e+-]+ ", log)) for term in terms] == [2] * 4
