@@ -177,7 +177,7 @@ def _check_optimizer(options: dict[str, Any], place: str, problems: list[str]) -
         and issubclass(cls, torch.optim.Optimizer)
         and cls is not torch.optim.Optimizer
     }
-    optimizer = find_type(options, optimizers, place, problems)
+    optimizer = find_type(options, optimizers, place, problems, own=False)
     if optimizer is not None:
         check_call(optimizer, options, place, problems, given=["params"])
         if "lr" not in options:
@@ -186,7 +186,7 @@ def _check_optimizer(options: dict[str, Any], place: str, problems: list[str]) -
 
 def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[str]) -> None:
     place = "train.scheduler"
-    scheduler = find_type(options, _SCHEDULERS, place, problems)
+    scheduler = find_type(options, _SCHEDULERS, place, problems, own=False)
     if scheduler is None:
         return
     before = len(problems)

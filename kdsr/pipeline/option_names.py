@@ -23,14 +23,28 @@ def registered(registry: Any) -> dict[str, Any]:
 
 
 def find_type(
-    options: Mapping[str, Any], known: Mapping[str, Any], place: str, problems: list[str]
+    options: Mapping[str, Any], known: Mapping[str, Any], place: str, problems: list[str], own: bool = True
 ) -> Any | None:
-    """The entry that ``options['type']`` names; reports an absent or unknown one. Prints nothing."""
+    """The entry that ``options['type']`` names; reports an absent or unknown one. Prints nothing.
+
+    Args:
+        options: The section.
+        known: What there is, by name.
+        place: The section's name, for messages.
+        problems: Gets what is wrong.
+        own: Whether a user's modules can add to what is known.
+    """
     name = options.get("type")
     if name is None:
         problems.append(f"{place}.type: is required")
     elif not isinstance(name, str) or name not in known:
-        problems.append(f"{place}.type: {name!r} is not known; {nearest(str(name), known)}")
+        offer = nearest(str(name), known)
+        hint = (
+            " (one of your own: name its module in import_modules)"
+            if own and offer.startswith("valid")
+            else ""
+        )
+        problems.append(f"{place}.type: {name!r} is not known; {offer}{hint}")
     else:
         return known[name]
     return None

@@ -53,3 +53,15 @@ def test_a_model_of_the_users_own_is_named_too(run_options: Options) -> None:
         assert check(run_options, True) == ["train.own_opt: KDModel does not read it; OwnModel does"]
     finally:
         del MODEL_REGISTRY._obj_map["OwnModel"]
+
+
+def test_an_unknown_type_may_be_the_users_own(run_options: Options) -> None:
+    run_options["network_g"] = {"type": "QuiteAnother"}
+    run_options["train"]["optim_g"]["type"] = "Zzzzzz"
+    network, optimizer = sorted(check(run_options, True))
+    assert network.startswith("network_g.type: 'QuiteAnother' is not known; valid: ")
+    assert network.endswith(" (one of your own: name its module in import_modules)")
+    assert (
+        optimizer.startswith("train.optim_g.type: 'Zzzzzz' is not known; valid: ")
+        and "import_" not in optimizer
+    )

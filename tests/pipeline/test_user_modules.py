@@ -23,6 +23,7 @@ from basicsr.utils.registry import (
 )
 from torch.utils.data import DataLoader
 
+import ranks
 from kdsr import test as test_entry
 from kdsr import train as train_entry
 from kdsr.data.seeded_dataset import SeededDataset
@@ -212,6 +213,14 @@ def test_bench_step_knows_it(run_options: Options) -> None:
     write("my_archs.py", FIVE_LINES.format(name="FiveLines"))
     options = prepare(write("run.yml", yaml.safe_dump(with_own_networks(run_options))))
     assert options["network_g"]["type"] == "FiveLines" and "FiveLines" in ARCH_REGISTRY
+
+
+@pytest.mark.slow
+def test_each_process_of_a_run_imports_it(run_options: Options, tmp_path: Path) -> None:
+    write("mine/my_archs.py", FIVE_LINES.format(name="FiveLines"))
+    write("mine/run.yml", yaml.safe_dump(with_own_networks(run_options)))
+    assert ranks.run(tmp_path, ["-opt", "mine/run.yml"]) == [0, 0]
+    assert Path("experiments/run/training_states/2.state").exists()
 
 
 @pytest.mark.slow
