@@ -37,6 +37,8 @@ class VGG19(nn.Module):
     """
 
     required_prefixes = ("features.",)
+    mean: Tensor
+    std: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -126,7 +126,7 @@ def affinity_distance(
     check_levels("FAKD", student, teacher, channels=False)
     terms = []
     for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
-        factor = reduction_factor(*s.shape[2:], max_positions)
+        factor = reduction_factor(s.shape[2], s.shape[3], max_positions)
         try:
             ours, theirs = (unit(reduced(widened(x), factor, reduce).flatten(2), 1) for x in (s, t.detach()))
             terms.append(_AffinityDistance.apply(ours, theirs))
