@@ -102,9 +102,10 @@ def _texts(opt: dict[str, Any], key: str, what: str, problems: list[str]) -> lis
 
 def _name_problem(name: str) -> str | None:
     if "/" in name or os.sep in name or name.endswith(".py"):
-        file = Path(name)
-        folder = "" if str(file.parent) == "." else f", and {FOLDERS_KEY}: [{file.parent}]"
-        return f"{name} is a file; modules are named as Python imports them: write {file.stem}{folder}"
+        file = Path(name).with_suffix("")
+        below = all(part.isidentifier() for part in file.parts)
+        written = ".".join(file.parts) if below else f"{file.name}, and {FOLDERS_KEY}: [{file.parent}]"
+        return f"{name} is a file; modules are named as Python imports them: write {written}"
     if not all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")):
         return f"{name!r} is no name of a module; it is letters, digits and _, with dots between packages"
     return None
