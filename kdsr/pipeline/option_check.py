@@ -90,12 +90,11 @@ def check(opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None
     _check_limits(opt, problems)
     check_datasets(opt, is_train, problems, warnings)
     check_geometry(opt, is_train, problems)
-    if is_train:
-        check_ground_truth(opt, model, problems)
-    if is_train and model is not None and hasattr(model, "check_options"):  # a test builds the student alone
+    if is_train and model is not None:  # a test builds the student alone
         found = len(problems)
         try:
-            problems += model.check_options(opt)
+            check_ground_truth(opt, model, problems)
+            problems += model.check_options(opt) if hasattr(model, "check_options") else []
         except (AttributeError, KeyError, TypeError, ValueError):
             if not found:  # else it stumbled over what has just been reported
                 raise
