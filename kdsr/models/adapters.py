@@ -49,7 +49,8 @@ class StudentBundle(nn.Module):
         groups: What is compared with what, by name.
         lq: A batch of the size that training sees, (1, C, H, W), with which shapes are found out once.
         passes: Further passes by name: modules that map ``(student, *views)`` to a result. They come after the
-            student's own, whose features are then taken.
+            student's own, whose features are then taken; one with an attribute ``group`` gets those of that group, as
+            the first of its views.
 
     Raises:
         OptionError: A module does not exist, gives no feature map, or its map cannot be brought to the teacher's size.
@@ -97,9 +98,13 @@ class StudentBundle(nn.Module):
             features = zip(adapters.children(), taps.take(lq), strict=True)
             self.features[name] = [adapter(feature) for adapter, feature in features]
         for name, further in self.passes.items():
-            self.results[name] = further(self.student, *(views or {}).get(name, ()))
+            seen = (views or {}).get(name, ())
+            group = getattr(further, "group", None)
+            if group is not None:
+                seen = (self.features[group], *seen)
+            self.results[name] = further(self.student, *seen)
         if self.passes:  # what the taps have kept of these is of no use
-            for taps in self.taps.values():
+            for taps in (*self.taps.values(), *self.teacher_taps.values()):
                 taps.forget()
         return output
 
