@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import skimage.data
+import spandrel
 import torch
 from basicsr.archs import build_network
 from safetensors.torch import save_file
+from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor
 from spandrel.architectures.DnCNN import DnCNN
 from spandrel.architectures.DRUNet import DRUNet
 from spandrel.architectures.MixDehazeNet import MixDehazeNet
@@ -303,3 +305,28 @@ def test_weights_that_spandrel_renames_and_does_not_know_again_are_told(tmp_path
     found = read(tmp_path / "x.pth")
     assert not found.facts.returns and "spandrel has renamed its weights" in found.notes[-1]
     assert read(write("SwinIR", tmp_path / "y.pth")).facts.returns
+
+
+class Doubling(Architecture):
+    """A network of the user's own, told by its only weights."""
+
+    def __init__(self) -> None:
+        super().__init__(id="Doubling", detect=lambda state: set(state) == {"0.weight"})
+
+    def load(self, state_dict: dict[str, Any]) -> ImageModelDescriptor:
+        net = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False))
+        return ImageModelDescriptor(
+            net, state_dict, self, "Restoration", [], supports_half=True, supports_bfloat16=True, scale=1,
+            input_channels=3, output_channels=3,
+        )  # fmt: skip
+
+
+def test_architectures_that_are_added_to_spandrel_are_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = MAIN_REGISTRY.copy()
+    more.add(ArchSupport.from_architecture(Doubling()))
+    monkeypatch.setattr(spandrel, "MAIN_REGISTRY", more)
+    torch.save({"0.weight": 2 * torch.eye(3)[..., None, None]}, tmp_path / "x.pth")
+    lq = images(1, 3, 4, 5)
+    assert torch.equal(read(tmp_path / "x.pth")(lq), 2 * lq)
