@@ -38,7 +38,8 @@ SMALL_TAPS = {"EDSR": "body.0", "RCAN": "body.0", "SwinIR": "layers.0"}
 LOGGED = {"pixel_opt": "l_pix", "logits_opt": "l_ts", "lcr_opt": "l_lcr", "cl_opt": "l_cl", "ce_opt": "l_ce",
           "vq_opt": "l_codebook", "gan_opt": "l_g_gan", "facd_opt": "l_facd", "nc_opt": "l_nc", "et_opt": "l_et",
           "kl_opt": "l_kl", "fitnet_opt": "l_fitnet", "at_opt": "l_at", "fakd_opt": "l_fakd", "rkd_opt": "l_rkd",
-          "csd_opt": "l_csd"}  # fmt: skip
+          "csd_opt": "l_csd", "fm_opt": "l_fm", "fm_aux_opt": "l_fm_aux", "bm_opt": "l_bm",
+          "neg_opt": "l_neg"}  # fmt: skip
 
 
 def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator[str]:
@@ -75,6 +76,9 @@ def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator
             if options["network_g"]["type"] in SMALL_TAPS:
                 for role in ("student", "teacher"):
                     yield f"train:{key}:{index}:{role}={SMALL_TAPS[options['network_g']['type']]}"
+    if (options.get("train") or {}).get("blocks"):
+        block = SMALL_TAPS[options["network_g"]["type"]]
+        yield f"train:blocks=[{{student: {block}, teacher: {block}}}]"
     if "train" in options:
         if options["train"].get("csd_negatives"):
             yield "train:csd_negatives=1"
@@ -292,7 +296,7 @@ def test_a_template_with_two_mistakes_says_both(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("file", TRAIN, ids=ids)
 def test_the_taps_are_there_at_full_size(file: Path) -> None:
     options = load(file)
-    for key, teacher in (("taps", "t"), ("encoder_taps", "t"), ("decoder_taps", "tb")):
+    for key, teacher in (("taps", "t"), ("blocks", "t"), ("encoder_taps", "t"), ("decoder_taps", "tb")):
         pairs = tap_pairs(options["train"][key]) if options["train"].get(key) else []
         networks = {
             "student": options["network_g"],

@@ -100,6 +100,29 @@ def with_terms(options: Options) -> None:
     )
 
 
+def as_mipkd(options: Options) -> None:
+    """Masks and blocks are drawn, mixers and bridges are trained."""
+    as_logits(options)
+    options["model_type"] = "MiPKDModel"
+    options["train"].update(
+        fm_opt={"type": "FitNetLoss"},
+        fm_aux_opt={"type": "FitNetLoss"},
+        bm_opt={"type": "L1Loss", "loss_weight": 0.1},
+        taps=[{"student": "body.0", "teacher": "body.1"}],
+        blocks=[{"student": "body.0", "teacher": "body.1"}],
+    )
+
+
+def as_mclir(options: Options) -> None:
+    """Two negative models that follow at paces of their own."""
+    extractor, file = options["network_vqgan"], options["path"]["pretrain_network_vqgan"]
+    as_logits(options)
+    options["model_type"] = "MCLIRModel"
+    options["network_extractor"] = extractor
+    options["path"].update(pretrain_network_extractor=file, param_key_extractor="state_dict")
+    options["train"].update(neg_opt={"type": "NegativeLoss", "loss_weight": 0.1}, neg_iter=[2, 3])
+
+
 def in_lmdbs(options: Options) -> None:
     """Moves all images into LMDBs."""
     for key, dataset in options["datasets"].items():
@@ -134,6 +157,10 @@ def stop_at(iteration: int, name: signal.Signals, monkeypatch: pytest.MonkeyPatc
         (as_dckd, 1, False, (6,)),  # after the last but one step of an epoch
         (as_dckd, 3, False, (1, 7)),  # the first step, the end of an epoch
         (with_terms, 1, False, (4,)),
+        (as_mipkd, 0, False, (3,)),
+        (as_mipkd, 1, False, (2, 5)),
+        (as_mclir, 0, False, (3,)),  # one of the two has just followed
+        (as_mclir, 1, False, (5,)),
         (as_vqgan, 1, True, (3,)),  # codes have just been restarted
         (as_vqgan, 3, False, (4,)),
     ],
@@ -259,7 +286,7 @@ def stop_rank_1_at_5(rank: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [as_dckd, with_terms, as_vqgan])
+@pytest.mark.parametrize("method", [as_dckd, with_terms, as_mipkd, as_mclir, as_vqgan])
 def test_two_processes_stop_together_and_end_in_the_same_bits(
     method: Callable[[Options], None], dckd_options: Options, tmp_path: Path
 ) -> None:
@@ -324,7 +351,7 @@ def test_batches_that_are_copied_ahead_are_the_same(dckd_options: Options) -> No
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("method", [as_logits, as_dckd, with_terms, as_vqgan])
+@pytest.mark.parametrize("method", [as_logits, as_dckd, with_terms, as_mipkd, as_mclir, as_vqgan])
 def test_on_a_gpu_with_deterministic_algorithms(
     method: Callable[[Options], None], dckd_options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
