@@ -89,10 +89,10 @@ def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str
 
 def _facts(options: dict[str, Any]) -> Any:
     """What a network that reads its architecture from a file says of itself; None for others, and where it cannot."""
-    network = registered(ARCH_REGISTRY).get(str(options.get("type")))
-    if not hasattr(network, "facts") or network.option_problems(options):  # others say which
-        return None
-    return network.facts(options) if "path" in options else None
+    network: Any = registered(ARCH_REGISTRY).get(str(options.get("type")))
+    if not hasattr(network, "facts") or "path" not in options or network.option_problems(options):
+        return None  # others say which
+    return network.facts(options)
 
 
 def _check_window(options: Any, key: str, patch: int, said: str, problems: list[str]) -> None:
