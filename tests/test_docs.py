@@ -18,6 +18,8 @@ from kdsr.data.lq_image_dataset import LQImageDataset
 from kdsr.models.dckd_model import DCKDModel
 from kdsr.models.facd_model import FACDModel
 from kdsr.models.kd_model import KDModel
+from kdsr.models.mclir_model import MCLIRModel
+from kdsr.models.mipkd_model import MiPKDModel
 from kdsr.models.slkd_model import SLKDModel
 from kdsr.models.vqgan_model import VQGANModel
 from kdsr.pipeline import option_tables as tables
@@ -26,7 +28,7 @@ from kdsr.runtime.precision import Precision
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-MODELS = [KDModel, DCKDModel, SLKDModel, FACDModel, VQGANModel]
+MODELS = [KDModel, DCKDModel, SLKDModel, FACDModel, MiPKDModel, MCLIRModel, VQGANModel]
 
 
 def sections(document: Path) -> dict[str, str]:
