@@ -54,7 +54,8 @@ class _StatisticsDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor, c: Tensor, statistics: Statistics) -> Tensor:
         wants_gradient = ctx.needs_input_grad[0]
-        total, gradients = c.new_zeros(()), []
+        total = c.new_zeros(())
+        gradients: list[Tensor] = []
         for ours, theirs in zip(_slices(student), _slices(teacher), strict=True):
             wanted = statistics(theirs, c)
             share = ours.shape[1] / (student.shape[0] * student.shape[1])

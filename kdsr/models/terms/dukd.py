@@ -71,7 +71,8 @@ class ZoomInTerm(_Zoom):
 
     def prepare(self) -> dict[str, tuple[Any, ...]]:
         model = self.model
-        self.crops = random_crops(model.gt, *model.lq.shape[2:], model.generator)
+        height, width = model.lq.shape[2:]
+        self.crops = random_crops(model.gt, height, width, model.generator)
         self.plan = model.augmentation.draw(len(self.crops), model.generator)
         return {self.NAME: (model.augmentation.apply(self.crops, self.plan),)}
 
