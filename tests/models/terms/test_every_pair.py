@@ -33,7 +33,10 @@ VQGAN = {
     "ddconfig": {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 8, "resolution": 64,
                  "attn_resolutions": []},
 }  # fmt: skip
-TAPS = {"EDSR": [{"student": "body.0", "teacher": "body.1"}], "NAFNet": [{"student": "encoders.0", "teacher": "encoders.0"}]}
+TAPS = {
+    "EDSR": [{"student": "body.0", "teacher": "body.1"}],
+    "NAFNet": [{"student": "encoders.0", "teacher": "encoders.0"}],
+}
 
 
 def saved(network: Options, file: str, key: str = "params") -> str:
@@ -78,11 +81,18 @@ def as_slkd(options: Options) -> None:
 
 
 def as_mipkd(options: Options) -> None:
-    options["train"].update(logits_opt=dict(L1), blocks=[{"student": "body.0", "teacher": "body.1"}])
+    options["train"].update(
+        logits_opt=dict(L1),
+        fm_opt={"type": "FitNetLoss"},
+        fm_aux_opt={"type": "FitNetLoss"},
+        bm_opt=dict(L1),
+        blocks=[{"student": "body.0", "teacher": "body.1"}],
+    )
 
 
 def as_mclir(options: Options) -> None:
     with_extractor(options)
+    options["train"].update(neg_opt={"type": "NegativeLoss", "weights": [0.2, 0.3, 0.5]}, neg_iter=[1, 2])
 
 
 def with_extractor(options: Options) -> None:
@@ -132,7 +142,8 @@ def logged_in_two_steps(options: Options) -> set[str]:
         unreached = [name for name, parameter in model.bundle.named_parameters() if parameter.grad is None]
         assert unreached == []  # DDP without find_unused_parameters counts on it
         assert all(parameter.grad.isfinite().all() for parameter in model.bundle.parameters())
-        frozen = [net for net in (model.net_t, getattr(model, "net_vqgan", None)) if net is not None]
+        names_of_frozen = ("net_t", "net_vqgan", "net_extractor", "net_neg")
+        frozen = [net for name in names_of_frozen if (net := getattr(model, name, None)) is not None]
         assert all(parameter.grad is None for net in frozen for parameter in net.parameters())
         log = model.get_current_log()
         assert all(abs(value) < 1e6 for value in log.values())
