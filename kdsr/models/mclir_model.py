@@ -46,7 +46,8 @@ class MCLIRModel(KDModel):
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
         needing = super().keys_with_gt(train)
-        has_positive = (train.get("neg_opt") or {}).get("type") == ContrasLoss.__name__
+        loss = train.get("neg_opt")
+        has_positive = isinstance(loss, dict) and loss.get("type") == ContrasLoss.__name__
         return {**needing, "neg_opt": "use NegativeLoss"} if has_positive else needing
 
     @classmethod

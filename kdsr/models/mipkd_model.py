@@ -69,7 +69,7 @@ class MiPKDModel(KDModel):
         if train.get("fm_aux_opt") and not train.get("fm_opt"):
             problems.append("train.fm_aux_opt: teaches the decoder of train.fm_opt, which is missing")
         if train.get("blocks") is not None:
-            problems += tap_problems(train["blocks"], "train.blocks")
+            problems += tap_problems(train["blocks"], "train.blocks", "blocks")
         for key in ("fm_opt", "fm_aux_opt"):
             if train.get(key):
                 problems += loss_problems(opt, key, FitNetLoss)

@@ -7,8 +7,8 @@ from typing import Any
 from kdsr.models.adapters import TapPair
 
 
-def tap_problems(value: Any, option: str) -> list[str]:
-    """What is wrong with such an option; empty when ``tap_pairs`` can read it."""
+def tap_problems(value: Any, option: str, what: str = "features") -> list[str]:
+    """What is wrong with such an option, which lists ``what``; empty when ``tap_pairs`` can read it."""
     if isinstance(value, dict):
         lists = [value.get(role) for role in TapPair._fields]
         if set(value) != set(TapPair._fields) or not all(isinstance(names, list) for names in lists):
@@ -19,12 +19,14 @@ def tap_problems(value: Any, option: str) -> list[str]:
                 f"{option}: {counts[0]} modules of the student and {counts[1]} of the teacher; give pairs"
             ]
         return (
-            [] if all(_is_name(name) for names in lists for name in names or ()) else [_wrong(option, value)]
+            []
+            if all(_is_name(name) for names in lists for name in names or ())
+            else [_wrong(option, value, what)]
         )
     if not isinstance(value, list) or not value:
-        return [_wrong(option, value)]
+        return [_wrong(option, value, what)]
     return [
-        _wrong(f"{option}.{index}", pair)
+        _wrong(f"{option}.{index}", pair, what)
         for index, pair in enumerate(value)
         if not (
             isinstance(pair, dict) and set(pair) == set(TapPair._fields) and all(map(_is_name, pair.values()))
@@ -36,9 +38,9 @@ def _is_name(name: Any) -> bool:
     return isinstance(name, str) and bool(name)
 
 
-def _wrong(option: str, value: Any) -> str:
+def _wrong(option: str, value: Any, what: str) -> str:
     return (
-        f"{option}: {value!r} names no features; write pairs of module names, such as "
+        f"{option}: {value!r} names no {what}; write pairs of module names, such as "
         "[{student: body.3, teacher: body.7}]"
     )
 

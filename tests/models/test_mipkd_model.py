@@ -212,7 +212,7 @@ def test_mixers_are_in_the_state_and_not_in_the_students_file(options: Options) 
             {"blocks": [{"student": "body.0", "teacher": "upsample"}]},
             "but for the channels these must agree",
         ),
-        ({"blocks": ["body.0"]}, "train.blocks.0: 'body.0' names no"),
+        ({"blocks": ["body.0"]}, "train.blocks.0: 'body.0' names no blocks; write pairs"),
         ({"blocks": None}, "train.blocks: missing, train.bm_opt needs it"),
         ({"taps": None}, "train.taps: missing, train.fm_opt needs it"),
         (
