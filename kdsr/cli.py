@@ -10,8 +10,10 @@ from kdsr import train as train_entry
 from kdsr.runtime.distributed import end_rank
 from kdsr.runtime.errors import reported
 from kdsr.tools.bench import app as bench_app
+from kdsr.tools.bench_tiles import tiles
 from kdsr.tools.data import app as data_app
 from kdsr.tools.demo import demo
+from kdsr.tools.tables import list_templates
 
 app = typer.Typer(
     help="Knowledge distillation for image restoration, inside BasicSR.",
@@ -34,8 +36,12 @@ def test(context: typer.Context) -> None:
 
 
 app.command()(demo)
+app.command("list")(list_templates)
 app.add_typer(data_app, name="data", help="Prepare data sets.")
-app.add_typer(bench_app, name="bench", help="Measure where the time of a training step goes.")
+bench_app.command()(tiles)
+app.add_typer(
+    bench_app, name="bench", help="Measure time and memory of a training step, or of a large image."
+)
 
 
 def main() -> None:

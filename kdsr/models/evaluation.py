@@ -162,7 +162,7 @@ def _evaluate_one(
 
 
 def _as_image(batch: Tensor) -> np.ndarray:
-    """BasicSR's ``tensor2img`` of (1, C, H, W), some rows at a time: at once it takes four times the tensor's memory."""
+    """BasicSR's ``tensor2img`` of (1, C, H, W), by rows: at once it takes four times the tensor's memory."""
     return np.concatenate([tensor2img([rows]) for rows in batch.split(256, dim=-2)])
 
 

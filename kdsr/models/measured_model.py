@@ -55,9 +55,8 @@ class MeasuredModel(SRModel):
         val = self.opt.get("val") or {}
         tile = tile_of(val)
         multiple_of, scale = self.size_multiple(net), self.opt.get("scale") or 1
-        restore = (
-            self_ensemble(net) if val.get("self_ensemble") else net
-        )  # within a tile, whose memory it shares
+        # The views of a tile, not the tiles of a view: the mean then takes a tile's memory, not another image's.
+        restore = self_ensemble(net) if val.get("self_ensemble") else net
         training = net.training
         net.eval()
         try:

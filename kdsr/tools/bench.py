@@ -29,6 +29,7 @@ from kdsr.models.kd_model import KDModel
 from kdsr.pipeline.option_check import check
 from kdsr.pipeline.option_check_geometry import check_geometry
 from kdsr.pipeline.options import load
+from kdsr.pipeline.user_modules import import_user_modules
 from kdsr.runtime.errors import OptionError
 from kdsr.tools.report import as_markdown
 from kdsr.tools.step_clock import REST, Clock, Memory
@@ -102,17 +103,31 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
             handle.remove()
 
 
-def prepare(file: str | Path, overrides: Sequence[str] = (), device: Device = Device.cpu) -> dict[str, Any]:
-    """The option file as a model takes it, without checkpoints and data.
+def read(file: str | Path, overrides: Sequence[str], device: Device) -> dict[str, Any]:
+    """The option file, with the modules that it imports imported and without checkpoints.
 
     Raises:
-        OptionError: The options cannot be run, their model has other parts, or there is no such device.
+        OptionError: It cannot be read, or there is no such device.
     """
     if device == Device.cuda and not torch.cuda.is_available():
         raise OptionError(
             "--device cuda: there is no GPU that torch can use; leave it out to measure the CPU"
         )
     opt = {**load(file, overrides), "path": {}}
+    warnings: list[str] = []
+    import_user_modules(opt, file, warnings)
+    for warning in warnings:
+        typer.echo(f"Warning: {warning}", err=True)
+    return opt
+
+
+def prepare(file: str | Path, overrides: Sequence[str] = (), device: Device = Device.cpu) -> dict[str, Any]:
+    """The option file as a model takes it, without checkpoints and data.
+
+    Raises:
+        OptionError: The options cannot be run, their model has other parts, or there is no such device.
+    """
+    opt = read(file, overrides, device)
     problems = [problem for problem in check(opt, True) if not problem.startswith(("datasets.", "path."))]
     problems = problems or _size_problems(opt)
     if problems:

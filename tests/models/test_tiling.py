@@ -16,7 +16,9 @@ from kdsr.models.self_ensemble import self_ensemble
 from kdsr.models.tiling import Span, spans, tile_of, tile_problems, tiled
 from kdsr.runtime.errors import OptionError
 
-REACH = 6  # LQ pixels to each side that an output of edsr() depends on: five 3×3 layers, and parts of one at finer grids
+REACH = (
+    6  # LQ pixels to each side that an output of edsr() depends on: five 3×3 layers, and more on finer grids
+)
 
 
 def edsr(scale: int) -> nn.Module:

@@ -89,6 +89,11 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         # values
         ("train.total_iter", 0, "train.total_iter: 0 is below 1"),
         ("val.val_freq", 0, "val.val_freq: 0 is below 1"),
+        ("val.tile", 0, "val.tile: 0 is below 1; give the side of a tile"),
+        ("val.tile", 1.5, "val.tile: expected a whole number or null, got 1.5"),
+        ("val.tile_overlap", -1, "val.tile_overlap: -1 is below 0"),
+        ("val", {"val_freq": 9, "tile": 64, "tile_overlap": 64}, "val.tile_overlap: 64 leaves nothing of tiles of 64"),
+        ("val.self_ensemble", "x8", "val.self_ensemble: expected true or false, got the text 'x8'"),
         ("datasets.train.batch_size_per_gpu", 0, "datasets.train.batch_size_per_gpu: 0 is below 1"),
         ("datasets.train.dataset_enlarge_ratio", 0, "dataset_enlarge_ratio: 0 is not above 0"),
         ("datasets.train.prefetch_mode", "gpu", "prefetch_mode: 'gpu' is neither cpu nor cuda nor null"),
