@@ -260,7 +260,7 @@ def test_schedule_and_weights_are_the_papers(file: Path) -> None:
     ("method", "weights"),
     [
         ("AT", {"pixel_opt": 1.0, "at_opt": 0.217}),
-        ("FAKD", {"pixel_opt": 0.5, "logits_opt": 0.5, "fakd_opt": 10.0}),
+        ("FAKD", {"pixel_opt": 0.5, "logits_opt": 0.5, "fakd_opt": 0.0392}),
         ("CSD", {"pixel_opt": 1.0, "csd_opt": 0.784}),
     ],
 )
