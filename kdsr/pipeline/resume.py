@@ -10,6 +10,7 @@ from typing import Any
 
 from kdsr.models.pretrained import weight_files
 from kdsr.pipeline.option_names import check_table
+from kdsr.pipeline.user_modules import module_fingerprints
 from kdsr.runtime.checkpoint import read_checkpoint
 from kdsr.runtime.errors import CheckpointError, OptionError
 
@@ -22,7 +23,7 @@ _KINDS = {
     "generators": list,
     "position": {"epoch": int, "samples": int},
     "options": dict,
-    "fingerprints": {"options": str, "train_set": str, "networks": dict},
+    "fingerprints": {"options": str, "train_set": str, "networks": dict, "modules": dict},
     "weights": list,
     "extra": dict,
 }
@@ -129,7 +130,8 @@ def run_record(options: dict[str, Any], train_set: Any) -> dict[str, Any]:
         train_set: The training set.
 
     Returns:
-        ``options``, and ``fingerprints`` of the options, the training set and each pretrained network.
+        ``options``, and ``fingerprints`` of the options, the training set, each pretrained network and each
+        module of the user's own.
     """
     text = json.dumps(options, sort_keys=True, default=str)
     return {
@@ -138,6 +140,7 @@ def run_record(options: dict[str, Any], train_set: Any) -> dict[str, Any]:
             "options": hashlib.sha256(text.encode()).hexdigest(),
             "train_set": fingerprint_of_set(train_set),
             "networks": fingerprints_of_networks(options),
+            "modules": module_fingerprints(options),
         },
     }
 
@@ -245,6 +248,12 @@ def changes(
             given = f"pretrain_network_{name}" in (record["options"].get("path") or {})
             place = f"path.pretrain_network_{name}" if given or not now else f"network_{name}.path"
             refused.append(f"{place}: the weights have changed ({_origin(was)}, now {_origin(now)})")
+    was, now = old.get("modules", {}), new["modules"]
+    lines += [
+        f"import_modules: the code of {name} has changed; the new one counts from here on"
+        for name in sorted(was.keys() & now.keys())
+        if was[name] != now[name]
+    ]
     if old["train_set"] != new["train_set"]:
         refused.append("datasets.train: the images have changed (names, number or sizes)")
     if refused and not force:

@@ -7,6 +7,7 @@ name.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import keyword
@@ -95,6 +96,17 @@ def _texts(opt: dict[str, Any], key: str, what: str, problems: list[str]) -> lis
         return values
     problems.append(f"{key}: expected a list of {what}, got {describe(value)}")
     return []
+
+
+def module_fingerprints(opt: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of the code of each module that was imported, by its name; of a package all files count."""
+    found = {}
+    for name in _texts(opt, MODULES_KEY, "module names", []):
+        file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+        files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+        code = b"".join(each.read_bytes() for each in files if each.is_file())
+        found[name] = hashlib.sha256(code).hexdigest()
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ where it is

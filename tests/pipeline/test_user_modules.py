@@ -136,12 +136,24 @@ def test_a_network_of_ones_own_is_teacher_and_student(run_options: Options) -> N
     )
 
 
+def state_notes() -> list[str]:
+    """What the last log says of changed modules."""
+    log = sorted(Path("experiments/run").glob("train_*.log"), key=os.path.getmtime)[-1].read_text()
+    return re.findall(r"import_modules: the code .*", log)
+
+
 def test_two_runs_and_a_test_in_one_process(run_options: Options) -> None:
     """The second run must not register the network again."""
-    write("my_archs.py", FIVE_LINES.format(name="FiveLines"))
+    file = write("my_archs.py", FIVE_LINES.format(name="FiveLines"))
     write("run.yml", yaml.safe_dump(with_own_networks(run_options)))
     assert train_entry.main(["-opt", "run.yml"]) == 0
     assert train_entry.main(["-opt", "run.yml", "--auto_resume", "--force_yml", "train:total_iter=3"]) == 0
+    assert state_notes() == []
+    file.write_text(file.read_text() + "# another comment\n")
+    assert train_entry.main(["-opt", "run.yml", "--auto_resume", "--force_yml", "train:total_iter=4"]) == 0
+    assert state_notes() == [
+        "import_modules: the code of my_archs has changed; the new one counts from here on"
+    ]
     assert "import_path" not in yaml.safe_load(Path("experiments/run/run.yml").read_text())
     del run_options["train"], run_options["network_t"], run_options["logger"]
     run_options["datasets"] = {"test_1": run_options["datasets"]["val"]}
