@@ -245,12 +245,13 @@ def test_command(
 
 
 def make_sample_of(photos: Path) -> None:
-    """The layout of ``kdsr data sample``, which a reader of these commands has from the demo."""
+    """The layout of ``kdsr data sample`` and of the rain on it, which a reader of these commands has from the demos."""
     for part in ("train", "val"):
-        folder = Path("datasets/sample", part)
-        folder.mkdir(parents=True)
-        for name in ("GT", "LR_x4"):
-            (folder / name).symlink_to(photos / name)
+        for folder, lq, source in (("sample", "LR_x4", "LR_x4"), ("sample_rain", "LQ", "GT")):
+            images = Path("datasets", folder, part)
+            images.mkdir(parents=True)
+            (images / "GT").symlink_to(photos / "GT")
+            (images / lq).symlink_to(photos / source)
 
 
 def check_run(

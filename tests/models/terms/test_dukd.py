@@ -64,7 +64,7 @@ def test_zooming_out_is_bicubic_without_the_last_odd_pixels():
     assert torch.allclose(zoomed_out(flat, 4), torch.full((1, 3, 2, 2), 0.25))
     # a step overshoots in a bicubic filter: what leaves [0, 1] is cut off
     step = torch.cat([torch.zeros(1, 1, 16, 8), torch.ones(1, 1, 16, 8)], 3)
-    assert 0 <= zoomed_out(step, 2).min() and zoomed_out(step, 2).max() <= 1
+    assert zoomed_out(step, 2).min() >= 0 and zoomed_out(step, 2).max() <= 1
 
 
 def test_both_terms_are_those_of_their_parts(options: Options):
@@ -138,7 +138,10 @@ def test_bad_options_are_refused(options: Options):
     assert problems == ["train.zoom_in_opt: needs a teacher; give network_t and path.pretrain_network_t"]
     options["train"]["zoom_in_opt"] = None
     options.update(scale=1)
-    assert any("train.zoom_out_opt: shrinks x by the scale, which is 1" in problem for problem in check(options, True))
+    assert any(
+        "train.zoom_out_opt: shrinks x by the scale, which is 1" in problem
+        for problem in check(options, True)
+    )
     options.update(scale=4)
     options["datasets"]["train"]["gt_size"] = 12
     assert any("nothing is left of LQ patches of 3 pixels" in problem for problem in check(options, True))
