@@ -85,6 +85,7 @@ class RestorationModel(StatefulModel):
         self.precision = Precision(opt.get("precision"), self.device)
         self.log_dict: dict[str, Tensor] = OrderedDict()
         self.scheduled_losses: list[ScheduledLoss] = []
+        self.frozen: dict[str, nn.Module] = {}  # by the network's key
         self.init_measures()
         self.init_state()
         self.net_g = self.build("g")
@@ -102,9 +103,10 @@ class RestorationModel(StatefulModel):
         return net
 
     def build_frozen(self, key: str) -> nn.Module:
-        """A network that only teaches: eval mode, no gradients, never wrapped, never saved."""
-        net = self.build(key).eval()
-        return net.requires_grad_(False)
+        """A network that only teaches: eval mode, no gradients, never wrapped, never saved. Built once."""
+        if key not in self.frozen:
+            self.frozen[key] = self.build(key).eval().requires_grad_(False)
+        return self.frozen[key]
 
     def build_training_networks(self) -> None:
         """Builds what training needs beside ``net_g``. Called before the EMA, the DDP wrapper and the optimizer."""
