@@ -129,7 +129,9 @@ class KDModel(RestorationModel):
         asked = [list(term.teacher_views()) for term in self.terms]
         answers: list[Tensor] = []
         if self.net_t is not None:
-            self.teacher_output, second_view, answers = self.teach([view for views in asked for view in views])
+            self.teacher_output, second_view, answers = self.teach(
+                [view for views in asked for view in views]
+            )
             if self.cri_logits:
                 losses["l_ts"] = self.cri_logits(self.output, self.teacher_output)
             if self.cri_lcr:
@@ -163,7 +165,9 @@ class KDModel(RestorationModel):
         if self.cri_lcr:
             plan = self.augmentation.draw(samples, self.generator)
             views.append(self.augmentation.apply(self.lq, plan))
-        outputs = list(teacher(torch.cat(views) if len(views) > 1 else self.lq).to(self.lq.dtype).split(samples))
+        outputs = list(
+            teacher(torch.cat(views) if len(views) > 1 else self.lq).to(self.lq.dtype).split(samples)
+        )
         second = self.augmentation.invert(outputs.pop(), plan) if self.cri_lcr else None
         together, others = iter(outputs[1:]), iter(apart)
         answers = [next(together) if same else next(others).to(self.lq.dtype) for same in alike]
