@@ -16,21 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kdsr.losses.brisque import natural_scene_statistics
+from kdsr.losses.levels import check_levels
 from kdsr.losses.mscn import contrast_constant, widened
 from kdsr.losses.piqe import BLOCK, SMALLEST_BLOCK, block_size, edge_texture_statistics
 from kdsr.runtime.errors import OptionError
-
-
-def _check_levels(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
-    if len(student) != len(teacher) or not student:
-        raise ValueError(f"{what}: {len(student)} levels of the student and {len(teacher)} of the teacher")
-    for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
-        if s.shape != t.shape:
-            raise ValueError(
-                f"{what}, level {level}: the student's features have the shape {tuple(s.shape)}, the "
-                f"teacher's {tuple(t.shape)}; an adapter has to bring them to the same one"
-            )
-
 
 # How many values are dealt with at once on a CPU: what the extractors make of them stays in its cache.
 SLICE = 2**19
@@ -49,6 +38,8 @@ class _StatisticsDistance(torch.autograd.Function):
 
     A map's statistics depend on that map alone, so value and gradient are made together, a few maps at a time:
     in the backward pass everything would have to be fetched from memory again.
+
+    The gradient is kept in float32: in half precision most of a mean's would be 0 before the loss scale reaches it.
     """
 
     @staticmethod
@@ -60,7 +51,7 @@ class _StatisticsDistance(torch.autograd.Function):
             wanted = statistics(theirs, c)
             share = ours.shape[1] / (student.shape[0] * student.shape[1])
             with torch.set_grad_enabled(wants_gradient):
-                ours = ours.detach().requires_grad_(wants_gradient)
+                ours = widened(ours.detach()).requires_grad_(wants_gradient)
                 difference = (statistics(ours, c) - wanted).abs().mean() * share
             total += difference.detach()
             if wants_gradient:
@@ -68,13 +59,14 @@ class _StatisticsDistance(torch.autograd.Function):
         if wants_gradient:
             gradient = torch.cat(gradients, 1) if len(gradients) > 1 else gradients[0]
             ctx.save_for_backward(gradient.view(student.shape))
+            ctx.dtype = student.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad, None, None, None
+        return (gradient * grad).to(ctx.dtype), None, None, None
 
 
 def statistics_distance(student: Tensor, teacher: Tensor, statistics: Statistics) -> Tensor:
@@ -102,7 +94,7 @@ def natural_scene_distance(student: Sequence[Tensor], teacher: Sequence[Tensor])
     Raises:
         ValueError: Numbers of levels or shapes differ.
     """
-    _check_levels("L_NC", student, teacher)
+    check_levels("L_NC", student, teacher, channels=True)
     terms = [
         statistics_distance(s, t, natural_scene_statistics) for s, t in zip(student, teacher, strict=True)
     ]
@@ -129,7 +121,7 @@ def edge_texture_distance(
     Raises:
         ValueError: Numbers of levels or shapes differ.
     """
-    _check_levels("L_ET", student, teacher)
+    check_levels("L_ET", student, teacher, channels=True)
     if len(strides) != len(student):
         raise ValueError(f"L_ET: {len(student)} levels, but {len(strides)} strides")
     terms = []
