@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
 from kdsr.runtime.distributed import gather_lists
-from kdsr.runtime.errors import DataError, TrainingError
+from kdsr.runtime.errors import DataError, TrainingError, is_out_of_memory
 from kdsr.runtime.files import write_whole
 
 CSV_HEADER = ("iteration", "network", "set", "image", "metric", "value")
@@ -137,7 +137,7 @@ def _evaluate_one(
         with torch.no_grad():
             output = restore(data["lq"].to(device))
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         height, width = data["lq"].shape[-2:]
         raise TrainingError(
@@ -164,10 +164,6 @@ def _evaluate_one(
 def _as_image(batch: Tensor) -> np.ndarray:
     """BasicSR's ``tensor2img`` of (1, C, H, W), by rows: at once it takes four times the tensor's memory."""
     return np.concatenate([tensor2img([rows]) for rows in batch.split(256, dim=-2)])
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def mean_values(results: list[ImageResult]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from kdsr.archs.vqgan_arch import VQGAN, Reconstruction
 from kdsr.losses.vq_loss import VQLoss, adaptive_weight
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.code_usage import CodeUsage
+from kdsr.models.weight_schedule import ScheduledLoss
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import OptionError
 from kdsr.runtime.finite import Trained
@@ -173,6 +174,9 @@ class VQGANModel(RestorationModel):
             raise OptionError(problem)
         self.cri_perceptual = self.build_loss("perceptual_opt")
         self.cri_gan = self.build_loss("gan_opt")
+        self.gan_schedule = self.cri_gan if isinstance(self.cri_gan, ScheduledLoss) else None
+        if self.gan_schedule is not None:  # is for the generator; the discriminator's own loss has no weight
+            self.cri_gan = self.gan_schedule.loss
         if self.cri_gan is not None:
             # BasicSR's loss multiplies its weight in, where the adaptive weight would divide it out again.
             self.gan_weight = float(self.cri_gan.loss_weight)  # type: ignore[arg-type]
@@ -236,7 +240,7 @@ class VQGANModel(RestorationModel):
         loss = self.cri_gan(self.net_d(self.output), True, is_disc=False)
         if self.gan_adaptive_weight:
             loss = loss * adaptive_weight(reconstruction, loss, self.net_g.decoder.conv_out.weight)
-        return self.gan_weight * loss
+        return (self.gan_weight if self.gan_schedule is None else self.gan_schedule.weight) * loss
 
     def discriminator_gradients(self) -> Tensor:
         """Backward of the discriminator on this step's images and reconstructions; gives its loss."""

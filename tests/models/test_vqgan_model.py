@@ -274,12 +274,13 @@ def test_loss_weight_scales_the_adversarial_term(options: dict[str, Any], adapti
     options["network_d"] = DISCRIMINATOR["network_d"]
     options["train"].update(copy.deepcopy(DISCRIMINATOR["train"]), gan_start=0, gan_adaptive_weight=adaptive)
     logs = []
-    for weight in (0.5, 1.0, 0.0):
+    for weight in (0.5, 1.0, 0.0, [[0, 0.5], [9, 1.0]]):
         options["train"]["gan_opt"]["loss_weight"] = weight
         logs.append(step(build(options), 1, crops()))
     assert logs[0]["l_g_gan"] != 0
     assert logs[1]["l_g_gan"] == pytest.approx(2 * logs[0]["l_g_gan"])
     assert logs[2]["l_g_gan"] == 0 and logs[2]["l_d"] == logs[0]["l_d"]
+    assert logs[3] == logs[0]  # a schedule is the generator's too, and leaves the discriminator alone
 
 
 def test_reduced_precision(options: dict[str, Any]) -> None:
