@@ -69,6 +69,7 @@ class KDModel(RestorationModel):
         return problems + term_problems(TERMS, opt)
 
     net_t: nn.Module | None = None
+    net_tb: nn.Module | None = None  # Teacher B, of a term that shows one the clean images
     student_bundle: StudentBundle | None = None
     terms: list[Term] = []  # those that the options switch on
 

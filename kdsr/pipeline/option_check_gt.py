@@ -39,7 +39,8 @@ def ground_truth_problems(opt: dict[str, Any], model: type | None) -> list[str]:
     elif model.__name__ in tables.STOCK_MODELS:
         needing = {key: "take it out" for key in tables.STOCK_GT_KEYS if train.get(key)}
     if issubclass(model, KDModel):
-        needing |= {term.KEY: "take it out" for term in TERMS if "gt" in term.NEEDS and train.get(term.KEY)}
+        on = [term for term in TERMS if train.get(term.KEY)]
+        needing |= {key: cure for term in on for key, cure in term.keys_with_gt(train).items()}
     kind = opt["datasets"]["train"].get("type")
     return [
         f"train.{key}: needs ground truth, which datasets.train ({kind}) has not; {cure}, or give a paired set"

@@ -43,7 +43,6 @@ EXTRACTORS = "feature losses, forward and backward"
 HISTORY = "history model"
 VQGAN_FROZEN = "VQGAN without gradient"
 VQGAN_GRADIENT = "VQGAN with gradient, forward and backward"
-FEATURE_LOSSES = ("cri_nc", "cri_et", "cri_facd")  # of SLKD and FACD
 
 
 class Device(StrEnum):
@@ -66,10 +65,10 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
     watch(model.net_g, lambda: STUDENT)
     if getattr(model, "net_t", None) is not None:
         watch(model.net_t, lambda: TEACHER)
-    if getattr(model, "net_tb", model.net_t) is not model.net_t:
+    if model.net_tb is not None and model.net_tb is not model.net_t:
         watch(model.net_tb, lambda: TEACHER_B)
-    feature_losses = [getattr(model, name, None) for name in FEATURE_LOSSES]
-    for loss in filter(None, feature_losses):
+    feature_losses = [term.cri for term in model.terms if term.tap_groups()]
+    for loss in feature_losses:
         watch(loss, lambda: EXTRACTORS)
     if getattr(model, "net_his", None) is not None:
         watch(model.net_his, lambda: HISTORY)
@@ -84,7 +83,7 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
         # output is complete, the student's own pass begins.
         model.output.register_hook(lambda gradient: clock.switch(STUDENT) and None)
         losses = compute_losses(current_iter)
-        clock.switch(VQGAN_GRADIENT if has_vqgan else EXTRACTORS if any(feature_losses) else REST)
+        clock.switch(VQGAN_GRADIENT if has_vqgan else EXTRACTORS if feature_losses else REST)
         return losses
 
     model.compute_losses = compute_losses_then_backward

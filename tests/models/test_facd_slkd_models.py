@@ -114,7 +114,7 @@ def assert_gradients_reach(
     for tap in taps:
         assert f"student.{tap}" in reached
     assert any(name.startswith("adapters.") for name in reached)
-    teachers = [model.net_t, getattr(model, "net_tb", model.net_t)]
+    teachers = [model.net_t, model.net_tb or model.net_t]
     assert all(parameter.grad is None for teacher in teachers for parameter in teacher.parameters())
 
 
@@ -162,7 +162,7 @@ def test_facd_trains_and_logs_its_bound(facd_options: Options, capsys: pytest.Ca
     [
         ({"taps": [{"student": "bdy.0", "teacher": "body.1"}]}, "has no module 'bdy.0'; did you mean body.0"),
         ({"taps": {"student": ["body.0"], "teacher": []}}, "1 modules of the student and 0 of the teacher"),
-        ({"taps": None}, "train.taps: missing"),
+        ({"taps": None}, "train.facd_opt: compares features; name them: train.taps"),
         ({"gate": "sotf"}, "train.gate: 'sotf' is not known"),
         ({"gate_temperature": 0}, "train.gate_temperature: 0 is not above 0"),
     ],
@@ -268,7 +268,7 @@ def test_slkd_trains_and_resumes(slkd_options: Options) -> None:
             "no module 'up.0'; did you mean ups.0?",
         ),
         ({"network_tb": {"type": "NAFNet", "width": 12}}, "path.pretrain_network_tb: missing"),
-        ({"network_t": None}, "network_t: missing; SLKDModel needs Teacher A"),
+        ({"network_t": None}, "train.nc_opt: needs a teacher; give network_t"),
     ],
 )
 def test_slkd_options_that_cannot_be_run(
@@ -290,7 +290,7 @@ def test_slkd_for_super_resolution_is_refused(
         dataset["dataroot_lq"] = str(photos / "LR_x4")
     slkd_options["scale"] = 4
     assert run(slkd_options) == 2
-    assert "scale: SLKDModel shows Teacher B the clean image" in capsys.readouterr().err
+    assert "scale: train.et_opt shows Teacher B the clean image" in capsys.readouterr().err
 
 
 def test_a_teacher_b_of_another_shape(slkd_options: Options, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,11 @@ class Term:
         """What is wrong with the options beside kinds and ``NEEDS``; called when ``KEY`` is given."""
         return []
 
+    @classmethod
+    def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
+        """The keys of ``train`` that need ground truth when it is on, each with what to do where there is none."""
+        return {cls.KEY: "take it out"} if "gt" in cls.NEEDS else {}
+
     def tap_groups(self) -> dict[str, TapGroup]:
         """Which features it compares, by a name that no other term uses."""
         return {}
