@@ -194,7 +194,7 @@ def test_all_terms_at_once(options: Options, scale: int):
     options["model_type"] = "DCKDModel"
     as_dckd(options)
     unfit = "zoom_out_opt" if scale == 1 else "et_opt"
-    terms = [term for term in TERMS if term.KEY != unfit]
+    terms = [term for term in TERMS if unfit != term.KEY]
     for term in terms:
         switched_on(options, term)
     if scale == 4:
