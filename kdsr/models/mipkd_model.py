@@ -97,6 +97,8 @@ class MiPKDModel(KDModel):
 
     def trained_module(self) -> nn.Module:
         module = super().trained_module()
+        groups = self.tap_groups()
+        self.taught_groups = [name for name, group in groups.items() if group.teacher is self.net_t]
         bundle = self.student_bundle
         if (
             bundle is not None and _FEATURES in bundle.taps
@@ -122,7 +124,7 @@ class MiPKDModel(KDModel):
         self.lesson = super().teach([view for term in self.terms for view in term.teacher_views()])
         # Before its blocks run again: what hooks of the teacher then keep is not of x.
         taught = super().taught_features
-        self.taught = {group: taught(group) for group in self.student_bundle.teacher_taps}
+        self.taught = {group: taught(group) for group in self.taught_groups}
         if self.cri_features:
             features = self.taught[_FEATURES]
             seeds = torch.randint(2**62, (len(features),), generator=self.generator).tolist()

@@ -63,11 +63,10 @@ class _LevelsTerm(Term):
         pairs = tap_pairs(self.model.opt["train"][self.TAPS])
         return {self.KEY: TapGroup(f"train.{self.TAPS}", pairs, self.teacher())}
 
-    def compared(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The student's adapted features and the teacher's, of the same shapes, level by level."""
+    def like(self, wanted: Sequence[Tensor]) -> list[Tensor]:
+        """The student's adapted features in the shapes of the teacher's, level by level."""
         assert self.model.student_bundle is not None
-        wanted = self.model.taught_features(self.KEY)
-        return resized_like(self.model.student_bundle.features[self.KEY], wanted), wanted
+        return resized_like(self.model.student_bundle.features[self.KEY], wanted)
 
 
 class NaturalSceneTerm(_LevelsTerm):
@@ -78,7 +77,8 @@ class NaturalSceneTerm(_LevelsTerm):
     NEEDS = frozenset({"teacher"})
 
     def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {"l_nc": self.cri(*self.compared())}
+        wanted = self.model.taught_features(self.KEY)
+        return {"l_nc": self.cri(self.like(wanted), wanted)}
 
 
 class EdgeTextureTerm(_LevelsTerm):
@@ -120,12 +120,13 @@ class EdgeTextureTerm(_LevelsTerm):
         return self.model.net_tb
 
     def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
-        self.show_clean()
-        student, teacher = self.compared()
-        strides = [max(1, round(self.model.gt.shape[-1] / level.shape[-1])) for level in teacher]
-        return {"l_et": self.cri(student, teacher, strides)}
+        wanted = self.of_clean()
+        strides = [max(1, round(self.model.gt.shape[-1] / level.shape[-1])) for level in wanted]
+        return {"l_et": self.cri(self.like(wanted), wanted, strides)}
 
     @torch.no_grad()
-    def show_clean(self) -> None:
-        """Teacher B looks at the ground truth; only its features count."""
+    def of_clean(self) -> list[Tensor]:
+        """Teacher B's features of the ground truth."""
+        assert self.model.student_bundle is not None
         self.teacher()(self.model.gt)
+        return self.model.student_bundle.teacher_taps[self.KEY].take(self.model.gt)

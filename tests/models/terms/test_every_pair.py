@@ -12,6 +12,7 @@ import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from kdsr.losses.slkd_loss import edge_texture_distance
 from kdsr.models.kd_model import KDModel
 from kdsr.models.terms import TERMS
 from kdsr.models.terms.term import Term
@@ -140,10 +141,14 @@ def switched_on(options: Options, term: type[Term]) -> None:
         train[term.KEY]["weights"] = [0.25, 0.5, 1.0]
 
 
-def logged_in_two_steps(options: Options) -> set[str]:
-    model = dict(iter(MODEL_REGISTRY))[options["model_type"]](
+def built(options: Options) -> Any:
+    return dict(iter(MODEL_REGISTRY))[options["model_type"]](
         {**copy.deepcopy(options), "num_gpu": 0, "dist": False, "rank": 0, "world_size": 1, "is_train": True}
     )
+
+
+def logged_in_two_steps(options: Options) -> set[str]:
+    model = built(options)
     names: set[str] = set()
     for step in (1, 2):
         torch.manual_seed(step)
@@ -201,3 +206,32 @@ def test_all_terms_at_once(options: Options, scale: int):
         options["train"]["et_opt"] = None
     assert check(options, is_train=True) == []
     assert {"l_" + term.KEY.removesuffix("_opt") for term in terms} <= logged_in_two_steps(options)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    "name", ["KDModel", "MiPKDModel"]
+)  # one asks its teacher after the student, one before
+def test_teacher_b_is_asked_about_the_clean_image(options: Options, name: str, own: bool):
+    as_slkd(options)
+    MAKE[name](options)
+    options["model_type"], options["train"]["nc_opt"] = name, None
+    options["train"].update(taps=TAPS["NAFNet"], blocks=TAPS["NAFNet"])
+    if own:
+        options["network_tb"] = {**NAFNET, "width": 5}
+        options["path"]["pretrain_network_tb"] = saved(options["network_tb"], "teacher_b.pth")
+    if name == "KDModel":
+        del options["train"]["blocks"]
+    assert check(options, is_train=True) == []
+    model = built(options)
+    torch.manual_seed(1)
+    model.feed_data({"lq": torch.rand(3, 3, 32, 32), "gt": torch.rand(3, 3, 32, 32)})
+    loss = model.compute_gradients(1)["l_et"]
+    assert (model.net_tb is model.net_t) is not own
+    kept: list[torch.Tensor] = []
+    model.net_tb.decoders[1].register_forward_hook(lambda module, x, output: kept.append(output))
+    with torch.no_grad():
+        model.net_tb(model.gt)
+    torch.testing.assert_close(
+        loss, edge_texture_distance(model.student_bundle.features["et_opt"], kept, [1])
+    )
