@@ -36,6 +36,20 @@ class TapGroup(NamedTuple):
     adapt: bool = True
 
 
+class Answer(NamedTuple):
+    """What a bundle gives: all that may be in a loss, so that DDP finds which parameters are used.
+
+    Attributes:
+        output: The student's.
+        features: Its adapted features, by group.
+        results: What further passes gave, by name.
+    """
+
+    output: Tensor
+    features: dict[str, list[Tensor]]
+    results: dict[str, Any]
+
+
 class StudentBundle(nn.Module):
     """Maps ``lq`` to the student's output, and keeps the student's adapted features of that pass.
 
@@ -91,7 +105,7 @@ class StudentBundle(nn.Module):
         parts = {"adapters": self.adapters, "passes": self.passes}
         return {name: part for name, part in parts.items() if next(part.parameters(), None) is not None}
 
-    def forward(self, lq: Tensor, views: Mapping[str, tuple[Any, ...]] | None = None) -> Tensor:
+    def forward(self, lq: Tensor, views: Mapping[str, tuple[Any, ...]] | None = None) -> Answer:
         output = self.student(lq)
         for name, taps in self.taps.items():
             adapters = self.adapters[name]
@@ -106,7 +120,7 @@ class StudentBundle(nn.Module):
         if self.passes:  # what the taps have kept of these is of no use
             for taps in (*self.taps.values(), *self.teacher_taps.values()):
                 taps.forget()
-        return output
+        return Answer(output, self.features, self.results)
 
 
 def resized_like(features: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:

@@ -123,7 +123,8 @@ class KDModel(RestorationModel):
 
     def run_student(self) -> Tensor:
         views = self.views()
-        return self.bundle(self.lq, views) if views else self.bundle(self.lq)
+        answer = self.bundle(self.lq, views) if views else self.bundle(self.lq)
+        return answer if self.student_bundle is None else answer.output
 
     def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
         losses = super().compute_losses(current_iter)

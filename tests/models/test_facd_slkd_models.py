@@ -108,7 +108,7 @@ def assert_gradients_reach(
 ) -> None:
     """The term alone moves the student below its taps and its adapters, and no teacher."""
     model.feed_data({"lq": lq, "gt": gt})
-    model.output = model.bundle(model.lq)
+    model.output = model.run_student()
     model.compute_losses(1)[term].backward()
     reached = {name for name, parameter in model.bundle.named_parameters() if parameter.grad is not None}
     for tap in taps:
@@ -125,7 +125,7 @@ def test_facd_is_the_contrast_of_adapted_features_times_the_gate(facd_options: O
     model = FACDModel(complete(facd_options))
     lq, gt = torch.rand(3, 3, 16, 16), torch.rand(3, 3, 64, 64)
     model.feed_data({"lq": lq, "gt": gt})
-    model.output = model.bundle(model.lq)
+    model.output = model.run_student()
     losses = model.compute_losses(1)
     student, teacher, adapters = model.net_g, model.net_t, model.student_bundle.adapters["facd"]
     ours, theirs = seen(student, lq, "body.0", "conv_first"), seen(teacher, lq, "body.1", "conv_first")
@@ -214,7 +214,7 @@ def test_slkd_terms_are_those_of_the_parts(slkd_options: Options, own_teacher_b:
     assert (model.net_tb is model.net_t) is not own_teacher_b
     lq, gt = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
     model.feed_data({"lq": lq, "gt": gt})
-    model.output = model.bundle(model.lq)
+    model.output = model.run_student()
     losses = model.compute_losses(1)
 
     encoder_taps, decoder_taps = ("encoders.0", "encoders.1"), ("decoders.0", "decoders.1")

@@ -94,7 +94,7 @@ def bundle(student_tap: str, teacher_tap: str) -> StudentBundle:
 
 def test_features_are_adapted_to_the_teachers_channels() -> None:
     bundled, x = bundle("conv", "conv"), torch.rand(2, 3, 8, 8)
-    output = bundled(x)
+    output = bundled(x).output
     (adapted,) = bundled.features["facd"]
     assert adapted.shape == (2, 6, 8, 8)
     student, adapter = bundled.student, bundled.adapters["facd"][0]  # type: ignore[index]

@@ -11,6 +11,7 @@ import torch
 import yaml
 from basicsr.archs import build_network
 
+import ranks
 from kdsr import train as train_entry
 from kdsr.losses.affinity_loss import affinity_distance
 from kdsr.losses.attention_loss import attention_distance
@@ -192,3 +193,26 @@ def test_an_affinity_that_cannot_be(options: Options, capsys: pytest.CaptureFixt
     options["train"]["fakd_opt"] = {**TERMS["fakd_opt"], "max_positions": 0, "reduce": "max"}
     assert run(options) == 2
     assert "AffinityLoss: reduce 'max' is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_whose_student_has_parts_without_gradient(options: Options, tmp_path: Path) -> None:
+    """With find_unused_parameters, adapters count as used although the output does not depend on them."""
+    options["network_g"]["type"] = "EDSRWithRest"
+    options["find_unused_parameters"] = True
+    options["datasets"]["train"]["batch_size_per_gpu"] = 1
+    options["train"].update(fitnet_opt=dict(TERMS["fitnet_opt"]), zoom_out_opt={"type": "L1Loss"})
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    assert ranks.run(tmp_path, ["-opt", "run.yml"], prepare=_with_rest) == [0, 0]
+
+
+def _with_rest(rank: int) -> None:
+    from basicsr.archs.edsr_arch import EDSR
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    class EDSRWithRest(EDSR):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.rest = torch.nn.Linear(2, 2)
+
+    ARCH_REGISTRY.register(EDSRWithRest)
