@@ -161,9 +161,22 @@ def _kinds_of_default(default: Any) -> tuple[type, ...] | None:
 
 
 def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a constructor or function; ``**kwargs`` counts as none."""
+    """The named parameters of a constructor or function.
+
+    Where a class takes ``**kwargs``, those of the class that it is made from too, which it may fill in itself: none is
+    required. Any other ``**kwargs`` counts as none: BasicSR's take any mistake.
+    """
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name: p for name, p in inspect.signature(target).parameters.items() if p.kind in named}
+    parameters = inspect.signature(target).parameters
+    own = {name: p for name, p in parameters.items() if p.kind in named}
+    base = target.__mro__[1] if isinstance(target, type) and target is not object else object
+    if base is object or all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return own
+    optional = {
+        name: p.replace(default=None) if p.default is inspect.Parameter.empty else p
+        for name, p in parameters_of(base).items()
+    }
+    return {**optional, **own}
 
 
 def check_call(

@@ -284,6 +284,32 @@ def test_a_module_of_a_package() -> None:
     assert ARCH_REGISTRY._obj_map["Packaged"].__module__ == "my_nets.tiny"
 
 
+def test_a_network_made_from_another_takes_its_parameters(run_options: Options) -> None:
+    write(
+        "my_archs.py",
+        """\
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils.registry import ARCH_REGISTRY
+
+
+@ARCH_REGISTRY.register()
+class MyEDSR(EDSR):
+    def __init__(self, wide: bool = False, **others):
+        super().__init__(num_in_ch=3, num_out_ch=3, **others)
+""",
+    )
+    network = {"type": "MyEDSR", "wide": True, "num_feat": 8, "num_block": 1, "upscale": 4}
+    _, problems = found(**{**run_options, "import_modules": ["my_archs"], "network_g": network})
+    assert problems == []
+    options = {**run_options, "network_g": {**network, "num_feats": 8, "upscale": 2}}
+    problems = check(options, True)
+    assert any(
+        p.startswith("network_g.num_feats: MyEDSR has no such parameter; did you mean num_feat")
+        for p in problems
+    )
+    assert len(problems) == 2  # and the scale
+
+
 def test_nothing_is_imported_that_is_not_named(run_options: Options) -> None:
     write("my_archs.py", "open('ran', 'w')")
     options = load(write("run.yml", yaml.safe_dump({**run_options, "import_modules": ["my_archs"]})))
