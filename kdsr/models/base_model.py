@@ -155,7 +155,10 @@ class RestorationModel(StatefulModel):
         return (parameter for parameter in self.bundle.parameters() if parameter.requires_grad)
 
     def setup_optimizers(self) -> None:
-        self.optimizer_g = self.make_optimizer(self.trained_parameters(), self.opt["train"]["optim_g"])
+        parameters = list(self.trained_parameters())
+        if not parameters:
+            raise OptionError(f"network_g: {self.opt['network_g']['type']} has no parameters to train")
+        self.optimizer_g = self.make_optimizer(parameters, self.opt["train"]["optim_g"])
         self.optimizers.append(self.optimizer_g)
 
     def make_optimizer(

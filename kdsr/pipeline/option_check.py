@@ -181,6 +181,8 @@ def _check_optimizer(options: dict[str, Any], place: str, problems: list[str]) -
         check_call(optimizer, options, place, problems, given=["params"])
         if "lr" not in options:
             problems.append(f"{place}.lr: is required")
+        else:  # torch's own annotation says that it may be a tensor, too
+            check_kind(options["lr"], float, f"{place}.lr", problems)
 
 
 def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[str]) -> None:

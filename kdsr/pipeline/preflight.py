@@ -6,6 +6,8 @@ import contextlib
 import copy
 import os
 import random
+import sysconfig
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from kdsr.pipeline.option_check_gt import ground_truth_problems
 from kdsr.pipeline.option_names import registered
 from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError, is_out_of_memory
 from kdsr.runtime.memory import sizes_watched
+
+_IMAGE_LOSSES = ("pixel_opt", "logits_opt", "lcr_opt", "zoom_in_opt", "zoom_out_opt", "bm_opt")
 
 
 def check_sizes(opt: dict[str, Any]) -> None:
@@ -141,7 +145,7 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
     opt = copy.deepcopy(opt)
     opt["train"]["max_nonfinite"] = 2  # a first step that is not finite ends no run
     devices = [torch.cuda.current_device()] if opt["num_gpu"] and torch.cuda.is_available() else []
-    stage, rehearsed = f"{opt['model_type']} cannot be built", None
+    stage, rehearsed, batch = f"{opt['model_type']} cannot be built", None, None
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
@@ -161,7 +165,8 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
     except KdsrError:
         raise
     except Exception as error:
-        raise OptionError(_unlike_outputs(rehearsed, opt) or f"{stage}: {_said(error)}") from error
+        what = _unlike_outputs(rehearsed, opt) or _at_fault(rehearsed, opt, batch)
+        raise OptionError(what or f"{stage}: {_said(error)}") from error
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
@@ -178,6 +183,39 @@ def _unlike_outputs(model: Any, opt: dict[str, Any]) -> list[str]:
         for key, image in images.items()
         if image is not None and wanted is not None and image.shape[1:] != wanted.shape[1:]
     ]
+
+
+def _at_fault(model: Any, opt: dict[str, Any], batch: Any) -> list[str]:
+    """After a model that could not be built, or a step that failed: the options that do the same by themselves."""
+    if model is None:
+        try:
+            _build(opt["network_g"], "g")
+        except KdsrError as error:
+            return error.problems
+        return []
+    problems = []
+    for key in ("g", "t") if hasattr(model, "net_t") else ():  # a VQGANModel's gives more than an image
+        net = getattr(model, f"net_{key}", None)
+        with contextlib.suppress(Exception), torch.no_grad():  # a net that fails is told of by its own error
+            if net is not None and not isinstance(output := net(batch["lq"].to(model.device)), Tensor):
+                problems.append(
+                    f"network_{key}: {opt[f'network_{key}']['type']} gives a {type(output).__name__}; "
+                    "one tensor is wanted, the images"
+                )
+    for key in _IMAGE_LOSSES:
+        loss = getattr(model, "build_loss", lambda key: None)(key)
+        image = torch.rand(2, 3, 16, 16, device=getattr(model, "device", None))
+        try:
+            if loss is None or (value := loss(image, image.flip(0))).ndim == 0:
+                continue
+            said = f"gives {value.numel()} numbers"
+        except Exception as error:
+            said = _said(error)
+        problems.append(
+            f"train.{key}.type: {opt['train'][key]['type']} does not compare two batches of images ({said}); "
+            "L1Loss does"
+        )
+    return problems
 
 
 def _size(images: Tensor) -> str:
@@ -222,4 +260,15 @@ def _said(error: Exception) -> str:
     if is_out_of_memory(error):
         return "the machine has not enough memory for it; is one of its numbers too large?"
     last = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {last}"
+    return f"{type(error).__name__}: {last}{_users_line(error)}"
+
+
+def _users_line(error: Exception) -> str:
+    """The last line of the user's own code that the error came through, in brackets."""
+    not_theirs = (sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]), "<")
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(not_theirs) and "site-packages" not in frame.filename
+    ]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

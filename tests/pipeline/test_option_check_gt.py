@@ -72,6 +72,7 @@ def logged(name: str = "run") -> str:
         ("FACDModel", {"facd_opt": L1}, {"gate": "set off"}),
         ("FACDModel", {"facd_opt": L1, "gate": "soft"}, {"gate": "set off"}),
         ("FACDModel", {"facd_opt": L1, "gate": "off"}, {}),
+        ("FACDModel", {"facd_opt": L1, "gate": False}, {}),
         ("KDModel", {"zoom_in_opt": L1, "zoom_out_opt": L1}, {"zoom_in_opt": "take it out"}),
         ("FACDModel", {"zoom_in_opt": L1, "gate": "off"}, {"zoom_in_opt": "take it out"}),
         ("VQGANModel", {"pixel_opt": L1}, {}),
@@ -180,10 +181,11 @@ def test_whole_images(lq_options: Options) -> None:
     assert len(re.findall(r"l_ts: [0-9.e+-]+ .*l_lcr: [0-9.e+-]+ ", logged())) == 3
 
 
-def test_facd_without_its_gate(lq_options: Options) -> None:
+@pytest.mark.parametrize("gate", ["off", False])  # YAML reads a bare off as false
+def test_facd_without_its_gate(lq_options: Options, gate: Any) -> None:
     lq_options["model_type"] = "FACDModel"
     lq_options["train"].update(
-        facd_opt={"type": "FACDLoss"}, taps=[{"student": "body.0", "teacher": "body.0"}], gate="off"
+        facd_opt={"type": "FACDLoss"}, taps=[{"student": "body.0", "teacher": "body.0"}], gate=gate
     )
     assert run(lq_options) == 0
     assert len(re.findall(r"l_facd: [0-9.e+-]+ ", logged())) == 3

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from basicsr.utils.registry import ARCH_REGISTRY
 
 from kdsr import train as train_entry
 
@@ -46,6 +48,11 @@ def refused(options: dict[str, Any], override: str, capsys: pytest.CaptureFixtur
             "datasets.train.dataset_enlarge_ratio: inf is too much",
         ),
         ("train:optim_g:lr=.nan", "nan"),
+        ("train:optim_g:lr=fast", "train.optim_g.lr: expected a number, got the text 'fast'"),
+        (
+            "train:pixel_opt={type: ContrasLoss}",
+            "train.pixel_opt.type: ContrasLoss does not compare two batches of images (TypeError: ",
+        ),
         ("logger:wandb={project: mine}", "logger.use_tb_logger: must be true for logger.wandb.project"),
     ],
 )
@@ -62,3 +69,68 @@ def test_a_teacher_that_is_larger_than_the_machine(
     assert train_entry.main(["-opt", "run.yml", "--force_yml", "network_t:num_feat=1000000"]) == 2
     assert "network_t: its weights need more than" in capsys.readouterr().err
     assert not Path("experiments").exists()
+
+
+NETWORKS = """
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 48, 1), nn.PixelShuffle(4))
+
+@ARCH_REGISTRY.register()
+class Unbuilt(Base):
+    def __init__(self):
+        raise ValueError("no numbers")
+
+@ARCH_REGISTRY.register()
+class Failing(Base):
+    def forward(self, x):
+        raise TypeError("no such size")
+
+@ARCH_REGISTRY.register()
+class Listing(Base):
+    def forward(self, x):
+        return [self.body(x)]
+
+@ARCH_REGISTRY.register()
+class Untrained(nn.Module):
+    def forward(self, x):
+        return nn.functional.interpolate(x, scale_factor=4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("Unbuilt", "network_g: Unbuilt cannot be built: ValueError: no numbers ({file}, line 13)"),
+        (
+            "Failing",
+            "the first step fails: TypeError: no such size ({file}, line 18)",
+        ),
+        ("Listing", "network_g: Listing gives a list; one tensor is wanted, the images"),
+        ("Untrained", "network_g: Untrained has no parameters to train"),
+    ],
+)
+def test_a_network_of_ones_own_that_does_not_work(
+    run_options: dict[str, Any],
+    network: str,
+    said: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The error names the option, or the line of the user's own file."""
+    file = tmp_path_factory.mktemp("mine") / "preflight_networks.py"
+    file.write_text(NETWORKS, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    run_options.update(import_path=[str(file.parent)], import_modules=["preflight_networks"])
+    try:
+        error = refused(run_options, f"network_g={{type: {network}}}", capsys)
+    finally:
+        for name in ("Unbuilt", "Failing", "Listing", "Untrained"):
+            ARCH_REGISTRY._obj_map.pop(name, None)
+        sys.modules.pop("preflight_networks", None)
+    assert error == f"kdsr: error: {said.format(file=file)}\n"

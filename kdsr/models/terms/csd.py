@@ -93,7 +93,8 @@ class CSDTerm(Term):
 
 def _too_few(batch: int, asked: int | None) -> str:
     whose = "the others" if asked is None else f"{asked} others (train.csd_negatives)"
+    fewer = f", or train.csd_negatives to {batch - 1} or less" if asked is not None and batch > 1 else ""
     return (
         f"train.csd_opt: contrasts a sample with the inputs of {whose} of its batch, and "
-        f"datasets.train.batch_size_per_gpu is {batch}; set it to {1 + max(asked or 1, 1)} or more"
+        f"datasets.train.batch_size_per_gpu is {batch}; set it to {1 + max(asked or 1, 1)} or more{fewer}"
     )

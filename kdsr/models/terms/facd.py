@@ -20,6 +20,12 @@ from kdsr.models.terms.term import Term
 from kdsr.runtime.distributed import gather_batches
 
 
+def gate_mode(train: dict[str, Any]) -> Any:
+    """The option ``gate``; YAML reads a bare ``off`` as false."""
+    gate = train.get("gate", "hard")
+    return "off" if gate is False else gate
+
+
 class FACDTerm(Term):
     """``l_facd``: at each of ``taps`` the student's adapted feature is drawn to the teacher's of the same sample.
 
@@ -30,17 +36,17 @@ class FACDTerm(Term):
     """
 
     KEY = "facd_opt"
-    TRAIN_KEYS = {KEY: (dict, type(None)), "gate": str, "gate_temperature": (int, float)}
+    TRAIN_KEYS = {KEY: (dict, type(None)), "gate": (str, bool), "gate_temperature": (int, float)}
     NEEDS = frozenset({"teacher", "taps"})
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
-        return {} if train.get("gate", "hard") == "off" else {"gate": "set off"}
+        return {} if gate_mode(train) == "off" else {"gate": "set off"}
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:
         train, problems = opt["train"], loss_problems(opt, cls.KEY, FACDLoss)
-        gate = train.get("gate", "hard")
+        gate = gate_mode(train)
         if gate not in GATES:
             problems.append(f"train.gate: {gate!r} is not known; use {', '.join(GATES[:-1])} or {GATES[-1]}")
         if train.get("gate_temperature", 1) <= 0:
@@ -50,7 +56,7 @@ class FACDTerm(Term):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         train = model.opt["train"]
-        self.mode, self.temperature = train.get("gate", "hard"), train.get("gate_temperature", 0.01)
+        self.mode, self.temperature = gate_mode(train), train.get("gate_temperature", 0.01)
 
     def tap_groups(self) -> dict[str, TapGroup]:
         assert self.model.net_t is not None
