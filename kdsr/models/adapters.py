@@ -118,9 +118,13 @@ class StudentBundle(nn.Module):
                 seen = (self.features[group], *seen)
             self.results[name] = further(self.student, *seen)
         if self.passes:  # what the taps have kept of these is of no use
-            for taps in (*self.taps.values(), *self.teacher_taps.values()):
-                taps.forget()
+            self.forget()
         return Answer(output, self.features, self.results)
+
+    def forget(self) -> None:
+        """Drops what the taps of student and teachers have kept of the last pass."""
+        for taps in (*self.taps.values(), *self.teacher_taps.values()):
+            taps.forget()
 
 
 def resized_like(features: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:

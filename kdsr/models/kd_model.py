@@ -181,6 +181,13 @@ class KDModel(RestorationModel):
         features = self.student_bundle.teacher_taps[group].take(self.lq)
         return [feature[: len(self.lq)] for feature in features]
 
+    def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
+        """As in ``MeasuredModel``; features of whole images are not held until the next step."""
+        restored = super().restore_with(net, lq)
+        if self.student_bundle is not None:
+            self.student_bundle.forget()
+        return restored
+
     def validate_teacher(self, dataloaders: list[Any]) -> None:
         """Measures the teacher as the student will be measured: a wrong range, scale or key shows at once."""
         if self.net_t is None:

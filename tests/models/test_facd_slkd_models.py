@@ -121,6 +121,16 @@ def assert_gradients_reach(
 # ----------------------------------------------------------------------------------------------------------- FACD
 
 
+def test_features_of_validated_images_are_not_held(facd_options: Options) -> None:
+    del facd_options["train"]["ema_decay"]  # the student itself is validated then
+    model = FACDModel(complete(facd_options))
+    bundle = model.student_bundle
+    for net in (model.net_g, model.net_t):
+        with torch.no_grad():
+            assert model.restore_with(net, torch.rand(1, 3, 24, 16)).shape == (1, 3, 96, 64)
+    assert not any(taps._kept for taps in (*bundle.taps.values(), *bundle.teacher_taps.values()))
+
+
 def test_facd_is_the_contrast_of_adapted_features_times_the_gate(facd_options: Options) -> None:
     model = FACDModel(complete(facd_options))
     lq, gt = torch.rand(3, 3, 16, 16), torch.rand(3, 3, 64, 64)
