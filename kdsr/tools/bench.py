@@ -243,6 +243,18 @@ def bench() -> None:
     """Measure time and memory."""
 
 
+@contextmanager
+def _batch_is_an_option() -> Iterator[None]:
+    """Some losses need more than one image: what they say of the training's batch is to be said of ``--batch``."""
+    try:
+        yield
+    except OptionError as error:
+        said = [
+            f"{line} (here: --batch)" if "batch_size_per_gpu" in line else line for line in error.problems
+        ]
+        raise OptionError(said) from error
+
+
 @app.command()
 def step(
     opt: Annotated[str, typer.Option("-opt", "--opt", help="Option file of a training run.")],
@@ -257,7 +269,9 @@ def step(
     out: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
 ) -> None:
     """Time and peak memory of a training step, part by part: random weights and images, no data needed."""
-    options = prepare(opt, force_yml or (), device)
+    batched = [*(force_yml or ()), f"datasets:train:batch_size_per_gpu={batch}"]
+    with _batch_is_an_option():
+        options = prepare(opt, batched, device)
     torch.set_num_threads(threads)
     size = options["datasets"]["train"]["gt_size"]
     scale = options.get("scale", 1)
@@ -267,7 +281,8 @@ def step(
         "lq": torch.rand(batch, 3, size // scale, size // scale),
         "gt": torch.rand(batch, 3, size, size),
     }
-    measured, before = measure(model, images, warmup=warmup, repeat=repeat)
+    with _batch_is_an_option():
+        measured, before = measure(model, images, warmup=warmup, repeat=repeat)
     text = (
         f"One training step of {options['name']} (batch {batch}, {size}×{size} ground truth), {repeat} steps "
         f"after {warmup} to warm up.\n{machine(device, threads)}.\n{memory_said(device, before)}\n\n"

@@ -214,6 +214,25 @@ def test_models_with_other_parts_are_refused():
         bench.prepare(small)
 
 
+@pytest.mark.parametrize(
+    ("term", "loss"), [("rkd_opt", "RKDLoss"), ("facd_opt", "FACDLoss")]
+)  # one is refused by the options, one at its first step
+def test_losses_that_need_more_than_one_image_say_how_to_give_them(file: Path, term: str, loss: str):
+    options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    options["datasets"]["train"]["batch_size_per_gpu"] = 16
+    options["train"].update({term: {"type": loss}, "taps": [{"student": "body.0", "teacher": "body.0"}]})
+    file.write_text(yaml.safe_dump(options), encoding="utf-8")
+    arguments = ["step", "-opt", str(file), "--repeat", "1", "--warmup", "0", "--threads", "1"]
+    threads = torch.get_num_threads()
+    try:
+        result = CliRunner().invoke(bench.app, arguments)
+        assert isinstance(result.exception, OptionError)
+        assert "batch_size_per_gpu" in str(result.exception) and "(here: --batch)" in str(result.exception)
+        assert CliRunner().invoke(bench.app, [*arguments, "--batch", "3"]).exit_code == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_absent_gpu_is_said(file: Path):
     with pytest.raises(OptionError, match="--device cuda: there is no GPU"):
