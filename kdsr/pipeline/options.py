@@ -34,9 +34,13 @@ from kdsr.runtime.errors import OptionError
 __all__ = ["dump", "load", "parse_options"]
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(is_train: bool = True) -> argparse.ArgumentParser:
     """BasicSR's command line; ``--local-rank`` in both spellings, ``--force_yml`` more than once."""
-    parser = argparse.ArgumentParser(description="Trains or tests what an option file describes.")
+    parser = argparse.ArgumentParser(
+        description=f"{'Trains' if is_train else 'Tests'} what an option file describes."
+    )
+    if parser.prog == "kdsr":
+        parser.prog = f"kdsr {'train' if is_train else 'test'}"
     parser.add_argument("-opt", type=str, required=True, help="option file (YAML)")
     parser.add_argument(
         "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher"
@@ -181,7 +185,7 @@ def parse_options(
     Raises:
         OptionError: All problems at once, before anything was built or written.
     """
-    args = make_parser().parse_args(argv)
+    args = make_parser(is_train).parse_args(argv)
     if args.local_rank is None:
         args.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     elif args.launcher == "pytorch":

@@ -64,6 +64,8 @@ def apply_overrides(
         value = parse_value(text, f"override {entry!r}")
         if not text or text.lower() == "none":  # as on BasicSR's command line: empty text, null
             value = None if text else ""
+        if isinstance(value, dict) and value.get("_replace_") is True:
+            del value["_replace_"]  # a section replaces the one below in any case
         node: Any = options
         for depth, key in enumerate(keys[:-1]):
             node = _step_into(node, key, ".".join(keys[:depth]), entry, expand)

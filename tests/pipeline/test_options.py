@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from kdsr.pipeline.option_files import load, merge, parse_yaml
-from kdsr.pipeline.options import dump, parse_options
+from kdsr.pipeline.options import dump, make_parser, parse_options
 from kdsr.pipeline.overrides import split_override
 from kdsr.runtime.errors import OptionError
 
@@ -165,7 +165,8 @@ def test_wrong_references_are_all_reported(tmp_path: Path) -> None:
 def test_overrides(tmp_path: Path) -> None:
     file = write(
         tmp_path / "a.yml",
-        "train: {lr: 1, milestones: [5, 6], optim: {type: Adam}}\nnet: ~\nsets: [{name: x}]\nflag: false\n",
+        "train: {lr: 1, milestones: [5, 6], optim: {type: Adam}}\nnet: ~\nsets: [{name: x}]\nflag: false\n"
+        "head: {type: EDSR, up: 4}\n",
     )
     options = load(
         file,
@@ -178,6 +179,7 @@ def test_overrides(tmp_path: Path) -> None:
             "sets:0:name=a=b:c",
             "flag=True",
             "new:deep:key={a: 1}",
+            "head={_replace_: true, type: RLFN}",
             "off=none",
             "suffix=",
         ],
@@ -188,9 +190,21 @@ def test_overrides(tmp_path: Path) -> None:
         "sets": [{"name": "a=b:c"}],
         "flag": True,
         "new": {"deep": {"key": {"a": 1}}},
+        "head": {"type": "RLFN"},
         "off": None,
         "suffix": "",
     }
+
+
+@pytest.mark.parametrize(("is_train", "verb"), [(True, "train"), (False, "test")])
+def test_help_says_which_command_it_is(
+    is_train: bool, verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/bin/kdsr", verb, "--help"])
+    with pytest.raises(SystemExit):
+        make_parser(is_train).parse_args(["--help"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: kdsr {verb} ") and f"{verb.capitalize()}s what an option file" in said
 
 
 def test_an_override_into_a_referenced_section_changes_a_copy(tmp_path: Path) -> None:
