@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from pathlib import Path
@@ -14,11 +13,11 @@ import yaml
 from basicsr.archs import build_network
 
 import ranks
-from kdsr import train as train_entry
 from kdsr.losses.facd_loss import FACDLoss, patch_gate
 from kdsr.losses.slkd_loss import edge_texture_distance, natural_scene_distance, spatial_kl
 from kdsr.models.facd_model import FACDModel
 from kdsr.models.slkd_model import SLKDModel
+from small_runs import complete, run, seen
 
 Options = dict[str, Any]
 L1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
@@ -75,32 +74,6 @@ def slkd_options(run_options: Options) -> Options:
         decoder_taps={"student": ["decoders.0", "decoders.1"], "teacher": ["decoders.0", "decoders.1"]},
     )
     return run_options
-
-
-def complete(options: Options) -> Options:
-    """What the command line adds to an option file."""
-    options = copy.deepcopy(options)
-    options.update(num_gpu=0, dist=False, rank=0, world_size=1, is_train=True)
-    return options
-
-
-def run(options: Options, *flags: str) -> int:
-    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    return train_entry.main(["-opt", "run.yml", *flags])
-
-
-def seen(net: Any, x: torch.Tensor, *names: str) -> list[torch.Tensor]:
-    """The outputs of modules in a pass of their own."""
-    kept: dict[str, torch.Tensor] = {}
-    modules = dict(net.named_modules())
-    handles = [
-        modules[name].register_forward_hook(lambda _, __, out, name=name: kept.__setitem__(name, out.clone()))
-        for name in names
-    ]
-    net(x)
-    for handle in handles:
-        handle.remove()
-    return [kept[name] for name in names]
 
 
 def assert_gradients_reach(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from kdsr import train as train_entry
 from kdsr.losses.contrastive_loss import contrastive_ratio
 from kdsr.losses.negative_loss import distance_to_negatives
 from kdsr.models.mclir_model import MCLIRModel
+from small_runs import complete, run
 
 Options = dict[str, Any]
 WEIGHTS = [0.2, 0.3, 0.5, 0.0, 0.0]
@@ -38,22 +36,10 @@ def options(dckd_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return run
 
 
-def complete(options: Options) -> Options:
-    """What the command line adds to an option file."""
-    options = copy.deepcopy(options)
-    options.update(num_gpu=0, dist=False, rank=0, world_size=1, is_train=True)
-    return options
-
-
 def stepped(model: MCLIRModel, samples: int = 2) -> dict[str, torch.Tensor]:
     torch.manual_seed(2)
     model.feed_data({"lq": torch.rand(samples, 3, 8, 8), "gt": torch.rand(samples, 3, 32, 32)})
     return model.compute_gradients(1)
-
-
-def run(options: Options) -> int:
-    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    return train_entry.main(["-opt", "run.yml"])
 
 
 def weights(net: torch.nn.Module) -> torch.Tensor:

@@ -12,8 +12,8 @@ import yaml
 from basicsr.archs import build_network
 
 import ranks
-from kdsr import train as train_entry
 from kdsr.models.mipkd_model import MiPKDModel
+from small_runs import complete, run, seen
 
 Options = dict[str, Any]
 L1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
@@ -39,36 +39,10 @@ def options(run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return run_options
 
 
-def complete(options: Options) -> Options:
-    """What the command line adds to an option file."""
-    options = copy.deepcopy(options)
-    options.update(num_gpu=0, dist=False, rank=0, world_size=1, is_train=True)
-    return options
-
-
-def run(options: Options, *flags: str) -> int:
-    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    return train_entry.main(["-opt", "run.yml", *flags])
-
-
 def fed(model: MiPKDModel) -> MiPKDModel:
     torch.manual_seed(2)
     model.feed_data({"lq": torch.rand(3, 3, 16, 16), "gt": torch.rand(3, 3, 64, 64)})
     return model
-
-
-def seen(net: Any, x: torch.Tensor, *names: str) -> list[torch.Tensor]:
-    """The outputs of modules in a pass of their own."""
-    kept: dict[str, torch.Tensor] = {}
-    modules = dict(net.named_modules())
-    handles = [
-        modules[name].register_forward_hook(lambda _, __, out, name=name: kept.__setitem__(name, out.clone()))
-        for name in names
-    ]
-    net(x)
-    for handle in handles:
-        handle.remove()
-    return [kept[name] for name in names]
 
 
 @pytest.mark.parametrize("taken", [False, True])

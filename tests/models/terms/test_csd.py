@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from basicsr.archs import build_network
 
-from kdsr import train as train_entry
 from kdsr.losses.contrastive_loss import contrastive_ratio
 from kdsr.models.dckd_model import DCKDModel
 from kdsr.models.kd_model import KDModel
 from kdsr.models.terms.csd import following
 from kdsr.runtime.errors import OptionError
+from small_runs import complete, run
 
 Options = dict[str, Any]
 WEIGHTS = [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0]
@@ -43,22 +41,10 @@ def options(dckd_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return run
 
 
-def complete(options: Options) -> Options:
-    """What the command line adds to an option file."""
-    options = copy.deepcopy(options)
-    options.update(num_gpu=0, dist=False, rank=0, world_size=1, is_train=True)
-    return options
-
-
 def stepped(model: KDModel, samples: int = 3) -> dict[str, torch.Tensor]:
     torch.manual_seed(2)
     model.feed_data({"lq": torch.rand(samples, 3, 8, 8), "gt": torch.rand(samples, 3, 32, 32)})
     return model.compute_gradients(1)
-
-
-def run(options: Options) -> int:
-    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    return train_entry.main(["-opt", "run.yml"])
 
 
 @pytest.mark.parametrize("count", [1, 3])

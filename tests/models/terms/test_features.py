@@ -12,12 +12,12 @@ import yaml
 from basicsr.archs import build_network
 
 import ranks
-from kdsr import train as train_entry
 from kdsr.losses.affinity_loss import affinity_distance
 from kdsr.losses.attention_loss import attention_distance
 from kdsr.losses.fitnet_loss import feature_distance
 from kdsr.losses.relation_loss import RKDLoss
 from kdsr.models.kd_model import KDModel
+from small_runs import complete, run, seen
 
 Options = dict[str, Any]
 TERMS = {
@@ -47,8 +47,7 @@ def only(options: Options, key: str) -> Options:
     """A model's options with no other loss than that of one term."""
     options = copy.deepcopy(options)
     options["train"].update({"pixel_opt": None, key: dict(TERMS[key])})
-    options.update(num_gpu=0, dist=False, rank=0, world_size=1, is_train=True)
-    return options
+    return complete(options)
 
 
 def stepped(options: Options) -> tuple[KDModel, dict[str, torch.Tensor]]:
@@ -59,30 +58,11 @@ def stepped(options: Options) -> tuple[KDModel, dict[str, torch.Tensor]]:
     return model, model.compute_gradients(1)
 
 
-def seen(net: Any, x: torch.Tensor, names: list[str]) -> list[torch.Tensor]:
-    """The outputs of modules in a pass of their own."""
-    kept: dict[str, torch.Tensor] = {}
-    modules = dict(net.named_modules())
-    handles = [
-        modules[name].register_forward_hook(lambda _, __, out, name=name: kept.__setitem__(name, out.clone()))
-        for name in names
-    ]
-    net(x)
-    for handle in handles:
-        handle.remove()
-    return [kept[name] for name in names]
-
-
-def run(options: Options, *flags: str) -> int:
-    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    return train_entry.main(["-opt", "run.yml", *flags])
-
-
 @pytest.mark.parametrize("key", TERMS)
 def test_a_term_is_its_loss_on_the_tapped_features(options: Options, key: str) -> None:
     model, losses = stepped(only(options, key))
-    ours = seen(model.net_g, model.lq, [pair["student"] for pair in PAIRS])
-    theirs = seen(model.net_t, model.lq, [pair["teacher"] for pair in PAIRS])
+    ours = seen(model.net_g, model.lq, *(pair["student"] for pair in PAIRS))
+    theirs = seen(model.net_t, model.lq, *(pair["teacher"] for pair in PAIRS))
     if key == "fitnet_opt":
         adapters = model.student_bundle.adapters["fitnet"]
         adapted = [adapter(feature) for adapter, feature in zip(adapters.children(), ours, strict=True)]

@@ -1,0 +1,39 @@
+"""Small models and runs from the options of a test."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from kdsr import train as train_entry
+
+
+def complete(options: dict[str, Any]) -> dict[str, Any]:
+    """What the command line adds to an option file."""
+    options = copy.deepcopy(options)
+    options.update(num_gpu=0, dist=False, rank=0, world_size=1, is_train=True)
+    return options
+
+
+def run(options: dict[str, Any], *flags: str) -> int:
+    """The exit code of a training of these options, in this process and in the working directory."""
+    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    return train_entry.main(["-opt", "run.yml", *flags])
+
+
+def seen(net: Any, x: torch.Tensor, *names: str) -> list[torch.Tensor]:
+    """The outputs of modules in a pass of their own."""
+    kept: dict[str, torch.Tensor] = {}
+    modules = dict(net.named_modules())
+    handles = [
+        modules[name].register_forward_hook(lambda _, __, out, name=name: kept.__setitem__(name, out.clone()))
+        for name in names
+    ]
+    net(x)
+    for handle in handles:
+        handle.remove()
+    return [kept[name] for name in names]
