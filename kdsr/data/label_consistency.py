@@ -38,8 +38,8 @@ def check_square(height: int, width: int) -> None:
     """Raises OptionError unless patches of this size can be transposed within a batch."""
     if height != width:
         raise OptionError(
-            f"train.lcr_opt: its transposition needs square patches, these are {height}x{width}; "
-            "train on square crops (datasets.train.gt_size) or leave lcr_opt out"
+            f"train.lcr_opt and train.zoom_in_opt transpose, which needs square patches; these are {height}x{width}; "
+            "train on square crops (datasets.train.gt_size), or leave lcr_opt and zoom_in_opt out"
         )
 
 
