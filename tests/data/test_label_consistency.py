@@ -85,7 +85,9 @@ def test_probability_zero_changes_nothing_whatever_the_shape():
 
 def test_patches_that_are_not_square_are_refused_at_the_first_batch():
     consistency = LabelConsistency(0.5)
-    with pytest.raises(OptionError, match="lcr_opt and train.zoom_in_opt transpose.* 8x12; train on square crops"):
+    with pytest.raises(
+        OptionError, match="lcr_opt and train.zoom_in_opt transpose.* 8x12; train on square crops"
+    ):
         consistency.apply(torch.zeros(1, 3, 8, 12), masks(1))
 
 
