@@ -122,7 +122,8 @@ def _reason(error: Exception) -> str:
     said = str(error).strip()
     found = re.search(r"WeightsUnpickler error: *([^\n]+)", said)
     line = found[1] if found else (said.splitlines() or [""])[0]
-    return line.split(" Please use ")[0].strip().rstrip(".") or type(error).__name__
+    line = line.split(" Please use ")[0].strip().rstrip(".")
+    return line if re.search("[A-Za-z]", line) else type(error).__name__  # for text torch says 101
 
 
 # ------------------------------------------------------------------------------------------------ the file as a whole

@@ -155,6 +155,15 @@ def test_torchscript_is_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ sizes
 
 
+def test_text_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "text.pth"
+    path.write_text("hello", encoding="utf-8")
+    with pytest.raises(
+        CheckpointError, match=r"text\.pth: cannot be read as a torch checkpoint.*\([A-Za-z]+\)$"
+    ):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("record", ["data.pkl", "data/0"])
 def test_record_that_unpacks_to_more_than_the_file(tmp_path: Path, record: str) -> None:
     source, path = tmp_path / "net.pth", tmp_path / "bomb.pth"
