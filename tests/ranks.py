@@ -36,15 +36,16 @@ def start(folder: Path, argv: list[str], ranks: int = 2, prepare: Any = None) ->
         _context.Process(target=_rank, args=(str(folder), argv, rank, ranks, port, prepare))
         for rank in range(ranks)
     ]
-    for process in processes:
+    for rank, process in enumerate(processes):
         process.start()
+        process.log = folder / f"rank_{rank}.log"
     return processes
 
 
 def finish(processes: list[Any], limit: float = 120) -> list[int]:
     """Waits for the ends and gives the exit codes.
 
-    A process that hangs is killed and fails the test; the stacks of its threads go to its rank's log first.
+    A process that hangs is killed and fails the test, with the stacks of its threads, which go to its rank's log.
     """
     deadline = time.monotonic() + limit
     for process in processes:
@@ -57,7 +58,8 @@ def finish(processes: list[Any], limit: float = 120) -> list[int]:
     for process in hanging:
         process.kill()
         process.join()
-    assert not hanging, f"{len(hanging)} of {len(processes)} processes still ran after {limit} s"
+    said = "\n".join(f"--- {process.log}\n{process.log.read_text()[-8000:]}" for process in hanging)
+    assert not hanging, f"{len(hanging)} of {len(processes)} processes still ran after {limit} s\n{said}"
     return [process.exitcode for process in processes]
 
 

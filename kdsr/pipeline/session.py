@@ -9,7 +9,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from basicsr.data import build_dataloader
 from basicsr.models import build_model
 from basicsr.train import init_tb_loggers
@@ -36,10 +35,6 @@ from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest
 _FOLDERS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
 
 LONGEST_EPOCH = 100_000_000  # positions; their order takes 800 MB
-
-# The sessions of a rank: DDP's end joins threads of the process group that may wait for Python's lock, for ever. The
-# process ends without it (end_rank).
-_left_alive: list[Any] = []
 
 
 class Session:
@@ -77,8 +72,6 @@ class Session:
         self.progress.close()
         if self.tb_logger:
             self.tb_logger.close()  # a run that was stopped has left events in its queue
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            _left_alive.append(self)
         leave_distributed(orderly=error is None or issubclass(error, Stopped))
 
     # ------------------------------------------------------------------------------ before anything is written

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import re
 import sys
@@ -60,6 +61,18 @@ def init_distributed(launcher: str, dist_params: dict[str, Any] | None = None) -
     except (dist.DistError, RuntimeError) as error:
         raise explain(error, limit) from error
     _was_rank = True
+    _never_take_apart(dist.group.WORLD)
+
+
+def _never_take_apart(group: dist.ProcessGroup | None) -> None:
+    """Keeps a group in memory to the end of the process.
+
+    Who drops the last reference to a gloo group, and be it a traceback that held a model in DDP, waits for the group's
+    threads with Python's lock in hand; a thread that has yet to give back what its last exchange held wants that
+    lock. Both then wait for ever (torch 2.13).
+    """
+    if group is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def _joined() -> bool:
@@ -88,6 +101,7 @@ def host_group() -> dist.ProcessGroup | None:
     global _host_group
     if _host_group is None and dist.get_backend() != "gloo":
         _host_group = dist.new_group(backend="gloo", timeout=_timeout)
+        _never_take_apart(_host_group)
     return _host_group
 
 
