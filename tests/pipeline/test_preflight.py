@@ -133,4 +133,5 @@ def test_a_network_of_ones_own_that_does_not_work(
         for name in ("Unbuilt", "Failing", "Listing", "Untrained"):
             ARCH_REGISTRY._obj_map.pop(name, None)
         sys.modules.pop("preflight_networks", None)
-    assert error.splitlines()[-1] == f"kdsr: error: {said.format(file=file)}"  # above it may be lines of an open log
+    # above it may be lines of a log that another test has left open
+    assert error.splitlines()[-1] == f"kdsr: error: {said.format(file=file)}"
