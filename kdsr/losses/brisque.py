@@ -20,7 +20,6 @@ from torch.autograd.function import once_differentiable
 from kdsr.losses.mscn import mscn, widened
 
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # (rows down, columns right), the order of the statistics
-PER_SCALE = 2 + 4 * len(NEIGHBOURS)
 SHAPES = (
     0.2,
     10.0,

@@ -32,7 +32,6 @@ BLOCK = 16
 ACTIVE_VARIANCE = 0.1
 SEGMENT_DEVIATION = 0.1
 SMALLEST_BLOCK = 4  # below it an edge has no segments and the centre columns leave nothing around them
-PER_BLOCK = 8
 
 
 class PiqeBlocks(NamedTuple):

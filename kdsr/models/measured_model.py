@@ -34,17 +34,18 @@ class MeasuredModel(SRModel):
         self.best_metric_results: dict[str, dict[str, Any]] = {}
         self.metric_results: dict[str, float] = {}
         self._validated: set[tuple[str, Any]] = set()
+        self._declared_multiples: dict[nn.Module, int] = {}  # asked at each step, found out once
         self.iteration = 0  # the last one trained
         self.before_validation: Callable[[], None] | None = None  # set by what surrounds the loop
 
     def size_multiple(self, net: nn.Module) -> int:
         """What an image's height and width must be divisible by for ``net``: what it declares, and ``val`` says."""
         val = self.opt.get("val") or {}
-        declared: Any = getattr(net, "multiple_of", None) or getattr(net, "window_size", None)
-        if declared is None:  # BasicSR's SwinIR leaves it to its blocks
-            windows = (getattr(module, "window_size", None) for module in net.modules())
-            declared = math.lcm(*(window for window in windows if isinstance(window, int)))
-        return math.lcm(int(declared), int(val.get("multiple_of") or val.get("window_size") or 1))
+        if net not in self._declared_multiples:
+            self._declared_multiples[net] = _declared_multiple(net)
+        return math.lcm(
+            self._declared_multiples[net], int(val.get("multiple_of") or val.get("window_size") or 1)
+        )
 
     def restore(self, lq: Tensor) -> Tensor:
         """Restores images of any size with the network under test (the EMA where there is one)."""
@@ -173,3 +174,11 @@ class MeasuredModel(SRModel):
             return folder / image / f"{image}_{iteration}.png"
         suffix = self.opt["val"].get("suffix") or self.opt["name"]
         return folder / dataset_name / f"{image}_{suffix}.png"
+
+
+def _declared_multiple(net: nn.Module) -> int:
+    declared: Any = getattr(net, "multiple_of", None) or getattr(net, "window_size", None)
+    if declared is None:  # BasicSR's SwinIR leaves it to its blocks
+        windows = (getattr(module, "window_size", None) for module in net.modules())
+        declared = math.lcm(*(window for window in windows if isinstance(window, int)))
+    return int(declared)

@@ -29,19 +29,15 @@ def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def facd_options(run_options: Options) -> Options:
-    teacher = {**run_options["network_g"], "num_feat": 12, "num_block": 2}
-    torch.manual_seed(7)
-    torch.save({"params": build_network(teacher).state_dict()}, "teacher.pth")
-    run_options.update(model_type="FACDModel", network_t=teacher)
-    run_options["path"]["pretrain_network_t"] = "teacher.pth"
-    run_options["train"].update(
+def facd_options(taught_options: Options) -> Options:
+    taught_options["model_type"] = "FACDModel"
+    taught_options["train"].update(
         logits_opt=dict(L1),
         facd_opt={"type": "FACDLoss", "loss_weight": 0.5},
         taps=[{"student": "body.0", "teacher": "body.1"}, {"student": "conv_first", "teacher": "conv_first"}],
         gate="soft",
     )
-    return run_options
+    return taught_options
 
 
 @pytest.fixture

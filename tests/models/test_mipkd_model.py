@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from basicsr.archs import build_network
 
 import ranks
 from kdsr.models.mipkd_model import MiPKDModel
@@ -21,14 +20,9 @@ TAPS = [{"student": "body.0", "teacher": "body.1"}, {"student": "conv_first", "t
 
 
 @pytest.fixture
-def options(run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
-    monkeypatch.chdir(tmp_path)
-    teacher = {**run_options["network_g"], "num_feat": 12, "num_block": 2}
-    torch.manual_seed(7)
-    torch.save({"params": build_network(teacher).state_dict()}, "teacher.pth")
-    run_options.update(model_type="MiPKDModel", network_t=teacher)
-    run_options["path"]["pretrain_network_t"] = "teacher.pth"
-    run_options["train"].update(
+def options(taught_options: Options) -> Options:
+    taught_options.update(model_type="MiPKDModel")
+    taught_options["train"].update(
         logits_opt=dict(L1),
         fm_opt={"type": "FitNetLoss", "loss_weight": 1.0},
         fm_aux_opt={"type": "FitNetLoss", "loss_weight": 0.5},
@@ -36,7 +30,7 @@ def options(run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         taps=copy.deepcopy(TAPS),
         blocks=[{"student": "body.0", "teacher": "body.1"}],
     )
-    return run_options
+    return taught_options
 
 
 def fed(model: MiPKDModel) -> MiPKDModel:

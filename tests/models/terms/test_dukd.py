@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from basicsr.archs import build_network
 
 from kdsr.data.label_consistency import augment, restore
 from kdsr.models.evaluation import pad_and_restore
@@ -21,15 +19,9 @@ L1 = {"type": "L1Loss", "loss_weight": 0.5, "reduction": "mean"}
 
 
 @pytest.fixture
-def options(run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
-    monkeypatch.chdir(tmp_path)
-    teacher = {**run_options["network_g"], "num_feat": 12, "num_block": 2}
-    torch.manual_seed(7)
-    torch.save({"params": build_network(teacher).state_dict()}, "teacher.pth")
-    run_options["network_t"] = teacher
-    run_options["path"]["pretrain_network_t"] = "teacher.pth"
-    run_options["train"].update(pixel_opt=None, zoom_in_opt=dict(L1), zoom_out_opt=dict(L1))
-    return run_options
+def options(taught_options: Options) -> Options:
+    taught_options["train"].update(pixel_opt=None, zoom_in_opt=dict(L1), zoom_out_opt=dict(L1))
+    return taught_options
 
 
 def built(options: Options) -> KDModel:
@@ -129,6 +121,20 @@ def test_a_network_of_windows_gets_small_images_padded(options: Options):
     with torch.no_grad():  # 4×4 is no multiple of the window
         expected = pad_and_restore(student, zoomed_out(model.lq, 4), 8, 4)
     torch.testing.assert_close(model.student_bundle.results["zoom_out"], expected)
+
+
+def test_the_teachers_windows_are_looked_for_once_and_not_at_each_step(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+):
+    model = built(options)
+    searched = []
+    modules = type(model.net_t).modules
+    monkeypatch.setattr(
+        type(model.net_t), "modules", lambda net, *rest: searched.append(net) or modules(net, *rest)
+    )
+    for step in (1, 2, 3):
+        model.compute_gradients(step)
+    assert sum(net is model.net_t for net in searched) == 1
 
 
 def test_bad_options_are_refused(options: Options):

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from basicsr.archs import build_network
 
 import ranks
 from kdsr.losses.affinity_loss import affinity_distance
@@ -31,16 +30,10 @@ PAIRS = [{"student": "body.0", "teacher": "body.1"}, {"student": "conv_first", "
 
 
 @pytest.fixture
-def options(run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
-    monkeypatch.chdir(tmp_path)
-    teacher = {**run_options["network_g"], "num_feat": 12, "num_block": 2}
-    torch.manual_seed(7)
-    torch.save({"params": build_network(teacher).state_dict()}, "teacher.pth")
-    run_options["network_t"] = teacher
-    run_options["path"]["pretrain_network_t"] = "teacher.pth"
-    run_options["datasets"]["train"].update(batch_size_per_gpu=3, gt_size=32)
-    run_options["train"]["taps"] = PAIRS
-    return run_options
+def options(taught_options: Options) -> Options:
+    taught_options["datasets"]["train"].update(batch_size_per_gpu=3, gt_size=32)
+    taught_options["train"]["taps"] = PAIRS
+    return taught_options
 
 
 def only(options: Options, key: str) -> Options:
