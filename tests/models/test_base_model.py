@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import yaml
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdsr import train as train_entry
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.dckd_model import DCKDModel
 from kdsr.models.kd_model import KDModel
 from kdsr.runtime.errors import TrainingError
+from small_runs import run
 
 PATHS = ("fused", "read on the host")
 
@@ -417,11 +416,6 @@ def poisoned_options(run_options: dict[str, Any], tmp_path: Path, monkeypatch: A
     run_options["val"] = None
     run_options["train"]["total_iter"] = 12
     return run_options
-
-
-def run(options: dict[str, Any], *flags: str) -> int:
-    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    return train_entry.main(["-opt", "run.yml", *flags])
 
 
 def state(iteration: int, name: str) -> dict[str, Any]:

@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from basicsr.archs import build_network
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
-from kdsr import train as train_entry
 from kdsr.data.image_folder_dataset import ImageFolderDataset
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.terms import TERMS
 from kdsr.pipeline.option_check import check
 from kdsr.pipeline.option_check_gt import ground_truth_problems
+from small_runs import run
 
 Options = dict[str, Any]
 L1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
@@ -44,11 +43,6 @@ def lq_options(run_options: Options) -> Options:
     train["type"] = "LQImageDataset"
     del train["dataroot_gt"]
     return run_options
-
-
-def run(options: Options, *flags: str) -> int:
-    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    return train_entry.main(["-opt", "run.yml", *flags])
 
 
 def state(name: str, iteration: int) -> dict[str, Any]:

@@ -14,12 +14,11 @@ from typing import Any
 import cv2
 import pytest
 import torch
-import yaml
 
-from kdsr import train as train_entry
 from kdsr.models.measured_model import MeasuredModel
 from kdsr.pipeline.resume import changes, fingerprint_of_set, newest_state, run_record
 from kdsr.runtime.errors import CheckpointError
+from small_runs import run
 
 Options = dict[str, Any]
 RUN = Path("experiments/run")
@@ -28,11 +27,6 @@ RUN = Path("experiments/run")
 @pytest.fixture(autouse=True)
 def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def run(options: Options, *flags: str) -> int:
-    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    return train_entry.main(["-opt", "run.yml", *flags])
 
 
 def names(folder: str) -> set[str]:

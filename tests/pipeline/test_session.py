@@ -16,16 +16,12 @@ import ranks
 from kdsr import train as train_entry
 from kdsr.models import evaluation
 from kdsr.pipeline.session import Session
+from small_runs import run
 
 
 @pytest.fixture(autouse=True)
 def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def run(options: dict[str, Any], *flags: str) -> int:
-    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    return train_entry.main(["-opt", "run.yml", *flags])
 
 
 def saved(iteration: int | str = "latest", name: str = "run") -> dict[str, Any]:

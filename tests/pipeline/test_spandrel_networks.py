@@ -16,8 +16,8 @@ from basicsr.archs import build_network
 from torch import nn
 
 from kdsr import test as test_entry
-from kdsr import train as train_entry
 from kdsr.pipeline.option_check import check
+from small_runs import run
 from spandrel_files import TINY, plain, write
 
 LATEST = "experiments/run/models/net_g_latest.pth"
@@ -27,11 +27,6 @@ L1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
 @pytest.fixture(autouse=True)
 def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def run(options: dict[str, Any], *flags: str) -> int:
-    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    return train_entry.main(["-opt", "run.yml", *flags])
 
 
 def log() -> str:
