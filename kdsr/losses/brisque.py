@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdsr.losses.mscn import mscn, widened
+from kdsr.losses.mscn import interleaved, mscn, row_sums, widened
 
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # (rows down, columns right), the order of the statistics
-SHAPES = (
-    0.2,
-    10.0,
-)  # the generalised Gaussian's shapes that are told apart (the range of the authors' search)
+
+SHAPES = (0.2, 10.0)  # the generalised Gaussian's that are told apart (the range of the authors' search)
+# Up to how many values all four directions are dealt with at once on a CPU: beyond, cache counts for more than the
+# number of operations.
+AT_ONCE = 2**17
 
 
 def _pair(x: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
@@ -35,39 +36,43 @@ def _pair(x: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
 
 
 def _groups(x: Tensor) -> list[tuple[tuple[int, int], ...]]:
-    """Directions that are dealt with at once: all on a GPU (fewer kernels), one on a CPU (fits its cache)."""
-    return [NEIGHBOURS] if x.is_cuda else [(direction,) for direction in NEIGHBOURS]
+    """Directions that are dealt with at once."""
+    return [NEIGHBOURS] if x.is_cuda or x.numel() <= AT_ONCE else [(direction,) for direction in NEIGHBOURS]
 
 
-def _part(memory: Tensor, shape: Sequence[int]) -> Tensor:
-    """The beginning of flat memory as a tensor."""
-    return memory[: math.prod(shape)].view(*shape)
-
-
-def _memory(x: Tensor, maps: int) -> Sequence[Tensor | None]:
+def _memory(x: Tensor, maps: int, directions: int) -> list[Tensor]:
     """So many maps' flat memory, which the directions share: on a CPU to take it costs more than to fill it."""
-    return [None] * maps if len(_groups(x)) == 1 else x.new_empty(maps, x.numel()).unbind()
+    return list(x.new_empty(maps, directions * x.numel()).unbind())
 
 
-def _products(x: Tensor, group: tuple[tuple[int, int], ...], memory: Tensor | None) -> Tensor:
-    """(N, C, H, W) -> (N, C, directions, H, W): each pixel times its neighbour, 0 where it has none.
+def _part(memory: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The beginning of flat memory as a tensor of this shape, (directions, N, C, H, W), laid out as x is."""
+    part = memory[: math.prod(shape)]
+    if interleaved(x):
+        return part.view(*shape[:2], *shape[3:], shape[2]).movedim(-1, 2)
+    return part.view(*shape)
 
-    For one direction alone without those zeros, (N, C, 1, smaller H, smaller W), and in ``memory``.
+
+def _products(x: Tensor, group: tuple[tuple[int, int], ...], memory: Tensor) -> Tensor:
+    """(N, C, H, W) -> (directions, N, C, H, W), in ``memory``: each pixel times its neighbour, 0 where it has none.
+
+    For one direction alone without those zeros, (1, N, C, smaller H, smaller W).
     """
-    if memory is not None:
+    if len(group) == 1:
         here, there = _pair(x, *group[0])
-        return torch.mul(here, there, out=_part(memory, here.shape)).unsqueeze(2)
-    out = x.new_zeros(*x.shape[:2], len(group), *x.shape[2:])
-    for i, direction in enumerate(group):
+        out = _part(memory, x, (1, *here.shape))
+        torch.mul(here, there, out=out[0])
+        return out
+    out = _part(memory, x, (len(group), *x.shape)).zero_()
+    for product, direction in zip(out, group, strict=True):
         here, there = _pair(x, *direction)
-        _pair(out[:, :, i], *direction)[0].copy_(here).mul_(there)
+        torch.mul(here, there, out=_pair(product, *direction)[0])
     return out
 
 
 class _Sums(torch.autograd.Function):
-    """(N, C, H, W) -> (N, C, 2): the sums of |x| and x^2; and (N, C, 4, 6): of each direction's products the
-    sums of the positive ones, of the negative ones (as a number >= 0), of their squares, and how many of each
-    there are.
+    """(N, C, H, W) -> (2, N, C): the sums of |x| and x^2; and (6, 4, N, C): of each direction's products the sums of
+    the positive ones, of the negative ones (as a number >= 0), of their squares, and how many of each there are.
 
     Autograd would keep some forty maps of the input's size until the backward pass; this keeps the input.
     """
@@ -75,43 +80,54 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
-        memory = _memory(x, 3)
         own = x.abs()
-        of_pixels = torch.stack([own.sum((2, 3)), own.mul_(own).sum((2, 3))], 2)
+        # without zeros, and most maps have none, what is not positive is negative (a GPU would have to be asked)
+        zeros = x.is_cuda or not own.numel() or not own.amin() > 0
+        of_pixels = torch.stack([row_sums(own), row_sums(own.mul_(own))]).sum(-2)
         of_pairs = []
-        for group in _groups(x):
+        groups = _groups(x)
+        memory = _memory(x, 3, len(groups[0]))
+        _, pairs = _counts(x.shape[2], x.shape[3], x.dtype, x.device)
+        for group, existing in zip(groups, pairs.split(len(groups[0])), strict=True):
             product = _products(x, group, memory[0])
-            parts = [None if part is None else _part(part, product.shape) for part in memory[1:]]
+            parts = [_part(part, x, product.shape) for part in memory[1:]]
             positive = torch.clamp_min(product, 0, out=parts[0])
             negative = torch.sub(positive, product, out=parts[1])
-            more = product.sign_().sum((3, 4))
-            sums = [positive.sum((3, 4)), negative.sum((3, 4))]
-            sums += [torch.mul(positive, positive, out=product).sum((3, 4))]
-            sums += [negative.mul_(negative).sum((3, 4))]
-            count = positive.sign_().sum((3, 4))
-            of_pairs.append(torch.stack([*sums, count, count - more], 3))
-        return of_pixels, torch.cat(of_pairs, 2)
+            difference = [row_sums(product.sign_())] if zeros else []
+            rows = [row_sums(positive), row_sums(negative)]
+            rows += [row_sums(torch.mul(positive, positive, out=product)), row_sums(negative.mul_(negative))]
+            rows += [row_sums(positive.sign_()), *difference]
+            found = torch.stack(rows).sum(-2)
+            more = found[4:5]
+            less = more - found[5:] if zeros else existing - more
+            of_pairs.append(torch.cat([found[:5], less]))
+        return of_pixels, torch.cat(of_pairs, 1) if len(of_pairs) > 1 else of_pairs[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, of_pixels: Tensor, of_pairs: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        absolute, square = (of_pixels[:, :, i, None, None] for i in range(2))
+        absolute, square = of_pixels[..., None, None]
         out = x.sign().mul_(absolute).addcmul_(x, 2 * square)
-        memory = _memory(x, 2)
+        groups = _groups(x)
+        memory = _memory(x, 3, len(groups[0]))
         done = 0
-        for group in _groups(x):
+        for group in groups:
             # (the counts are steps: no gradient)
-            up, low, up2, low2 = of_pairs[:, :, done : done + len(group), :4, None, None].unbind(3)
+            up, low, up2, low2 = of_pairs[:4, done : done + len(group), ..., None, None]
             done += len(group)
             product = _products(x, group, memory[0])
-            # d/dp of the positive and the negative sum: half of the difference everywhere, half of the sum
-            # times p's sign; d/dp of the squares: 2 p, with one factor for each sign
-            slopes = torch.sign(product, out=None if memory[1] is None else _part(memory[1], product.shape))
-            slopes.mul_((up + low) / 2).add_((up - low) / 2)
-            slopes.addcmul_(product, 2 * low2).addcmul_(product.clamp_min_(0), 2 * (up2 - low2))
-            for i, direction in enumerate(group):
-                slope = slopes[:, :, i] if len(group) == 1 else _pair(slopes[:, :, i], *direction)[0]
+            parts = [_part(part, x, product.shape) for part in memory[1:]]
+            # With p a product, d/dp is up + 2 p up2 where it is positive and -low + 2 p low2 where it is negative:
+            # half of their sum everywhere, half of their difference times p's sign.
+            sign = torch.sign(product, out=parts[0])
+            difference = torch.addcmul((up + low) / 2, product, up2 - low2, out=parts[1])
+            slopes = torch.addcmul((up - low) / 2, product, up2 + low2, out=product).addcmul_(
+                sign, difference
+            )
+            for slope, direction in zip(slopes, group, strict=True):
+                if len(group) > 1:
+                    slope = _pair(slope, *direction)[0]
                 here, there = _pair(x, *direction)
                 out_here, out_there = _pair(out, *direction)
                 out_here.addcmul_(slope, there)
@@ -119,18 +135,11 @@ class _Sums(torch.autograd.Function):
         return out
 
 
-@lru_cache(maxsize=32)
-def _counts(
-    sizes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """How many pixels each scale has, (scales,), and how many products each direction, (scales, 4, 1); 1 where
-    there are none. Sent to a GPU once."""
-    pixels = [height * width for height, width in sizes]
-    pairs = [
-        [[max(1, (height - abs(down)) * (width - right))] for down, right in NEIGHBOURS]
-        for height, width in sizes
-    ]
-    return torch.tensor(pixels, dtype=dtype).to(device), torch.tensor(pairs, dtype=dtype).to(device)
+@lru_cache(maxsize=64)
+def _counts(height: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How many pixels a map has, (), and how many products each direction, (4, 1, 1). Sent to a GPU once."""
+    pairs = [[[max(0, height - abs(down)) * max(0, width - right)]] for down, right in NEIGHBOURS]
+    return torch.tensor(height * width, dtype=dtype).to(device), torch.tensor(pairs, dtype=dtype).to(device)
 
 
 def _halved(x: Tensor) -> Tensor:
@@ -139,7 +148,7 @@ def _halved(x: Tensor) -> Tensor:
 
 
 class _Moments(NamedTuple):
-    """At both scales: of the MSCN map y, (N, C, 2), and of its neighbour products p, (N, C, 2, 4)."""
+    """At both scales: of the MSCN map y, (2, N, C), and of its neighbour products p, (4, 2, N, C)."""
 
     absolute: Tensor  # E|y|
     square: Tensor  # E[y^2]
@@ -152,27 +161,24 @@ class _Moments(NamedTuple):
 
 def _moments(x: Tensor, c: float | Tensor) -> _Moments:
     """Of the MSCN maps of x, (N, C, H, W), at scale 1 and at scale 1/2."""
-    scales = [mscn(scaled, c) for scaled in (x, _halved(x))]
-    of_pixels, of_pairs = zip(*(_Sums.apply(y) for y in scales), strict=True)
-    pixels, pairs = _counts(tuple((y.shape[2], y.shape[3]) for y in scales), x.dtype, x.device)
-    absolute, square = torch.stack(of_pixels, 3).div(pixels).unbind(2)
-    sums = torch.stack(of_pairs, 2)
-    more, less = sums[..., 4:].detach().clamp_min(1).unbind(4)
-    positive, negative, positive2, negative2 = (sums[..., :4] / pairs).unbind(4)
-    return _Moments(
-        absolute,
-        square,
-        positive - negative,
-        positive + negative,
-        positive2 + negative2,
-        sums[..., 3] / less,
-        sums[..., 2] / more,
-    )
+    of_pixels, of_pairs = [], []
+    for y in (mscn(scaled, c) for scaled in (x, _halved(x))):
+        pixels, pairs = _counts(y.shape[2], y.shape[3], y.dtype, y.device)
+        of_image, of_products = _Sums.apply(y)
+        positive, negative, positive2, negative2, more, less = of_products.unbind()
+        of_pixels.append([total / pixels for total in of_image.unbind()])
+        pairs = pairs.clamp_min(1)
+        mean, absolute, square = (positive - negative, positive + negative, positive2 + negative2)
+        left, right = negative2 / less.detach().clamp_min(1), positive2 / more.detach().clamp_min(1)
+        of_pairs.append([mean / pairs, absolute / pairs, square / pairs, left, right])
+    pixels_of_both, pairs_of_both = (zip(*scales, strict=True) for scales in (of_pixels, of_pairs))
+    return _Moments(*map(torch.stack, pixels_of_both), *(torch.stack(each, 1) for each in pairs_of_both))
 
 
 def _in_order(of_pixels: list[Tensor], of_pairs: list[Tensor]) -> Tensor:
-    """(N, C, 2) each and (N, C, 2, 4) each -> (N, C, 36): scale 1 first, in it the pixels, then each direction."""
-    return torch.cat([torch.stack(of_pixels, 3), torch.stack(of_pairs, 4).flatten(3)], 3).flatten(2)
+    """(2, N, C) each and (4, 2, N, C) each -> (N, C, 36): scale 1 first, in it the pixels, then each direction."""
+    pairs = torch.stack(of_pairs, 1).flatten(0, 1).movedim(1, 0)
+    return torch.cat([torch.stack(of_pixels, 1), pairs], 1).flatten(0, 1).permute(1, 2, 0)
 
 
 def natural_scene_statistics(x: Tensor, c: float | Tensor) -> Tensor:

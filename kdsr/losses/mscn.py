@@ -10,6 +10,7 @@ import math
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -19,9 +20,9 @@ _TAPS = [math.exp(-0.5 * (offset / (7 / 6)) ** 2) for offset in range(RADIUS + 1
 TAPS = tuple(tap / (2 * sum(_TAPS) - _TAPS[0]) for tap in _TAPS)
 TAILS = tuple(sum(TAPS[distance + 1 :]) for distance in range(RADIUS))
 
-# Up to which side of a map products with band matrices are faster than shifts, on a GPU and on a CPU.
+# Up to which side of a map products with band matrices are fastest, on a GPU and on a CPU.
 LONGEST_MATRIX = 512
-LONGEST_MATRIX_CPU = 32
+LONGEST_MATRIX_CPU = 16
 
 
 def widened(x: Tensor) -> Tensor:
@@ -29,8 +30,22 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def interleaved(x: Tensor) -> bool:
+    """Whether the maps of (N, C, H, W) lie interleaved in memory (torch's channels last)."""
+    return x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def row_sums(x: Tensor) -> Tensor:
+    """(..., C, H, W) -> (..., H, C): of each row of each map.
+
+    Sums of whole maps go by way of them: where maps are interleaved, a thread then adds up what it has written
+    itself. Else it would fetch half of that from another one's cache, which may be four times slower.
+    """
+    return x.movedim(-3, -1).sum(-2)
+
+
 def _by_shifts(x: Tensor, axis: int, adjoint: bool, out: Tensor | None = None) -> Tensor:
-    """The seven taps along one axis, as shifted additions: on a CPU faster than a convolution per channel."""
+    """The seven taps along one axis, as shifted additions."""
     length = x.shape[axis]
     out = torch.mul(x, TAPS[0], out=out)
     for distance in range(1, min(RADIUS, length - 1) + 1):
@@ -68,7 +83,45 @@ def _by_matrices(x: Tensor, adjoint: bool) -> Tensor:
     if adjoint:
         down, across = down.T, across.T
     with torch.autocast(x.device.type, enabled=False):
-        return down @ x @ across.T
+        if not interleaved(x):
+            return down @ x @ across.T
+        rows = x.movedim(1, 3)
+        return (across @ (down @ rows.flatten(2)).unflatten(2, rows.shape[2:])).movedim(3, 1)
+
+
+@lru_cache(maxsize=64)
+def _filters(maps: int, axis: int, dtype: torch.dtype) -> Tensor:
+    """The seven taps along one axis (2 or 3), for each of so many maps."""
+    taps = torch.tensor([*TAPS[:0:-1], *TAPS], dtype=dtype)
+    return taps.view([1, 1, -1, 1] if axis == 2 else [1, 1, 1, -1]).repeat(maps, 1, 1, 1)
+
+
+def _by_convolutions(x: Tensor, adjoint: bool) -> Tensor:
+    """For interleaved maps: of others each convolution would make a copy."""
+    down, across = (_filters(x.shape[1], axis, x.dtype) for axis in (2, 3))
+    around, full = [RADIUS] * 4, 2 * RADIUS
+    with torch.autocast("cpu", enabled=False):
+        if not adjoint:
+            padded = F.pad(x, around, mode="replicate")
+            return F.conv2d(F.conv2d(padded, down, groups=len(down)), across, groups=len(down))
+        spread = F.conv2d(x, down, padding=(full, 0), groups=len(down))
+        spread = F.conv2d(spread, across, padding=(0, full), groups=len(down))
+        return torch.ops.aten.replication_pad2d_backward(spread, x, around)
+
+
+def _convolves(x: Tensor) -> bool:
+    """Whether a convolution per map is fast here and as exact as sums are."""
+    if (
+        x.is_cuda
+        or x.dtype != torch.float32
+        or not interleaved(x)
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return False
+    precision = getattr(
+        getattr(torch.backends.mkldnn, "conv", None), "fp32_precision", "none"
+    )  # torch >= 2.9
+    return precision in ("none", "ieee")
 
 
 def _window(
@@ -76,8 +129,9 @@ def _window(
 ) -> Tensor:
     """Gaussian mean of each pixel's 7x7 neighbourhood, the border repeated; or the transpose of that map.
 
-    (N, C, H, W) -> the same. On a GPU, and for small maps, two products with band matrices take the place of
-    52 small kernels, unless products are rounded to TF32 or less: E[x^2] - mu^2 does not survive that.
+    (N, C, H, W) -> the same. On a CPU convolutions are fastest, if the maps are interleaved (channels last). On a
+    GPU two products with band matrices take the place of 52 small kernels, unless products are rounded to TF32 or
+    less: E[x^2] - mu^2 does not survive that. Else shifted additions.
 
     Args:
         between: Memory of x's size that may be used on the way (not x itself): on a CPU fresh memory costs more
@@ -85,25 +139,27 @@ def _window(
         out: The same for the result; x itself will do.
     """
     exact = x.dtype == torch.float64 or torch.get_float32_matmul_precision() == "highest"
-    longest = LONGEST_MATRIX if x.is_cuda else LONGEST_MATRIX_CPU
-    if exact and max(x.shape[2:]) <= longest:
+    if exact and max(x.shape[2:]) <= (LONGEST_MATRIX if x.is_cuda else LONGEST_MATRIX_CPU):
         return _by_matrices(x, adjoint)
+    if _convolves(x):
+        return _by_convolutions(x, adjoint)
     return _by_shifts(_by_shifts(x, 2, adjoint, between), 3, adjoint, out)
 
 
 class _Mscn(torch.autograd.Function):
     """y = (x - mu) / s with s = sigma + c, keeping four maps where autograd would keep about thirty.
 
-    With g the gradient of y, G the window and h = -g y / (2 s sigma): dx = g / s + 2 x G'(h) - G'(g / s + 2 mu h).
+    With g the gradient of y, G the window and h = g y / (s sigma): dx = g / s - x G'(h) + G'(mu h - g / s).
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, c: Tensor) -> Tensor:
-        out, square = torch.empty_like(x), torch.empty_like(x)
+        # sigma and the result do not change with an offset, but sigma's rounding does: E[x^2] - mu^2
+        x = x - (row_sums(x).sum(-2) / (x.shape[2] * x.shape[3]))[..., None, None]
+        square, out = x * x, torch.empty_like(x)
         mean = _window(x, between=out)
-        torch.mul(x, x, out=square)
-        variance = _window(square, between=out, out=square).addcmul_(mean, mean, value=-1)
-        scale = variance.clamp_min_(0).sqrt_().add_(c)
+        variance = _window(square, between=out, out=square)
+        scale = variance.addcmul_(mean, mean, value=-1).clamp_min_(0).sqrt_().add_(c)
         # A flat place is exactly 0: the signs of its rounding noise (the range is 255 c) would be counted.
         noise = 2 * 255 * torch.finfo(x.dtype).eps
         torch.sub(x, mean, out=out).div_(scale)
@@ -118,13 +174,12 @@ class _Mscn(torch.autograd.Function):
         direct = grad / scale
         # Where all values of a window are equal the derivative through sigma is 0 (so is y); the floor keeps
         # rounding noise of such places from being divided by itself.
-        deviation = scale - c
-        torch.maximum(deviation, 1e-4 * c, out=deviation)
-        through = (direct * y).div_(deviation).mul_(-0.5)
+        deviation = (scale - c).clamp_min_(1e-4 * c)
+        through = torch.mul(direct, y).div_(deviation)
         of_square = _window(through, adjoint=True, between=deviation)
-        through.mul_(mean).mul_(2).add_(direct)
+        through.mul_(mean).sub_(direct)
         of_mean = _window(through, adjoint=True, between=deviation, out=through)
-        return direct.addcmul_(of_square, x, value=2).sub_(of_mean), None
+        return direct.addcmul_(of_square, x, value=-1).add_(of_mean), None
 
 
 def mscn(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
@@ -142,8 +197,6 @@ def mscn(x: Tensor, c: float | Tensor = 1.0) -> Tensor:
     """
     x = widened(x)
     constant = torch.as_tensor(c, dtype=x.dtype, device=x.device).detach()
-    # sigma and the result do not change with an offset, but sigma's rounding does: E[x^2] - mu^2
-    x = x - x.detach().mean((2, 3), keepdim=True)
     return _Mscn.apply(x, constant)
 
 
@@ -156,6 +209,9 @@ def contrast_constant(reference: Tensor) -> Tensor:
     Returns:
         A scalar without gradient; 1 where all values are equal and there is no range.
     """
-    low, high = widened(reference.detach()).aminmax()
+    reference = reference.detach()
+    if interleaved(reference):
+        reference = reference.movedim(1, -1)  # the same values; else they would be copied into order first
+    low, high = (widened(end) for end in reference.aminmax())
     span = (high - low) / 255
     return torch.where(span > 0, span, torch.ones_like(span))

@@ -51,79 +51,88 @@ def block_size(stride: int, full: int = BLOCK) -> int:
     return max(SMALLEST_BLOCK, full // stride // 2 * 2)
 
 
-def _unbiased(total: Tensor, squares: Tensor, count: int) -> Tensor:
-    return ((squares - total * total / count) / (count - 1)).clamp_min(0)
+def _blocks(y: Tensor, block: int) -> Tensor:
+    """(N, H, W, C) -> a view, (N, rows, block, columns, block, C)."""
+    return y.unflatten(2, (-1, block)).unflatten(1, (-1, block))
 
 
-def _edges(y: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Views of the blocks' borders, (N, C, block, 2, rows, columns) each: top and bottom, left and right.
+def _edges(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of the borders of (N, rows, block, columns, block, C), (block, 2, N, rows, columns, C) each: top and
+    bottom, left and right.
 
     Along a border first: what is done to neighbours is then done to long stretches of memory.
     """
-    blocks = y.unflatten(3, (-1, block)).unflatten(2, (-1, block))  # (N, C, rows, block, columns, block)
-    top_bottom = blocks[:, :, :, :: block - 1].permute(0, 1, 5, 3, 2, 4)
-    left_right = blocks[..., :: block - 1].permute(0, 1, 3, 5, 2, 4)
-    return top_bottom, left_right
+    last = blocks.shape[2] - 1
+    return blocks[:, :, ::last].permute(4, 2, 0, 1, 3, 5), blocks[..., ::last, :].permute(2, 4, 0, 1, 3, 5)
 
 
 def _sliding_sums(x: Tensor, length: int) -> Tensor:
     """Sums of ``length`` neighbours along the borders of ``_edges``."""
-    count = x.shape[2] - length + 1
-    out = x[:, :, :count] + x[:, :, 1 : 1 + count]
+    count = len(x) - length + 1
+    out = x[:count] + x[1 : 1 + count]
     for k in range(2, length):
-        out += x[:, :, k : k + count]
+        out += x[k : k + count]
     return out
 
 
 class _Variances(torch.autograd.Function):
-    """MSCN map (N, C, H, W), sides multiples of ``block`` -> (N, C, 7, rows, columns): the variances of each block,
-    of its two centre columns and of its other columns, and the lowest one among the segments of its top, bottom,
-    left and right edge.
+    """MSCN map (N, C, H, W), sides multiples of ``block`` -> (3, N, rows, columns, C): the variances of each block, of
+    its two centre columns and of its other columns; and (4, N, rows, columns, C): the lowest one among the segments
+    of its top, bottom, left and right edge.
 
     Autograd would make a map of y's size for each of their parts in the backward pass, and add them. A variance's
     slope is 2 (value - mean) / (n - 1): all that is needed of a part is its mean.
     """
 
     @staticmethod
-    def forward(ctx, y: Tensor, block: int) -> Tensor:
+    def forward(ctx, y: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        y = y.movedim(1, 3)
         centre = slice(block // 2 - 1, block // 2 + 1)
-        # the blocks' columns first, (N, C, rows, columns, block): faster than pooling
-        heights, heights2 = (x.unflatten(2, (-1, block)).sum(3).unflatten(3, (-1, block)) for x in (y, y * y))
-        parts = [(x.sum(4), x[..., centre].sum(4)) for x in (heights, heights2)]
+        # the blocks' columns first, (N, rows, columns, block, C): faster than pooling
+        heights, heights2 = (x.unflatten(1, (-1, block)).sum(2).unflatten(2, (-1, block)) for x in (y, y * y))
+        parts = [(x.sum(3), x[:, :, :, centre].sum(3)) for x in (heights, heights2)]
         totals, totals2 = ((whole, middle, whole - middle) for whole, middle in parts)
         counts = (block**2, 2 * block, block**2 - 2 * block)
-        variances = [_unbiased(*part) for part in zip(totals, totals2, counts, strict=True)]
+        variances = [
+            torch.addcmul(squares, total, total, value=-1 / count).div_(count - 1).clamp_min_(0)
+            for total, squares, count in zip(totals, totals2, counts, strict=True)
+        ]
         means = [total / count for total, count in zip(totals, counts, strict=True)]
-        edges = torch.cat(_edges(y, block), 3)
+        edges = torch.cat(_edges(_blocks(y, block)), 1)
         length = max(2, round(6 * block / BLOCK))
-        pieces, pieces2 = (_sliding_sums(x, length) for x in (edges, edges * edges))
-        lowest, where = _unbiased(pieces, pieces2, length).min(2, keepdim=True)
-        ctx.save_for_backward(y, *means, edges, pieces.gather(2, where).div_(length), where)
+        pieces = _sliding_sums(edges, length)
+        spreads = _sliding_sums(edges * edges, length).addcmul_(pieces, pieces, value=-1 / length)
+        lowest = spreads.amin(0)
+        ctx.save_for_backward(y, *means, edges, pieces, spreads, lowest)
         ctx.block, ctx.centre, ctx.counts, ctx.length = block, centre, counts, length
-        return torch.cat([torch.stack(variances, 2), lowest.squeeze(2)], 2)
+        return torch.stack(variances), lowest.div(length - 1).clamp_min_(0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        y, *means, edges, edge_means, where = ctx.saved_tensors
-        slopes = [grad[:, :, k] * (2 / (count - 1)) for k, count in enumerate(ctx.counts)]
+    def backward(ctx, of_blocks: Tensor, of_lowest: Tensor) -> tuple[Tensor, None]:
+        y, *means, edges, pieces, spreads, lowest = ctx.saved_tensors
+        slopes = [of_blocks[k] * (2 / (count - 1)) for k, count in enumerate(ctx.counts)]
         shifts = [slope * mean for slope, mean in zip(slopes, means, strict=True)]
-        # slope * y - shift, the sum over the two parts that a column belongs to
+        # slope * y - shift, the sum over the two parts that a column belongs to: (N, rows, 1, columns, block, C)
         factor, shift = (
-            (whole + other).unsqueeze(-1).repeat(1, 1, 1, 1, ctx.block)
-            for whole, _, other in (slopes, shifts)
+            (whole + other).unsqueeze(3).repeat(1, 1, 1, ctx.block, 1) for whole, _, other in (slopes, shifts)
         )
-        factor[..., ctx.centre] = (slopes[0] + slopes[1]).unsqueeze(-1)
-        shift[..., ctx.centre] = (shifts[0] + shifts[1]).unsqueeze(-1)
-        factor, shift = (x.flatten(3).unsqueeze(3) for x in (factor, shift))
-        out = torch.addcmul(shift.neg_(), y.unflatten(2, (-1, ctx.block)), factor).flatten(2, 3)
-        places = torch.arange(ctx.block, device=y.device).view(-1, 1, 1, 1) - where
-        inside = (places >= 0) & (places < ctx.length)
-        of_edges = grad[:, :, 3:].unsqueeze(2) * (2 / (ctx.length - 1))
-        of_edges = (edges - edge_means).mul_(of_edges).mul_(inside)
-        for border, slope in zip(_edges(out, ctx.block), of_edges.chunk(2, 3), strict=True):
-            border.add_(slope)
-        return out, None
+        factor[:, :, :, ctx.centre] = (slopes[0] + slopes[1]).unsqueeze(3)
+        shift[:, :, :, ctx.centre] = (shifts[0] + shifts[1]).unsqueeze(3)
+        factor, shift = (x.unsqueeze(2) for x in (factor, shift))
+        out = torch.addcmul(shift.neg_(), _blocks(y, ctx.block), factor)
+        # the same of the segments; of equal ones, each gets its share
+        slope = (spreads == lowest).to(y.dtype)
+        slope.mul_(of_lowest * (2 / (ctx.length - 1)) / slope.sum(0))
+        shift = pieces * slope / ctx.length
+        of_edges, shifts_of_edges = torch.zeros_like(edges), torch.zeros_like(edges)
+        for k in range(ctx.length):
+            of_edges[k : k + len(slope)] += slope
+            shifts_of_edges[k : k + len(slope)] += shift
+        of_edges.mul_(edges).sub_(shifts_of_edges)
+        for border, along in zip(_edges(out), of_edges.chunk(2, 1), strict=True):
+            border.add_(along)
+        return out.flatten(3, 4).flatten(1, 2).movedim(3, 1), None
 
 
 def _padded(x: Tensor, block: int) -> Tensor:
@@ -134,8 +143,8 @@ def _padded(x: Tensor, block: int) -> Tensor:
 
 
 def _noise(deviations: Tensor, eps: float) -> Tensor:
-    """sigma - 2 beta, above 0 where a block is noisy; of the roots of ``_Variances``."""
-    sigma, centre, surround = deviations[:, :, :3].unbind(2)
+    """sigma - 2 beta, above 0 where a block is noisy; of the roots of ``_Variances``' first."""
+    sigma, centre, surround = deviations.unbind()
     ratio = centre / (surround + eps)
     return sigma - 2 * (sigma - ratio).abs() / (torch.maximum(sigma, ratio) + eps)
 
@@ -167,14 +176,15 @@ def edge_texture_statistics(
         raise ValueError(
             f"PIQE blocks of {block}x{block}: the side must be even and {SMALLEST_BLOCK} at least"
         )
-    variances = _Variances.apply(mscn(_padded(widened(x), block), c), block)
+    variances, lowest = _Variances.apply(mscn(_padded(widened(x), block), c), block)
     # below a standard deviation of 1e-5 the root's slope is cut off
-    deviations = variances.clamp_min(1e-10).sqrt()
-    variance, edges = variances[:, :, 0], deviations[:, :, 3:]
+    deviations, edges = variances.clamp_min(1e-10).sqrt(), lowest.clamp_min(1e-10).sqrt()
+    variance, _, _ = variances.unbind()
     mask = torch.sigmoid((variance - ACTIVE_VARIANCE) / softness)
-    distorted = mask * torch.sigmoid((SEGMENT_DEVIATION - edges.amin(2)) / softness)
+    distorted = mask * torch.sigmoid((SEGMENT_DEVIATION - edges.amin(0)) / softness)
     noisy = mask * torch.sigmoid(_noise(deviations, 1e-3) / (5 * softness))
-    return torch.cat([torch.stack([variance, mask], 2), edges, torch.stack([distorted, noisy], 2)], 2)
+    numbers = torch.cat([torch.stack([variance, mask]), edges, torch.stack([distorted, noisy])])
+    return numbers.permute(1, 4, 0, 2, 3)
 
 
 @torch.no_grad()
@@ -184,8 +194,8 @@ def piqe_blocks(luma: Tensor) -> PiqeBlocks:
     Args:
         luma: (N, C, H, W) in [0, 255], usually with C = 1; computed in float64.
     """
-    variances = _Variances.apply(mscn(_padded(luma.double(), BLOCK), 1.0), BLOCK)
-    active = variances[:, :, 0] >= ACTIVE_VARIANCE
-    distorted = (variances[:, :, 3:].amin(2) < SEGMENT_DEVIATION**2) & active
+    variances, lowest = _Variances.apply(mscn(_padded(luma.double(), BLOCK), 1.0), BLOCK)
+    active = variances[0] >= ACTIVE_VARIANCE
+    distorted = (lowest.amin(0) < SEGMENT_DEVIATION**2) & active
     noisy = (_noise(variances.sqrt(), 1e-12) > 0) & active
-    return PiqeBlocks(variances[:, :, 0], active, distorted, noisy)
+    return PiqeBlocks(*(numbers.movedim(3, 1) for numbers in (variances[0], active, distorted, noisy)))

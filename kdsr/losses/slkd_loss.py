@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import cv2
 import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -17,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from kdsr.losses.brisque import natural_scene_statistics
 from kdsr.losses.levels import check_levels
-from kdsr.losses.mscn import contrast_constant, widened
+from kdsr.losses.mscn import contrast_constant, interleaved, widened
 from kdsr.losses.piqe import BLOCK, SMALLEST_BLOCK, block_size, edge_texture_statistics
 from kdsr.runtime.errors import OptionError
 
@@ -27,10 +28,44 @@ SLICE = 2**19
 Statistics = Callable[[Tensor, Tensor], Tensor]  # maps (N, C, H, W) and the MSCN constant -> (N, C, ...)
 
 
-def _slices(x: Tensor) -> Sequence[Tensor]:
-    """(N, C, H, W) -> views (1, some of the N C maps, H, W). A GPU, which wants few kernels, gets one."""
-    maps = x.flatten(0, 1).unsqueeze(0)
-    return [maps] if x.is_cuda else maps.split(max(1, SLICE // maps[0, 0].numel()), 1)
+def _slices(x: Tensor) -> list[tuple[slice, slice]]:
+    """Where in (N, C, H, W) its slices lie: some images, or some maps of one. A GPU, which wants few kernels,
+    gets one."""
+    images, channels, height, width = x.shape
+    if x.is_cuda:
+        return [(slice(None), slice(None))]
+    maps = max(1, SLICE // (height * width))
+    if maps >= channels:
+        step = maps // channels
+        return [(slice(first, first + step), slice(None)) for first in range(0, images, step)]
+    return [
+        (slice(image, image + 1), slice(first, first + maps))
+        for image in range(images)
+        for first in range(0, channels, maps)
+    ]
+
+
+def _swapped(x: Tensor) -> Tensor:
+    """(N, A, B) -> (N, B, A), in order in memory. OpenCV is several times faster at it than torch."""
+    out = x.new_empty(x.shape[0], x.shape[2], x.shape[1])
+    for source, target in zip(x.numpy(), out.numpy(), strict=True):
+        cv2.transpose(source, dst=target)
+    return out
+
+
+def _interleave(x: Tensor) -> Tensor:
+    """A slice in float32 at least, on a CPU with its maps interleaved: so the extractors are fastest."""
+    x = widened(x)
+    if x.is_cuda or x.stride(1) == 1:
+        return x
+    return _swapped(x.flatten(2).contiguous()).unflatten(1, x.shape[2:]).movedim(3, 1)
+
+
+def _as_in(reference: Tensor, x: Tensor) -> Tensor:
+    """A slice's gradient, with its values in the order in which those of ``reference`` lie."""
+    if x.is_cuda or interleaved(reference):
+        return x
+    return _swapped(x.movedim(1, 3).flatten(1, 2).contiguous()).unflatten(2, x.shape[2:])
 
 
 class _StatisticsDistance(torch.autograd.Function):
@@ -47,26 +82,27 @@ class _StatisticsDistance(torch.autograd.Function):
         wants_gradient = ctx.needs_input_grad[0]
         total = c.new_zeros(())
         gradients: list[Tensor] = []
-        for ours, theirs in zip(_slices(student), _slices(teacher), strict=True):
-            wanted = statistics(theirs, c)
-            share = ours.shape[1] / (student.shape[0] * student.shape[1])
+        for part in _slices(student):
+            wanted = statistics(_interleave(teacher[part]), c)
+            ours = _interleave(student[part].detach())
+            share = ours.numel() / student.numel()
             with torch.set_grad_enabled(wants_gradient):
-                ours = widened(ours.detach()).requires_grad_(wants_gradient)
+                ours.requires_grad_(wants_gradient)
                 difference = (statistics(ours, c) - wanted).abs().mean() * share
             total += difference.detach()
             if wants_gradient:
-                gradients += torch.autograd.grad(difference, ours)
-        if wants_gradient:
-            gradient = torch.cat(gradients, 1) if len(gradients) > 1 else gradients[0]
-            ctx.save_for_backward(gradient.view(student.shape))
-            ctx.dtype = student.dtype
+                gradients.append(_as_in(student, torch.autograd.grad(difference, ours)[0]))
+        ctx.save_for_backward(*gradients)
+        ctx.like = torch.empty_like(student, device="meta") if wants_gradient else None
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grad).to(ctx.dtype), None, None, None
+        out = torch.empty_like(ctx.like, device=grad.device)
+        for part, gradient in zip(_slices(out), ctx.saved_tensors, strict=True):
+            torch.mul(gradient, grad, out=out[part])
+        return out, None, None, None
 
 
 def statistics_distance(student: Tensor, teacher: Tensor, statistics: Statistics) -> Tensor:

@@ -165,18 +165,39 @@ def test_rounding_noise_on_a_flat_channel_has_no_wild_gradient():
         assert maps.grad.abs().max() < 100
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("size", ODD)
-def test_directions_at_once_are_those_one_by_one(size, monkeypatch):
+def test_directions_at_once_are_those_one_by_one(size, layout, monkeypatch):
     torch.manual_seed(1)
-    maps = torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True)
+    maps = torch.randn(2, 2, *size, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     weights = torch.randn(2, 2, 36, dtype=torch.float64)
     found = []
-    for groups in (lambda x: [(d,) for d in brisque.NEIGHBOURS], lambda x: [brisque.NEIGHBOURS]):
-        monkeypatch.setattr(brisque, "_groups", groups)
+    for most in (0, maps.numel()):
+        monkeypatch.setattr(brisque, "AT_ONCE", most)
         statistics = natural_scene_statistics(maps, 0.1)
         found.append((statistics, *torch.autograd.grad((statistics * weights).sum(), maps)))
     for one_by_one, at_once in zip(*found, strict=True):
         torch.testing.assert_close(one_by_one, at_once)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("at_once", [0, 1000])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_sums_of_products(zeros, at_once, layout, monkeypatch):
+    monkeypatch.setattr(brisque, "AT_ONCE", at_once)
+    torch.manual_seed(1)
+    y = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    if zeros:
+        y[torch.rand(y.shape) < 0.3] = 0
+    of_pixels, of_pairs = brisque._Sums.apply(y.contiguous(memory_format=layout))
+    torch.testing.assert_close(of_pixels, torch.stack([y.abs().sum((2, 3)), y.square().sum((2, 3))]))
+    for image in range(2):
+        for channel in range(3):
+            for direction, p in enumerate(reference_products(y[image, channel].numpy())):
+                up, low = p[p > 0], -p[p < 0]
+                expected = [up.sum(), low.sum(), (up**2).sum(), (low**2).sum(), up.size, low.size]
+                found = of_pairs[:, direction, image, channel]
+                assert found.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 def test_autocast_changes_nothing():

@@ -1,11 +1,23 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from kdsr.losses.mscn import LONGEST_MATRIX_CPU, _by_matrices, _by_shifts, _window, contrast_constant, mscn
+from kdsr.losses.mscn import (
+    LONGEST_MATRIX_CPU,
+    _by_matrices,
+    _by_shifts,
+    _convolves,
+    _window,
+    contrast_constant,
+    interleaved,
+    mscn,
+    row_sums,
+)
 
 SIZES = [(1, 1), (1, 6), (3, 2), (4, 9), (8, 5)]
 # the last one is done by shifts
@@ -46,15 +58,63 @@ def test_transposed_window(size):
     torch.testing.assert_close(_window(torch.ones_like(x)), torch.ones_like(x))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("adjoint", [False, True])
-def test_matrices_are_the_same_window(size, adjoint):
+def test_matrices_are_the_same_window(size, adjoint, layout):
     torch.manual_seed(0)
     x = torch.randn(2, 3, *size, dtype=torch.float64)
+    like = x.contiguous(memory_format=layout)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(_by_matrices(x, adjoint), by_shifts(x, adjoint))
-        narrow = _by_matrices(x.float(), adjoint)
+        torch.testing.assert_close(_by_matrices(like, adjoint), by_shifts(x, adjoint))
+        narrow = _by_matrices(like.float(), adjoint)
     torch.testing.assert_close(narrow, by_shifts(x.float(), adjoint))
+
+
+LONG = [(LONGEST_MATRIX_CPU + 1, 20), (3, 18), (1, 40), (40, 2)]
+
+
+@pytest.mark.parametrize("size", LONG)
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_convolutions_are_the_same_window(size, adjoint):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, *size).contiguous(memory_format=torch.channels_last)
+    assert _convolves(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = _window(x, adjoint=adjoint)
+    torch.testing.assert_close(found, by_shifts(x.contiguous(), adjoint))
+    assert interleaved(found)
+
+
+def test_convolutions_are_left_alone_where_they_are_not_exact_or_not_fast(monkeypatch):
+    x = torch.randn(1, 5, 20, 20)
+    by_channel = x.contiguous(memory_format=torch.channels_last)
+    assert _convolves(by_channel)
+    assert not _convolves(x)
+    assert not _convolves(by_channel.double())
+    monkeypatch.setattr(torch.backends.mkldnn, "conv", SimpleNamespace(fp32_precision="bf16"))
+    assert not _convolves(by_channel)
+
+
+@pytest.mark.parametrize("size", LONG)
+def test_interleaved_maps_have_the_same_coefficients(size):
+    torch.manual_seed(0)
+    plain = torch.randn(2, 5, *size).requires_grad_()
+    by_channel = plain.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(2, 5, *size)
+    found = []
+    for x in (plain, by_channel):
+        y = mscn(x, 0.1)
+        found.append((y, *torch.autograd.grad((y * weights).sum(), x)))
+    assert interleaved(found[1][0])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_sums_of_rows():
+    x = torch.arange(12.0).view(1, 2, 2, 3)
+    assert row_sums(x).tolist() == [[[3, 21], [12, 30]]]
+    assert row_sums(x.contiguous(memory_format=torch.channels_last)).tolist() == [[[3, 21], [12, 30]]]
 
 
 def test_an_offset_changes_nothing_in_float32():

@@ -120,11 +120,24 @@ def test_numbers_of_one_block_by_hand():
 def test_blocks_do_not_mix():
     torch.manual_seed(0)
     y = torch.randn(2, 3, 16, 24, dtype=torch.float64)
-    together = _Variances.apply(y, 8)
+    together = torch.cat(_Variances.apply(y, 8))
     for row in range(2):
         for column in range(3):
-            alone = _Variances.apply(y[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8], 8)
-            torch.testing.assert_close(alone[..., 0, 0], together[..., row, column])
+            block = y[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+            alone = torch.cat(_Variances.apply(block, 8))
+            torch.testing.assert_close(alone[:, :, 0, 0], together[:, :, row, column])
+
+
+def test_equal_segments_share_the_gradient():
+    # the four borders of a checkerboard: all segments of an edge have the same variance
+    y = torch.tensor([[1.0, -1.0] * 2, [-1.0, 1.0] * 2] * 2, dtype=torch.float64)[None, None].requires_grad_()
+    _, lowest = _Variances.apply(y, 4)
+    torch.testing.assert_close(lowest.flatten(), torch.full((4,), 2.0, dtype=torch.float64))
+    (slope,) = torch.autograd.grad(lowest[0].sum(), y)
+    # each of the three segments (a, b) of the top edge has the slopes a - b and b - a, and gets a third
+    expected = torch.tensor([2.0, -4.0, 4.0, -2.0], dtype=torch.float64) / 3
+    torch.testing.assert_close(slope[0, 0, 0], expected)
+    assert slope[0, 0, 1:].abs().max() == 0
 
 
 @pytest.mark.parametrize("block", [4, 6, 8])

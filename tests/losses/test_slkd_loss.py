@@ -7,6 +7,7 @@ import torch
 from basicsr.losses import build_loss
 from torch.autograd import gradcheck
 
+from kdsr.losses import slkd_loss
 from kdsr.losses.brisque import natural_scene_statistics
 from kdsr.losses.piqe import edge_texture_statistics
 from kdsr.losses.slkd_loss import (
@@ -105,6 +106,37 @@ def test_distance(distance):
     assert all(level.grad is None for level in teacher)
     small = [level[:1, :1, :5, :5].detach().requires_grad_() for level in student]
     assert gradcheck(lambda *s: distance(s, [level[:1, :1, :5, :5] for level in teacher]), small)
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [natural_scene_distance, lambda s, t: edge_texture_distance(s, t, [4])],
+    ids=["natural scenes", "edges"],
+)
+@pytest.mark.parametrize("maps", [1, 3, 5, 11, 100])
+def test_slices_and_memory_layout_change_nothing(distance, maps, monkeypatch):
+    # slices of some maps of an image, of one image, of two, of all; features of both layouts, and of neither
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(3, 5, 20, 18, dtype=torch.float64) for _ in range(2))
+    whole = student.clone().requires_grad_()
+    expected = distance([whole], [teacher])
+    (slope,) = torch.autograd.grad(expected, whole)
+    monkeypatch.setattr(slkd_loss, "SLICE", maps * 20 * 18)
+    layouts = [
+        lambda x: x.clone(),
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.stack([x, x], 2)[:, :, 0],
+    ]
+    for ours in layouts:
+        for theirs in layouts[:2]:
+            features = ours(student).requires_grad_()
+            found = distance([features], [theirs(teacher)])
+            torch.testing.assert_close(found, expected)
+            (gradient,) = torch.autograd.grad(found, features)
+            torch.testing.assert_close(gradient, slope)
+            if ours in layouts[:2]:
+                assert gradient.stride() == features.stride()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
