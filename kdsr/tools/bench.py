@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,8 @@ app = typer.Typer(help="Measure time and memory.", no_args_is_help=True, add_com
 STUDENT = "student, forward and backward"
 TEACHER = "teacher"
 TEACHER_B = "teacher B"
-EXTRACTORS = "feature losses, forward and backward"
+FEATURE_LOSS = "{} (feature loss)"  # its value; SLKD's two make their gradient with it
+ADAPTERS = "adapters; backward pass of the feature losses"
 HISTORY = "history model"
 VQGAN_FROZEN = "VQGAN without gradient"
 VQGAN_GRADIENT = "VQGAN with gradient, forward and backward"
@@ -69,7 +71,10 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
         watch(model.net_tb, lambda: TEACHER_B)
     feature_losses = [term.cri for term in model.terms if term.tap_groups()]
     for loss in feature_losses:
-        watch(loss, lambda: EXTRACTORS)
+        watch(loss, partial(FEATURE_LOSS.format, type(loss).__name__))
+    for group in model.student_bundle.adapters.values() if model.student_bundle else ():
+        for adapter in group:
+            watch(adapter, lambda: ADAPTERS)
     if getattr(model, "net_his", None) is not None:
         watch(model.net_his, lambda: HISTORY)
     has_vqgan = getattr(model, "net_vqgan", None) is not None
@@ -83,7 +88,7 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
         # output is complete, the student's own pass begins.
         model.output.register_hook(lambda gradient: clock.switch(STUDENT) and None)
         losses = compute_losses(current_iter)
-        clock.switch(VQGAN_GRADIENT if has_vqgan else EXTRACTORS if feature_losses else REST)
+        clock.switch(VQGAN_GRADIENT if has_vqgan else ADAPTERS if feature_losses else REST)
         return losses
 
     model.compute_losses = compute_losses_then_backward
@@ -187,8 +192,10 @@ def measure(model: Any, batch: dict[str, Tensor], *, warmup: int, repeat: int) -
 
 def summary(measured: pd.DataFrame) -> pd.DataFrame:
     """The table that is read: a row per part, their sum, and the whole step (text)."""
-    order = [STUDENT, TEACHER, TEACHER_B, EXTRACTORS, HISTORY, VQGAN_FROZEN, VQGAN_GRADIENT, REST]
-    parts = [part for part in order if part in set(measured["part"])]
+    found = list(dict.fromkeys(measured["part"]))
+    losses = [part for part in found if part.endswith(FEATURE_LOSS.format(""))]
+    networks = [STUDENT, TEACHER, TEACHER_B, HISTORY, VQGAN_FROZEN, VQGAN_GRADIENT]
+    parts = [part for part in [*networks, *losses, ADAPTERS, REST] if part in found]
     wholes = measured.groupby("step")["seconds"].sum().tolist()
     samples = {part: measured[measured["part"] == part]["seconds"].tolist() for part in parts}
     medians = {part: statistics.median(values) for part, values in samples.items()}

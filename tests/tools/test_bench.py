@@ -111,7 +111,7 @@ def test_every_part_of_a_step_is_attributed_in_its_turn(file: Path):
 
 
 def test_parts_of_slkd(file: Path):
-    """Both teachers and the extractors; the extractors' backward pass is theirs, the student's comes after it."""
+    """Both teachers, the adapters and the extractors; after the losses' backward pass comes the student's."""
     options = yaml.safe_load(file.read_text(encoding="utf-8"))
     network = {"type": "NAFNet", "width": 8, "enc_blk_nums": [1], "dec_blk_nums": [1], "middle_blk_num": 1}
     for key in ("network_his", "network_vqgan"):
@@ -139,10 +139,14 @@ def test_parts_of_slkd(file: Path):
         model.feed_data(images)
         model.optimize_parameters(1)
     order = [part for part in clock.order if part != bench.REST]
+    scenes, edges = "NaturalSceneLoss (feature loss)", "EdgeTextureLoss (feature loss)"
     assert order == [
-        bench.STUDENT, bench.TEACHER, bench.EXTRACTORS, bench.TEACHER_B, bench.EXTRACTORS,  # forward
-        bench.EXTRACTORS, bench.STUDENT,  # backward
+        bench.STUDENT, bench.ADAPTERS, bench.ADAPTERS, bench.TEACHER, scenes, bench.TEACHER_B, edges,  # forward
+        bench.ADAPTERS, bench.STUDENT,  # backward
     ]  # fmt: skip
+    table = bench.summary(bench.measure(model, images, warmup=0, repeat=1)[0])
+    shown = [bench.STUDENT, bench.TEACHER, bench.TEACHER_B, scenes, edges, bench.ADAPTERS, bench.REST]
+    assert list(table.index) == [*shown, "sum of the parts", "whole step"]
 
 
 def test_watching_changes_nothing(file: Path):
