@@ -111,17 +111,13 @@ def _by_convolutions(x: Tensor, adjoint: bool) -> Tensor:
 
 def _convolves(x: Tensor) -> bool:
     """Whether a convolution per map is fast here and as exact as sums are."""
-    if (
-        x.is_cuda
-        or x.dtype != torch.float32
-        or not interleaved(x)
-        or not torch.backends.mkldnn.is_available()
-    ):
+    backend = torch.backends.mkldnn
+    if x.is_cuda or x.dtype != torch.float32 or not interleaved(x):
         return False
-    precision = getattr(
-        getattr(torch.backends.mkldnn, "conv", None), "fp32_precision", "none"
-    )  # torch >= 2.9
-    return precision in ("none", "ieee")
+    if not (backend.is_available() and getattr(backend, "enabled", True)):
+        return False
+    # (torch has this from 2.9 on)
+    return getattr(getattr(backend, "conv", None), "fp32_precision", "none") in ("none", "ieee")
 
 
 def _window(
@@ -134,7 +130,7 @@ def _window(
     less: E[x^2] - mu^2 does not survive that. Else shifted additions.
 
     Args:
-        between: Memory of x's size that may be used on the way (not x itself): on a CPU fresh memory costs more
+        between: Memory of x's size that shifts may use on the way (not x itself): on a CPU fresh memory costs more
             than the sums.
         out: The same for the result; x itself will do.
     """
@@ -173,8 +169,9 @@ class _Mscn(torch.autograd.Function):
         x, mean, scale, y, c = ctx.saved_tensors
         direct = grad / scale
         # Where all values of a window are equal the derivative through sigma is 0 (so is y); the floor keeps
-        # rounding noise of such places from being divided by itself.
-        deviation = (scale - c).clamp_min_(1e-4 * c)
+        # rounding noise of such places from being divided by itself. That noise grows with the range of x, which
+        # may be larger than the one that c is made of (the teacher's).
+        deviation = (scale - c).clamp_min_(1e-4 * torch.maximum(c, contrast_constant(x)))
         through = torch.mul(direct, y).div_(deviation)
         of_square = _window(through, adjoint=True, between=deviation)
         through.mul_(mean).sub_(direct)

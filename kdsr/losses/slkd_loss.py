@@ -32,7 +32,7 @@ def _slices(x: Tensor) -> list[tuple[slice, slice]]:
     """Where in (N, C, H, W) its slices lie: some images, or some maps of one. A GPU, which wants few kernels,
     gets one."""
     images, channels, height, width = x.shape
-    if x.is_cuda:
+    if x.device.type != "cpu":
         return [(slice(None), slice(None))]
     maps = max(1, SLICE // (height * width))
     if maps >= channels:
@@ -56,14 +56,16 @@ def _swapped(x: Tensor) -> Tensor:
 def _interleave(x: Tensor) -> Tensor:
     """A slice in float32 at least, on a CPU with its maps interleaved: so the extractors are fastest."""
     x = widened(x)
-    if x.is_cuda or x.stride(1) == 1:
+    if x.device.type != "cpu" or interleaved(x):
         return x
+    if x.stride(1) == 1:
+        return x.contiguous(memory_format=torch.channels_last)
     return _swapped(x.flatten(2).contiguous()).unflatten(1, x.shape[2:]).movedim(3, 1)
 
 
 def _as_in(reference: Tensor, x: Tensor) -> Tensor:
     """A slice's gradient, with its values in the order in which those of ``reference`` lie."""
-    if x.is_cuda or interleaved(reference):
+    if x.device.type != "cpu" or interleaved(reference):
         return x
     return _swapped(x.movedim(1, 3).flatten(1, 2).contiguous()).unflatten(2, x.shape[2:])
 

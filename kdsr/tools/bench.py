@@ -72,7 +72,7 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
     feature_losses = [term.cri for term in model.terms if term.tap_groups()]
     for loss in feature_losses:
         watch(loss, partial(FEATURE_LOSS.format, type(loss).__name__))
-    for group in model.student_bundle.adapters.values() if model.student_bundle else ():
+    for group in model.student_bundle.adapters.values() if feature_losses else ():
         for adapter in group:
             watch(adapter, lambda: ADAPTERS)
     if getattr(model, "net_his", None) is not None:

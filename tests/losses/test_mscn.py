@@ -74,6 +74,10 @@ def test_matrices_are_the_same_window(size, adjoint, layout):
 LONG = [(LONGEST_MATRIX_CPU + 1, 20), (3, 18), (1, 40), (40, 2)]
 
 
+mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@mkldnn
 @pytest.mark.parametrize("size", LONG)
 @pytest.mark.parametrize("adjoint", [False, True])
 def test_convolutions_are_the_same_window(size, adjoint):
@@ -86,12 +90,16 @@ def test_convolutions_are_the_same_window(size, adjoint):
     assert interleaved(found)
 
 
+@mkldnn
 def test_convolutions_are_left_alone_where_they_are_not_exact_or_not_fast(monkeypatch):
     x = torch.randn(1, 5, 20, 20)
     by_channel = x.contiguous(memory_format=torch.channels_last)
     assert _convolves(by_channel)
     assert not _convolves(x)
     assert not _convolves(by_channel.double())
+    with monkeypatch.context() as without:
+        without.setattr(torch.backends, "mkldnn", SimpleNamespace(is_available=lambda: True, enabled=False))
+        assert not _convolves(by_channel)
     monkeypatch.setattr(torch.backends.mkldnn, "conv", SimpleNamespace(fp32_precision="bf16"))
     assert not _convolves(by_channel)
 

@@ -165,6 +165,20 @@ def test_gradient_in_half_precision_is_what_the_loss_scale_made_of_it(distance):
     torch.testing.assert_close(gradients[0].float(), gradients[1], rtol=2e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("ratio, most", [(1, 1.1), (100, 1.1), (1000, 20)])
+def test_a_student_of_a_range_far_above_the_teachers_has_no_wild_gradient(ratio, most):
+    # the repeated border is flat but for rounding noise, which grows with the student's range
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        student, teacher = (torch.randn(2, 1, 17, 33, generator=generator) for _ in range(2))
+        norms = []
+        for dtype in (torch.float32, torch.float64):
+            features = (ratio * student).to(dtype).requires_grad_()
+            edge_texture_distance([features], [teacher.to(dtype)], [2]).backward()
+            norms.append(features.grad.norm().item())
+        assert norms[0] < most * norms[1]
+
+
 def test_a_dead_teacher_and_a_dead_student_give_numbers():
     flat, moving = [torch.zeros(1, 2, 8, 8)], [torch.randn(1, 2, 8, 8)]
     for student, teacher in ((flat, moving), (moving, flat), (flat, flat)):
