@@ -36,8 +36,9 @@ def _pair(x: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
 
 
 def _groups(x: Tensor) -> list[tuple[tuple[int, int], ...]]:
-    """Directions that are dealt with at once."""
-    return [NEIGHBOURS] if x.is_cuda or x.numel() <= AT_ONCE else [(direction,) for direction in NEIGHBOURS]
+    """Directions that are dealt with at once: all on a GPU, which wants few kernels."""
+    at_once = x.device.type != "cpu" or x.numel() <= AT_ONCE
+    return [NEIGHBOURS] if at_once else [(direction,) for direction in NEIGHBOURS]
 
 
 def _memory(x: Tensor, maps: int, directions: int) -> list[Tensor]:
@@ -82,12 +83,12 @@ class _Sums(torch.autograd.Function):
         ctx.save_for_backward(x)
         own = x.abs()
         # without zeros, and most maps have none, what is not positive is negative (a GPU would have to be asked)
-        zeros = x.is_cuda or not own.numel() or not own.amin() > 0
+        zeros = x.device.type != "cpu" or not own.numel() or not own.amin() > 0
         of_pixels = torch.stack([row_sums(own), row_sums(own.mul_(own))]).sum(-2)
         of_pairs = []
         groups = _groups(x)
         memory = _memory(x, 3, len(groups[0]))
-        _, pairs = _counts(x.shape[2], x.shape[3], x.dtype, x.device)
+        pairs = _pairs(x.shape[2], x.shape[3], x.dtype, x.device)
         for group, existing in zip(groups, pairs.split(len(groups[0])), strict=True):
             product = _products(x, group, memory[0])
             parts = [_part(part, x, product.shape) for part in memory[1:]]
@@ -136,10 +137,10 @@ class _Sums(torch.autograd.Function):
 
 
 @lru_cache(maxsize=64)
-def _counts(height: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How many pixels a map has, (), and how many products each direction, (4, 1, 1). Sent to a GPU once."""
+def _pairs(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """How many products each direction has in a map, (4, 1, 1). Sent to a GPU once."""
     pairs = [[[max(0, height - abs(down)) * max(0, width - right)]] for down, right in NEIGHBOURS]
-    return torch.tensor(height * width, dtype=dtype).to(device), torch.tensor(pairs, dtype=dtype).to(device)
+    return torch.tensor(pairs, dtype=dtype).to(device)
 
 
 def _halved(x: Tensor) -> Tensor:
@@ -163,11 +164,11 @@ def _moments(x: Tensor, c: float | Tensor) -> _Moments:
     """Of the MSCN maps of x, (N, C, H, W), at scale 1 and at scale 1/2."""
     of_pixels, of_pairs = [], []
     for y in (mscn(scaled, c) for scaled in (x, _halved(x))):
-        pixels, pairs = _counts(y.shape[2], y.shape[3], y.dtype, y.device)
+        height, width = y.shape[2:]
         of_image, of_products = _Sums.apply(y)
         positive, negative, positive2, negative2, more, less = of_products.unbind()
-        of_pixels.append([total / pixels for total in of_image.unbind()])
-        pairs = pairs.clamp_min(1)
+        of_pixels.append([total / (height * width) for total in of_image.unbind()])
+        pairs = _pairs(height, width, y.dtype, y.device).clamp_min(1)
         mean, absolute, square = (positive - negative, positive + negative, positive2 + negative2)
         left, right = negative2 / less.detach().clamp_min(1), positive2 / more.detach().clamp_min(1)
         of_pairs.append([mean / pairs, absolute / pairs, square / pairs, left, right])

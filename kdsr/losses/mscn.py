@@ -112,7 +112,7 @@ def _by_convolutions(x: Tensor, adjoint: bool) -> Tensor:
 def _convolves(x: Tensor) -> bool:
     """Whether a convolution per map is fast here and as exact as sums are."""
     backend = torch.backends.mkldnn
-    if x.is_cuda or x.dtype != torch.float32 or not interleaved(x):
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not interleaved(x):
         return False
     if not (backend.is_available() and getattr(backend, "enabled", True)):
         return False
@@ -135,7 +135,7 @@ def _window(
         out: The same for the result; x itself will do.
     """
     exact = x.dtype == torch.float64 or torch.get_float32_matmul_precision() == "highest"
-    if exact and max(x.shape[2:]) <= (LONGEST_MATRIX if x.is_cuda else LONGEST_MATRIX_CPU):
+    if exact and max(x.shape[2:]) <= (LONGEST_MATRIX_CPU if x.device.type == "cpu" else LONGEST_MATRIX):
         return _by_matrices(x, adjoint)
     if _convolves(x):
         return _by_convolutions(x, adjoint)
@@ -201,7 +201,7 @@ def contrast_constant(reference: Tensor) -> Tensor:
     """The constant c that stands to a feature's range as 1 stands to the 255 of luma: (max - min) / 255.
 
     Args:
-        reference: The teacher's features of one level, (N, C, H, W).
+        reference: Features of one level, (N, C, H, W): the teacher's for c.
 
     Returns:
         A scalar without gradient; 1 where all values are equal and there is no range.

@@ -6,6 +6,7 @@ data) is a term, and terms compose: DCKD with zoomed views is DCKD*, SLKD with F
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:  # the model knows its terms; a term knows what a model offers
     from kdsr.models.kd_model import KDModel
 
 
-class Term:
-    """Base of the terms: override what is needed.
+class Term(ABC):
+    """Base of the terms: ``losses`` is each one's own, the rest is overridden where it is needed.
 
     In ``losses`` the model offers ``output``, ``lq``, ``gt`` and, with a teacher, ``teacher_output``,
     ``taught_features(group)`` and ``student_bundle.features[group]``; results of ``passes`` are in
@@ -75,9 +76,9 @@ class Term:
         """What else the teacher is to see in this step, (N, C, H, W) each, of any size."""
         return ()
 
+    @abstractmethod
     def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
         """The weighted losses by name; ``taught``: the teacher's outputs on ``teacher_views``."""
-        raise NotImplementedError
 
     def statistics(self) -> dict[str, Tensor]:
         """What is logged beside the losses, by name (scalars on the device)."""
