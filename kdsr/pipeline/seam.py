@@ -1,15 +1,17 @@
 """The one place where names inside BasicSR are replaced, for the time of a call.
 
-``basicsr.train`` and ``basicsr.test`` import their helpers by name, so what is replaced are the names in these two
-modules. Everything else of BasicSR runs as it is.
+BasicSR's modules import their helpers by name, so what is replaced are the names in ``basicsr.train``,
+``basicsr.test`` and the modules of its data sets. Everything else of BasicSR runs as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import basicsr.data.paired_image_dataset as paired_image_dataset
+import basicsr.data.single_image_dataset as single_image_dataset
 import basicsr.test
 import basicsr.train
 
@@ -68,17 +70,24 @@ TEST_SEAM["build_dataset"] = (
     "does not say which image cannot be read",
 )
 
+# module of a BasicSR data set -> name in it -> (what stands in for it, the defect that this cures)
+DATA_SEAM: dict[Any, dict[str, tuple[Callable[..., Any], str]]] = {
+    paired_image_dataset: {},
+    single_image_dataset: {},
+}
+
 
 @contextmanager
 def _replaced(module: Any, table: _Table, session: Session) -> Iterator[None]:
-    originals = {name: getattr(module, name) for name in table}
-    for name, (make, _) in table.items():
-        setattr(module, name, make(session))
-    try:
+    tables = {module: {name: make(session) for name, (make, _) in table.items()}}
+    for data_module, names in DATA_SEAM.items():
+        tables[data_module] = {name: replacement for name, (replacement, _) in names.items()}
+    with ExitStack() as stack:
+        for changed, replacements in tables.items():
+            for name, replacement in replacements.items():
+                stack.callback(setattr, changed, name, getattr(changed, name))
+                setattr(changed, name, replacement)
         yield
-    finally:
-        for name, original in originals.items():
-            setattr(module, name, original)
 
 
 def train(root_path: str, argv: list[str] | None = None) -> None:
