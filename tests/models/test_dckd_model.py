@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdsr.models.dckd_model import DCKDModel, history_step
 
@@ -42,6 +44,51 @@ def test_six_steps_of_the_release(shared: Path, float64: None) -> None:
         assert logged == pytest.approx(losses, rel=1e-9, abs=0)
     for name, weights in golden["final"].items():
         assert relative_distance(getattr(model, name).state_dict(), weights) < 1e-8, name
+
+
+def fill(net: nn.Module, shift: float) -> None:
+    """Sets every parameter to a sine over its elements; the phase depends on ``shift`` and the name's rank."""
+    parameters = dict(net.named_parameters())
+    with torch.no_grad():
+        for rank, name in enumerate(sorted(parameters)):
+            parameter = parameters[name]
+            element = torch.arange(1, parameter.numel() + 1)
+            wave = torch.sin(0.37 * element * (1 + 0.01 * rank) + 0.1 * rank + shift).view(parameter.shape)
+            if parameter.dim() > 1:
+                fan_in = 4 if name.endswith("embedding.weight") else parameter[0].numel()
+                parameter.copy_(wave * math.sqrt(2.0 / fan_in))
+            else:
+                parameter.copy_(0.1 * wave + (1 if name.endswith("weight") else 0))
+
+
+def pictures(scale: int, phase: float) -> Tensor:
+    """Two images of smooth waves, (2, 3, 16·scale, 16·scale) in [0, 1]."""
+    side = torch.arange(16 * scale) / scale
+    y, x = side[None, None, :, None], side[None, None, None, :]
+    sample, channel = torch.arange(2).view(2, 1, 1, 1), torch.arange(3).view(1, 3, 1, 1)
+    rows = torch.sin(0.9 * y * (1 + 0.2 * channel) + 1.1 * sample + phase)
+    return 0.5 + 0.25 * rows + 0.25 * torch.cos(0.7 * x + 0.4 * channel + 0.5 * phase)
+
+
+def test_six_steps_of_the_release_from_formulas(float64: None) -> None:
+    """As above, with weights and images that are formulas, so that the vectors can be shipped with the tests."""
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "dckd_tiny.json").read_text())
+    model = DCKDModel(golden["options"])
+    shifts = {"net_g": 0.0, "net_g_ema": 0.2, "net_t": 0.5, "net_his": 0.9, "net_vqgan": 0.0}
+    for name, shift in shifts.items():
+        fill(getattr(model, name), shift)
+    for iteration, losses in enumerate(golden["losses"], 1):
+        model.update_learning_rate(iteration, warmup_iter=-1)
+        model.feed_data({"lq": pictures(1, 0.7 * iteration), "gt": pictures(2, 0.7 * iteration)})
+        model.optimize_parameters(iteration)
+        logged = {name: float(value) for name, value in model.log_dict.items()}
+        assert logged == pytest.approx(losses, rel=1e-11, abs=0)
+    for name, norms in golden["final"].items():
+        parameters = {key: value.detach() for key, value in getattr(model, name).named_parameters()}
+        assert parameters.keys() == norms.keys()
+        for key, (norm, total) in norms.items():
+            found = float(parameters[key].norm()), float(parameters[key].abs().sum())
+            assert found == pytest.approx((norm, total), rel=1e-11), f"{name}.{key}"
 
 
 @pytest.fixture
