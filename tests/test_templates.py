@@ -14,6 +14,7 @@ from basicsr.archs import build_network
 
 from kdsr import test as test_entry
 from kdsr import train as train_entry
+from kdsr.models.feature_taps import module_names
 from kdsr.models.tap_options import tap_pairs
 from kdsr.pipeline.option_check import check
 from kdsr.pipeline.option_files import load
@@ -34,7 +35,7 @@ WIDER = {
     "Restormer": {"dim": 16},
     "PReNet": {"num_block": 2},
 }
-SMALL_TAPS = {"EDSR": "body.0", "RCAN": "body.0", "SwinIR": "layers.0"}
+SMALL_BLOCK = {"EDSR": "body.0", "RCAN": "body.0", "SwinIR": "layers.0"}
 LOGGED = {"pixel_opt": "l_pix", "logits_opt": "l_ts", "lcr_opt": "l_lcr", "cl_opt": "l_cl", "ce_opt": "l_ce",
           "vq_opt": "l_codebook", "gan_opt": "l_g_gan", "facd_opt": "l_facd", "nc_opt": "l_nc", "et_opt": "l_et",
           "kl_opt": "l_kl", "fitnet_opt": "l_fitnet", "at_opt": "l_at", "fakd_opt": "l_fakd", "rkd_opt": "l_rkd",
@@ -71,13 +72,8 @@ def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator
     for key, value in (options.get("path") or {}).items():
         if key.startswith("pretrain_network_") and value:
             yield f"path:{key}={weights / key}.pth"
-    for key in ("taps", "encoder_taps", "decoder_taps"):  # reduced networks end with their first block
-        for index, _ in enumerate((options.get("train") or {}).get(key) or ()):
-            if options["network_g"]["type"] in SMALL_TAPS:
-                for role in ("student", "teacher"):
-                    yield f"train:{key}:{index}:{role}={SMALL_TAPS[options['network_g']['type']]}"
     if (options.get("train") or {}).get("blocks"):
-        block = SMALL_TAPS[options["network_g"]["type"]]
+        block = SMALL_BLOCK[options["network_g"]["type"]]  # there is one alone, and each may be named once
         yield f"train:blocks=[{{student: {block}, teacher: {block}}}]"
     if "train" in options:
         if options["train"].get("csd_negatives"):
@@ -305,6 +301,23 @@ def test_the_taps_are_there_at_full_size(file: Path) -> None:
         for role, network in networks.items() if pairs else ():
             counts = network["type"] == "SwinIR"  # with values, while it is built
             with torch.device("cpu" if counts else "meta"):
-                modules = dict(build_network(network).named_modules())
-            names = [getattr(pair, role) for pair in pairs]
-            assert [name for name in names if name not in modules] == []
+                net = build_network(network)
+            module_names(net, [getattr(pair, role) for pair in pairs], f"train.{key}.{role}")
+
+
+PUBLISHED = {
+    ("taps", "EDSR"): ["body.9", "body.20", "conv_after_body"],  # FAKD's release
+    ("taps", "RCAN"): ["body.2", "body.6", "conv_after_body"],  # likewise
+    ("blocks", "EDSR"): ["body.10", "body.21", "body.31"],
+    ("blocks", "RCAN"): ["body.2", "body.5", "body.9"],
+}
+
+
+@pytest.mark.parametrize(("kind", "backbone"), PUBLISHED)
+def test_the_pieces_name_the_published_modules_at_the_papers_depth(kind: str, backbone: str) -> None:
+    networks = load(ROOT / f"_base_/backbones/{backbone}.yml", ["scale=4"])
+    pairs = tap_pairs(load(ROOT / f"_base_/{kind}/{backbone}.yml")["train"][kind])
+    for role, key in (("student", "network_g"), ("teacher", "network_t")):
+        with torch.device("meta"):
+            net = build_network(networks[key])
+        assert module_names(net, [getattr(pair, role) for pair in pairs], kind) == PUBLISHED[kind, backbone]

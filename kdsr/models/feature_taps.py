@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,72 @@ from torch import Tensor, nn
 
 from kdsr.runtime.errors import OptionError
 from kdsr.runtime.names import nearest
+
+_SHARE = re.compile(r"(\d{1,6})/(\d{1,6})")  # of a list of modules: 2/3
+
+
+def module_names(net: nn.Module, names: Sequence[str], option: str) -> list[str]:
+    """The names as ``net.named_modules()`` gives them; shares of a list (``body.1/3``) become indices.
+
+    ``body.p/q`` is the module that ends the first p/q of the list ``body``, rounded down: of 32 modules ``body.1/3`` is
+    ``body.9``, of 8 it is ``body.1``. So one option file serves networks of any depth.
+
+    Args:
+        net: The bare network.
+        names: Dotted names, as in the options.
+        option: The option that has them, for messages.
+
+    Raises:
+        OptionError: There is no such module; with what is there instead.
+    """
+    modules = {name for name, _ in net.named_modules() if name}
+    found = [name if name in modules else _without_shares(net, name) for name in names]
+    unknown = [name for name, real in zip(names, found, strict=True) if real not in modules]
+    if unknown:
+        kind = type(net).__name__
+        raise OptionError(
+            [f"{option}: {kind} has no module {name!r}; {_instead(net, name, modules)}" for name in unknown]
+        )
+    return found
+
+
+def _without_shares(net: nn.Module, name: str) -> str:
+    module, parts = net, []
+    for part in name.split("."):
+        share, length = _SHARE.fullmatch(part), _list_length(module)
+        if share and length and share_problem(part) is None:
+            part = str(max(length * int(share[1]) // int(share[2]), 1) - 1)
+        children = dict(module.named_children())
+        if part not in children:
+            return name
+        module = children[part]
+        parts.append(part)
+    return ".".join(parts)
+
+
+def _list_length(module: nn.Module) -> int:
+    """The number of modules of a Sequential or ModuleList; 0 for anything else."""
+    names = [name for name, _ in module.named_children()]
+    return len(names) if names == [str(index) for index in range(len(names))] else 0
+
+
+def _instead(net: nn.Module, name: str, modules: set[str]) -> str:
+    """What a name that does not exist may have meant."""
+    parent, _, last = name.rpartition(".")
+    length = _list_length(net.get_submodule(parent)) if parent in modules else 0
+    if length and last.isdigit():
+        there = f"{parent}.0 to {parent}.{length - 1}" if length > 1 else f"{parent}.0 alone"
+        return f"there is {there}; {parent}.1/2 is the middle at any depth"
+    return nearest(name, modules)
+
+
+def share_problem(name: str) -> str | None:
+    """What is wrong with the shares in a name of ``module_names``; None where nothing is."""
+    for part in name.split("."):
+        share = _SHARE.fullmatch(part)
+        if share and not 1 <= int(share[1]) <= int(share[2]):
+            return f"{part} is no share of a list of modules: 1/3 ends its first third, 1/1 is the last"
+    return None
 
 
 class FeatureTaps:
@@ -21,7 +88,7 @@ class FeatureTaps:
 
     Args:
         net: The bare network.
-        names: Dotted names as ``net.named_modules()`` gives them.
+        names: Dotted names, see ``module_names``.
         option: The option that named them, for messages.
 
     Raises:
@@ -29,21 +96,13 @@ class FeatureTaps:
     """
 
     def __init__(self, net: nn.Module, names: Sequence[str], option: str) -> None:
-        self.names = tuple(names)
+        self.names = tuple(module_names(net, names, option))
         self.option = option
         # Its features have a batch entry per colour: they become channels.
         self.colour_wise = bool(getattr(net, "colour_wise", False))
         self._kept: dict[str, tuple[Any, int]] = {}
         self._overwritten: set[str] = set()
         modules = {name: module for name, module in net.named_modules() if name}
-        unknown = [name for name in self.names if name not in modules]
-        if unknown:
-            raise OptionError(
-                [
-                    f"{option}: {type(net).__name__} has no module {name!r}; {nearest(name, modules)}"
-                    for name in unknown
-                ]
-            )
         for module in modules.values():
             if getattr(module, "inplace", False):
                 module.inplace = False

@@ -18,7 +18,7 @@ from kdsr.models.base_model import Number
 from kdsr.models.feature_taps import shapes_of
 from kdsr.models.kd_model import KDModel
 from kdsr.models.mixing import BlockMixing, FeatureMixing, draw_mask
-from kdsr.models.tap_options import tap_pairs, tap_problems
+from kdsr.models.tap_options import missing_taps, tap_pairs, tap_problems
 from kdsr.models.terms.features import loss_problems
 
 _FEATURES, _BLOCKS = "feature_mixing", "block_mixing"
@@ -59,13 +59,11 @@ class MiPKDModel(KDModel):
             problems.append("network_t: missing; MiPKDModel mixes the student's features with a teacher's")
         if not (train.get("fm_opt") or train.get("bm_opt")):
             problems.append("train.fm_opt: missing, and train.bm_opt too; give one of them, or use KDModel")
-        for key, needed, example in (
-            ("fm_opt", "taps", "body.3"),
-            ("bm_opt", "blocks", "layers.0"),
-        ):
-            if train.get(key) and train.get(needed) is None:
-                pairs = f"[{{student: {example}, teacher: {example}}}, ...]"
-                problems.append(f"train.{needed}: missing, train.{key} needs it: {pairs}")
+        problems += [
+            missing_taps(opt, needed, [key])
+            for key, needed in (("fm_opt", "taps"), ("bm_opt", "blocks"))
+            if train.get(key) and train.get(needed) is None
+        ]
         if train.get("fm_aux_opt") and not train.get("fm_opt"):
             problems.append("train.fm_aux_opt: teaches the decoder of train.fm_opt, which is missing")
         if train.get("blocks") is not None:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsr.models.adapters import TapPair, resized_like
+from kdsr.models.feature_taps import module_names
 from kdsr.runtime.errors import OptionError
-from kdsr.runtime.names import nearest
 
 # ------------------------------------------------------------------------------------------------------- features
 
@@ -160,11 +160,14 @@ class BlockMixing(nn.Module):
         self, option: str, pairs: Sequence[TapPair], student: nn.Module, teacher: nn.Module, lq: Tensor
     ) -> None:
         super().__init__()
-        self.names = [pair.student for pair in pairs]
+        self.names = module_names(student, [pair.student for pair in pairs], f"{option}.student")
+        taught = module_names(teacher, [pair.teacher for pair in pairs], f"{option}.teacher")
         if len(set(self.names)) < len(self.names):
-            raise OptionError(f"{option}: names a block of the student twice; each has one of the teacher's")
+            raise OptionError(
+                f"{option}: names a block of the student twice ({', '.join(self.names)}); each has one of the teacher's"
+            )
         ours = _shapes(student, self.names, f"{option}.student", lq)
-        theirs = _shapes(teacher, [pair.teacher for pair in pairs], f"{option}.teacher", lq)
+        theirs = _shapes(teacher, taught, f"{option}.teacher", lq)
         problems = [
             problem
             for fitted in zip(pairs, ours, theirs, strict=True)
@@ -175,7 +178,7 @@ class BlockMixing(nn.Module):
         made = [bridges(_widths(s), _widths(t)) for s, t in zip(ours, theirs, strict=True)]
         self.there = nn.ModuleList(there for there, _ in made)
         self.back = nn.ModuleList(back for _, back in made)
-        self._blocks = tuple(teacher.get_submodule(pair.teacher) for pair in pairs)  # a tuple: not registered
+        self._blocks = tuple(teacher.get_submodule(name) for name in taught)  # a tuple: not registered
 
     def forward(self, student: nn.Module, lq: Tensor, taken: Sequence[bool]) -> Tensor:
         """The output of the mixed network; ``taken``: for each pair whether the teacher's block is."""
@@ -212,13 +215,7 @@ Shapes = tuple[torch.Size, torch.Size]  # of what a block takes, and of what it 
 
 @torch.no_grad()
 def _shapes(net: nn.Module, names: Sequence[str], option: str, lq: Tensor) -> list[Shapes]:
-    modules = {name: module for name, module in net.named_modules() if name}
-    unknown = [name for name in names if name not in modules]
-    if unknown:
-        kind = type(net).__name__
-        raise OptionError(
-            [f"{option}: {kind} has no module {name!r}; {nearest(name, modules)}" for name in unknown]
-        )
+    modules = dict(net.named_modules())
     seen: dict[str, tuple[Any, Any]] = {}
 
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -1,10 +1,25 @@
-"""Reads the options that list features: ``taps: [{student: body.3, teacher: body.7}, ...]``."""
+"""Reads the options that list features: ``taps: [{student: body.3, teacher: body.7}, ...]``, and says what gives them.
+
+The pieces of option files in ``options/_base_/taps`` and ``blocks`` are named after the networks that they are for:
+``EDSR.yml``, or ``EDSR_something.yml``.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
+from basicsr.utils.registry import ARCH_REGISTRY
+
 from kdsr.models.adapters import TapPair
+from kdsr.models.feature_taps import share_problem
+
+PIECES = (
+    Path(__file__).resolve().parents[2] / "options" / "_base_"
+)  # of a checkout; an installed package has none
 
 
 def tap_problems(value: Any, option: str, what: str = "features") -> list[str]:
@@ -18,11 +33,8 @@ def tap_problems(value: Any, option: str, what: str = "features") -> list[str]:
             return [
                 f"{option}: {counts[0]} modules of the student and {counts[1]} of the teacher; give pairs"
             ]
-        return (
-            []
-            if all(_is_name(name) for names in lists for name in names or ())
-            else [_wrong(option, value, what)]
-        )
+        named = all(_is_name(name) for names in lists for name in names or ())
+        return _share_problems(value, option) if named else [_wrong(option, value, what)]
     if not isinstance(value, list) or not value:
         return [_wrong(option, value, what)]
     return [
@@ -31,7 +43,12 @@ def tap_problems(value: Any, option: str, what: str = "features") -> list[str]:
         if not (
             isinstance(pair, dict) and set(pair) == set(TapPair._fields) and all(map(_is_name, pair.values()))
         )
-    ]
+    ] or _share_problems(value, option)
+
+
+def _share_problems(value: Any, option: str) -> list[str]:
+    names = [name for pair in tap_pairs(value) for name in pair]
+    return [f"{option}: {name}: {problem}" for name in names if (problem := share_problem(name)) is not None]
 
 
 def _is_name(name: Any) -> bool:
@@ -43,6 +60,49 @@ def _wrong(option: str, value: Any, what: str) -> str:
         f"{option}: {value!r} names no {what}; write pairs of module names, such as "
         "[{student: body.3, teacher: body.7}]"
     )
+
+
+def missing_taps(opt: dict[str, Any], key: str, needed_by: Sequence[str], teacher: str = "t") -> str:
+    """The message that ``train.<key>`` is missing: which piece has it for these networks, or how to write it.
+
+    Args:
+        opt: The options.
+        key: ``taps``, ``encoder_taps``, ``decoder_taps`` or ``blocks``.
+        needed_by: The keys of ``train`` that need it.
+        teacher: The key of the network that the student is compared with.
+    """
+    needing = " and ".join(f"train.{name}" for name in needed_by)
+    problem = f"train.{key}: missing, {needing} need{'s' if len(needed_by) == 1 else ''} it"
+    folder = PIECES / ("blocks" if key == "blocks" else "taps")
+    pairs = "list pairs of module names, such as [{student: body.3, teacher: body.7}]"
+    if not folder.is_dir():
+        return f"{problem}; {pairs}; options/_base_/{folder.name} in kdsr's repository has examples"
+    networks = [opt.get("network_g"), opt.get(f"network_{teacher}") or opt.get("network_t")]
+    types = [str(network.get("type")) for network in networks if isinstance(network, dict)]
+    fitting = [file for file in sorted(folder.glob("*.yml")) if _gives(file, key) and _is_for(file, types)]
+    if fitting:
+        return f"{problem}; add {' or '.join(map(_shown, fitting))} to _base_"
+    both = " and ".join(dict.fromkeys(types))
+    return f"{problem}; {_shown(folder)} has none for {both}: {pairs} (docs/new_backbone.md)"
+
+
+def _gives(piece: Path, key: str) -> bool:
+    options = yaml.safe_load(piece.read_text(encoding="utf-8"))
+    return key in (options.get("train") or {})
+
+
+def _is_for(piece: Path, types: Sequence[str]) -> bool:
+    """Whether a piece is named after all of these types of networks, or after classes that they derive from."""
+    known = dict(iter(ARCH_REGISTRY))
+    name = piece.stem.partition("_")[0]
+    bases = [[cls.__name__ for cls in known[one].__mro__] if one in known else [one] for one in types]
+    return bool(types) and all(name in names for names in bases)
+
+
+def _shown(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    here = Path(os.getcwd())
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def tap_pairs(value: Any) -> list[TapPair]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
 from basicsr.archs import build_network
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kdsr.models.adapters import StudentBundle, TapGroup, TapPair, resized_like
-from kdsr.models.feature_taps import FeatureTaps, shapes_of
+from kdsr.models.feature_taps import FeatureTaps, module_names, shapes_of
 from kdsr.models.tap_options import tap_pairs, tap_problems
 from kdsr.runtime.errors import OptionError
 
@@ -152,3 +156,44 @@ def test_options_that_name_no_pairs(value: object, problem: str) -> None:
 def test_both_ways_to_write_pairs(value: object) -> None:
     assert tap_problems(value, "train.taps") == []
     assert tap_pairs(value) == [TapPair("a", "b")]
+
+
+def deep(depth: int) -> nn.Module:
+    """``body`` is a list of so many modules, each with a list of two of its own."""
+    blocks = (nn.ModuleDict({"layers": nn.ModuleList([nn.ReLU(), nn.ReLU()])}) for _ in range(depth))
+    return nn.ModuleDict({"body": nn.Sequential(*blocks), "tail": nn.ReLU()})
+
+
+shares = st.integers(1, 40).flatmap(lambda whole: st.tuples(st.integers(1, whole), st.just(whole)))
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.integers(1, 40), shares)
+def test_a_share_of_a_list_is_a_module_at_any_depth(depth: int, share: tuple[int, int]) -> None:
+    part, whole = share
+    names = [
+        f"body.{part}/{whole}",
+        "body.1/1",
+        f"body.{part}/{whole}.layers.1/2",
+        "tail",
+        f"body.{depth - 1}",
+    ]
+    found = module_names(deep(depth), names, "train.taps")
+    index = int(found[0].removeprefix("body."))
+    assert index + 1 == max(1, int(Fraction(part, whole) * depth))  # so many of the modules have run
+    assert found[1:] == [f"body.{depth - 1}", f"body.{index}.layers.0", "tail", f"body.{depth - 1}"]
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.integers(1, 40))
+def test_with_as_many_modules_as_it_counts_a_share_is_that_module(depth: int) -> None:
+    names = [f"body.{number}/{depth}" for number in range(1, depth + 1)]
+    assert module_names(deep(depth), names, "train.taps") == [f"body.{index}" for index in range(depth)]
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.integers(1, 12), st.integers(0, 400))
+def test_a_number_beyond_the_depth_is_answered_with_what_there_is(depth: int, beyond: int) -> None:
+    with pytest.raises(OptionError, match=r"there is body\.0 ") as caught:
+        module_names(deep(depth), [f"body.{depth + beyond}"], "train.taps.student")
+    assert depth == 1 or f"to body.{depth - 1};" in str(caught.value)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdsr.losses.slkd_loss import EdgeTextureLoss, NaturalSceneLoss
 from kdsr.models.adapters import TapGroup, resized_like
 from kdsr.models.pretrained import weight_files
-from kdsr.models.tap_options import tap_pairs, tap_problems
+from kdsr.models.tap_options import missing_taps, tap_pairs, tap_problems
 from kdsr.models.terms.features import loss_problems
 from kdsr.models.terms.term import Term
 
@@ -40,16 +40,18 @@ class _LevelsTerm(Term):
     Attributes:
         TAPS: That option, of ``train``.
         LOSS: What compares them.
+        TEACHER: The key of the network whose features they are compared with; ``t`` where it is not given.
     """
 
     TAPS: ClassVar[str]
     LOSS: ClassVar[type[nn.Module]]
+    TEACHER: ClassVar[str] = "t"
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:
         taps = opt["train"].get(cls.TAPS)
         if not taps:
-            missing = [f"train.{cls.TAPS}: missing, train.{cls.KEY} needs it"]
+            missing = [missing_taps(opt, cls.TAPS, [cls.KEY], cls.TEACHER)]
         else:
             missing = tap_problems(taps, f"train.{cls.TAPS}")
         return loss_problems(opt, cls.KEY, cls.LOSS) + missing
@@ -88,7 +90,7 @@ class EdgeTextureTerm(_LevelsTerm):
     is a pass of its own after all others of Teacher A, whose features must have been taken by then: the last of terms.
     """
 
-    KEY, TAPS, LOSS = "et_opt", "decoder_taps", EdgeTextureLoss
+    KEY, TAPS, LOSS, TEACHER = "et_opt", "decoder_taps", EdgeTextureLoss, "tb"
     TRAIN_KEYS = {KEY: (dict, type(None)), TAPS: _TAPS}
     NETWORK_KEYS = frozenset({"tb"})
     NEEDS = frozenset({"teacher", "gt"})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from kdsr.models.adapters import TapGroup
+from kdsr.models.tap_options import missing_taps
 
 if TYPE_CHECKING:  # the model knows its terms; a term knows what a model offers
     from kdsr.models.kd_model import KDModel
@@ -94,10 +95,8 @@ def term_problems(terms: Sequence[type[Term]], opt: dict[str, Any]) -> list[str]
             continue
         if "teacher" in term.NEEDS and not opt.get("network_t"):
             problems.append(f"train.{term.KEY}: needs a teacher; give network_t and path.pretrain_network_t")
-        if "taps" in term.NEEDS and not train.get("taps"):
-            problems.append(
-                f"train.{term.KEY}: compares features; name them: train.taps: "
-                "[{student: body.3, teacher: body.7}, ...]"
-            )
         problems += term.problems(opt)
+    untapped = [term.KEY for term in terms if train.get(term.KEY) and "taps" in term.NEEDS]
+    if untapped and not train.get("taps"):
+        problems.append(missing_taps(opt, "taps", untapped))
     return problems

@@ -126,7 +126,7 @@ def test_all_of_them_train_together_and_the_form_of_the_affinity_is_told_once(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": {"taps": None}}, "train.{key}: compares features; name them: train.taps"),
+        ({"train": {"taps": None}}, "train.taps: missing, train.{key} needs it; add"),
         ({"train": {"taps": [{"student": "body.0"}]}}, "train.taps.0: "),
         ({"train": {"taps": [{"student": "bdy.0", "teacher": "body.1"}]}}, "did you mean body.0"),
         ({"network_t": None, "path": {}}, "train.{key}: needs a teacher"),
