@@ -22,7 +22,7 @@ from basicsr.losses import build_loss
 from basicsr.models.base_model import BaseModel
 from torch import Tensor, nn
 
-from kdsr.models.moving_average import blend_weights
+from kdsr.models.moving_average import blend_weights, ema_decay_at
 from kdsr.models.pretrained import load_pretrained, tell_of
 from kdsr.models.stateful_model import StatefulModel
 from kdsr.models.weight_schedule import ScheduledLoss, is_schedule
@@ -51,6 +51,7 @@ class RestorationModel(StatefulModel):
         "total_iter": int,
         "warmup_iter": int,
         "ema_decay": Number,
+        "ema_warmup": bool,
         "optim_g": dict,
         "scheduler": dict,
         "pixel_opt": (dict, type(None)),
@@ -74,6 +75,10 @@ class RestorationModel(StatefulModel):
         clip = train.get("clip_grad_norm")
         if clip is not None and not clip > 0:
             problems.append(f"train.clip_grad_norm: {clip} is no length of a gradient; it must be above 0")
+        if train.get("ema_warmup") and not train.get("ema_decay"):
+            problems.append(
+                "train.ema_warmup: needs train.ema_decay above 0, the moving average that it speeds up"
+            )
         if train.get("max_nonfinite", 1) < 1:
             problems.append(f"train.max_nonfinite: {train['max_nonfinite']} is no number of steps, from 1")
         return problems
@@ -116,6 +121,7 @@ class RestorationModel(StatefulModel):
         self.net_g.train()
         train_opt = self.opt["train"]
         self.ema_decay = train_opt.get("ema_decay", 0)
+        self.ema_warmup = train_opt.get("ema_warmup", False)
         if self.ema_decay > 0:
             self.net_g_ema = deepcopy(self.net_g).eval().requires_grad_(False)
         self.build_losses(train_opt)
@@ -196,7 +202,7 @@ class RestorationModel(StatefulModel):
         self.guard.begin()
         losses = self.compute_gradients(current_iter)
         self.guard.step(torch.stack(list(losses.values())))
-        self.update_ema()
+        self.update_ema(current_iter)
         self.after_step(current_iter)
         self.iteration = current_iter
         self.step_log.note(current_iter, losses, self.images)
@@ -235,11 +241,12 @@ class RestorationModel(StatefulModel):
         """Called after the update and the EMA of each step, made or skipped (``guard.made``)."""
 
     @torch.no_grad()
-    def update_ema(self) -> None:
+    def update_ema(self, current_iter: int) -> None:
         """``ema ← decay·ema + (1 − decay)·student`` in one fused update; it stays where the student's is skipped."""
         if self.ema_decay > 0 and self.guard.made_on_host is not False:
             where = None if self.guard.made_on_host else self.guard.made
-            blend_weights(self.net_g_ema, self.net_g, self.ema_decay, where)
+            decay = ema_decay_at(current_iter, self.ema_decay, self.ema_warmup)
+            blend_weights(self.net_g_ema, self.net_g, decay, where)
 
     def get_current_log(self) -> dict[str, float]:
         """The last step's losses, averaged over ranks. Here they are read from the device, and not at each step.

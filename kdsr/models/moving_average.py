@@ -2,8 +2,60 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+# Share of the initial weights in the EMA. Measured on an EDSR for ×4 (16 channels, 4 blocks, 1,500 iterations, Set5):
+# 1 % costs 0.14 dB, 2 % 0.5 dB, 5 % 2 dB, 20 % 9 dB.
+WORTH_A_WARNING = 0.01
+
+
+def ema_decay_at(iteration: int, decay: float, warmup: bool) -> float:
+    """The share of the old average that an iteration keeps, a function of nothing else: a resumed run goes on alike.
+
+    With ``warmup`` it is ``min(decay, (1 + t) / (10 + t))`` after t iterations, as in TensorFlow's
+    ``ExponentialMovingAverage``: the average follows closely at first.
+
+    Args:
+        iteration: From 1.
+        decay: ``train.ema_decay``, 0 to 1.
+        warmup: ``train.ema_warmup``.
+    """
+    return min(decay, (1 + iteration) / (10 + iteration)) if warmup else decay
+
+
+def fitting_decay(iterations: int) -> float:
+    """The highest decay, to two digits of its distance from 1, that leaves no more than ``WORTH_A_WARNING``."""
+    distance = 1 - WORTH_A_WARNING ** (1 / iterations)
+    digits = 1 - math.floor(math.log10(distance))
+    return round(1 - math.ceil(distance * 10**digits) / 10**digits, digits)
+
+
+def lag_warning(train: Mapping[str, Any], has_warmup: bool) -> str | None:
+    """A warning when the EMA of a whole run still holds much of the weights that it began with.
+
+    Args:
+        train: The options ``train``.
+        has_warmup: Whether the model reads ``ema_warmup``.
+    """
+    decay, total = train.get("ema_decay", 0), train.get("total_iter", 0)
+    if not all(isinstance(value, int | float) for value in (decay, total)):
+        return None  # the check of their kinds says so
+    if train.get("ema_warmup") or not (0 < decay <= 1 <= total < math.inf):
+        return None
+    left = decay**total
+    if left <= WORTH_A_WARNING * (1 + 1e-9):  # 0.1² is a little more than 0.01
+        return None
+    either = ", or train.ema_warmup: true" if has_warmup else ""
+    return (
+        f"train.ema_decay: {decay} is slow for {int(total):,d} iterations: {100 * left:.3g} % of the initial weights "
+        "are still in the moving average at the end, which is what is validated and saved as params_ema; "
+        f"set {fitting_decay(int(total))} or lower{either}"
+    )
 
 
 @torch.no_grad()

@@ -82,7 +82,7 @@ def missing_taps(opt: dict[str, Any], key: str, needed_by: Sequence[str], teache
     fitting = [file for file in sorted(folder.glob("*.yml")) if _gives(file, key) and _is_for(file, types)]
     if fitting:
         return f"{problem}; add {' or '.join(map(_shown, fitting))} to _base_"
-    both = " and ".join(dict.fromkeys(types))
+    both = " and ".join(dict.fromkeys(types)) or "these networks"
     return f"{problem}; {_shown(folder)} has none for {both}: {pairs} (docs/new_backbone.md)"
 
 

@@ -18,6 +18,7 @@ import torch
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
+from kdsr.models.moving_average import lag_warning
 from kdsr.models.pretrained import weight_files
 from kdsr.models.tiling import tile_problems
 from kdsr.models.weight_schedule import is_schedule, schedule_problems
@@ -91,6 +92,10 @@ def check(opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None
     _check_limits(opt, problems)
     check_datasets(opt, is_train, problems, warnings)
     check_geometry(opt, is_train, problems)
+    train = opt.get("train")
+    if is_train and warnings is not None and isinstance(train, dict) and "ema_decay" in keys.train:
+        lag = lag_warning(train, has_warmup="ema_warmup" in keys.train)
+        warnings += [lag] if lag else []
     if not is_train and not problems and warnings is not None and "g" not in weight_files(opt):
         warnings.append("path.pretrain_network_g: missing; what is tested is a network with random weights")
     if is_train and model is not None:  # a test builds the student alone

@@ -95,7 +95,7 @@ def test_a_skipped_step_of_dckd_is_one_without_its_update(dckd_options: dict[str
         if iteration == 2:
             before = weights(by_hand.net_g_ema)
             left_out = copy.deepcopy((by_hand.net_g.state_dict(), by_hand.optimizer_g.state_dict()))
-            by_hand.update_ema = lambda: None
+            by_hand.update_ema = lambda *_: None
             by_hand.after_step = lambda iteration: None
             step(by_hand, iteration)
             del by_hand.update_ema, by_hand.after_step
@@ -144,7 +144,7 @@ READING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero, torch.
 
 @pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
 def test_a_fused_step_reads_nothing(run_options: dict[str, Any], amp: str | None) -> None:
-    run_options["train"]["clip_grad_norm"] = 1.0
+    run_options["train"].update(clip_grad_norm=1.0, ema_warmup=True)
     run_options["precision"] = {"amp": amp}
     read = []
     for fused in (True, False):
@@ -163,7 +163,7 @@ def test_a_fused_step_reads_nothing(run_options: dict[str, Any], amp: str | None
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
 def test_a_step_on_a_gpu_waits_for_nothing(run_options: dict[str, Any], amp: str | None) -> None:
-    run_options["train"]["clip_grad_norm"] = 1.0
+    run_options["train"].update(clip_grad_norm=1.0, ema_warmup=True)
     run_options["precision"] = {"amp": amp}
     model = make(run_options, num_gpu=1)
     assert model.optimizer_g.param_groups[0]["fused"] and not model.guard.reads_on_host
@@ -441,7 +441,7 @@ def test_a_run_skips_exactly_the_batches_with_the_bad_image(
 
     def without_the_cat(self: KDModel, iteration: int) -> None:
         if "cat" in self.images[0]:
-            self.optimizer_g.step = self.update_ema = lambda: None  # type: ignore[method-assign]
+            self.optimizer_g.step = self.update_ema = lambda *_: None  # type: ignore[method-assign]
         original(self, iteration)
         vars(self).pop("update_ema", None)
         vars(self.optimizer_g).pop("step", None)

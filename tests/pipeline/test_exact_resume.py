@@ -89,9 +89,10 @@ def as_dckd(options: Options) -> None:
 
 
 def with_terms(options: Options) -> None:
-    """DCKD* with features, one of them adapted, and a weight that changes on the way."""
+    """DCKD* with features, one of them adapted, a weight that changes on the way, and an EMA that warms up."""
     l1 = {"type": "L1Loss", "loss_weight": 0.5}
     options["train"].update(
+        ema_warmup=True,
         zoom_in_opt=dict(l1),
         zoom_out_opt=dict(l1),
         taps=[{"student": "body.0", "teacher": "body.1"}],
