@@ -102,9 +102,9 @@ class RestorationModel(StatefulModel):
     def build(self, key: str) -> nn.Module:
         """Builds ``network_<key>`` on the run's device and loads ``path.pretrain_network_<key>`` where given."""
         net = self.precision.place(build_network(self.opt[f"network_{key}"]))
+        tell_of(net, key, self.opt, self.precision.amp_dtype)
         load_pretrained(net, key, self.opt)
         share_weights(net)
-        tell_of(net, key, self.opt, self.precision.amp_dtype)
         return net
 
     def build_frozen(self, key: str) -> nn.Module:

@@ -27,6 +27,7 @@ from kdsr.pipeline.option_files import load, load_with_origin
 from kdsr.pipeline.option_models import ModelKeys
 from kdsr.pipeline.option_names import registered
 from kdsr.pipeline.overrides import split_override
+from kdsr.pipeline.training_data import cores_of_this_node, workers_warning
 from kdsr.pipeline.user_modules import import_user_modules
 from kdsr.runtime.distributed import init_distributed
 from kdsr.runtime.errors import OptionError
@@ -217,6 +218,9 @@ def parse_options(
         cpu_backend = {"backend": "gloo"} if num_gpu == 0 else {}  # also where the file says nccl
         init_distributed(args.launcher, {**(opt.get("dist_params") or {}), **cpu_backend})
     opt["rank"], opt["world_size"] = get_dist_info()
+    if is_train:
+        workers = workers_warning(opt["datasets"]["train"]["num_worker_per_gpu"], cores_of_this_node())
+        warnings += [workers] if workers else []
     args.seed_is_drawn = opt.get("manual_seed") is None
     opt["manual_seed"] = _shared_seed(opt.get("manual_seed"), opt["world_size"])
     set_random_seed(opt["manual_seed"] + opt["rank"])

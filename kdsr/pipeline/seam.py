@@ -38,6 +38,14 @@ TRAIN_SEAM: _Table = {
         lambda session: session.copy_opt_file,
         "copies one of several composed files, without the overrides, and fails on a run's own file",
     ),
+    "get_env_info": (
+        lambda session: session.opening,
+        "begins with 15 lines of banner, and says neither what runs nor where it writes",
+    ),
+    "dict2str": (
+        lambda session: session.all_options,
+        "fills the terminal with all options, a hundred lines and more, before what matters; the file has them",
+    ),
     "init_tb_loggers": (
         lambda session: session.init_tb_loggers,
         "a full disk ends its writer in a thread of its own, with a traceback that names no file",
@@ -64,7 +72,9 @@ TRAIN_SEAM: _Table = {
     ),
 }
 
-TEST_SEAM: _Table = {name: TRAIN_SEAM[name] for name in ("parse_options", "make_exp_dirs")}
+TEST_SEAM: _Table = {
+    name: TRAIN_SEAM[name] for name in ("parse_options", "make_exp_dirs", "get_env_info", "dict2str")
+}
 TEST_SEAM["build_dataset"] = (
     lambda session: session.build_dataset,
     "does not say which image cannot be read",

@@ -13,7 +13,6 @@ from basicsr.data import build_dataloader
 from basicsr.models import build_model
 from basicsr.train import init_tb_loggers
 from basicsr.utils import check_resume, get_root_logger, make_exp_dirs
-from basicsr.utils.logger import initialized_logger
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 from kdsr.data.batch_plan import BatchPlan
@@ -22,6 +21,7 @@ from kdsr.models.base_model import RestorationModel
 from kdsr.models.state_check import taken_over
 from kdsr.pipeline import options
 from kdsr.pipeline.event_log import EventLog, tell_no_writer
+from kdsr.pipeline.log_start import FileOnly, all_options, forget_logger, log_closed, opening
 from kdsr.pipeline.loop import Loop, LoopPrefetcher
 from kdsr.pipeline.option_names import registered
 from kdsr.pipeline.preflight import check_checkpoints, check_sizes, refuse_own_files, rehearse, try_metrics
@@ -48,6 +48,7 @@ class Session:
         self.argv = argv
         self.datasets: dict[str, Any] = {}
         self.args: argparse.Namespace
+        self.opt: dict[str, Any] = {}
         self.resume_state: dict[str, Any] | None = None
         self.record: dict[str, Any] = {}
         self.rehearsed: Any = None  # a model that has made a step, and can try a state
@@ -79,6 +80,7 @@ class Session:
     def parse_options(self, root_path: str, is_train: bool) -> tuple[dict[str, Any], argparse.Namespace]:
         """Options, data sets and checkpoints, all looked at before a folder is made."""
         opt, self.args = options.parse_options(root_path, is_train, self.argv)
+        self.opt = opt
         if is_train:
             self.stop = StopRequest(opt.get("stop_signals", STOP_SIGNALS)).__enter__()
         for name, dataset_opt in opt["datasets"].items():
@@ -91,15 +93,15 @@ class Session:
             raise OptionError(
                 f"--launcher: BasicSR's own {opt['model_type']} needs a GPU under a launcher; use KDModel"
             )
-        check_sizes(opt)
-        if self.ours:  # BasicSR's models read files by rules of their own
-            check_checkpoints(opt)
-        try_metrics(opt, self.datasets)
-        if is_train:
-            self.rehearsed = rehearse(
-                opt, model, self._make_dataset("train", opt["datasets"]["train"], opt["manual_seed"])
-            )
-        forget_logger()
+        with log_closed():
+            check_sizes(opt)
+            if self.ours:  # BasicSR's models read files by rules of their own
+                check_checkpoints(opt)
+            try_metrics(opt, self.datasets)
+            if is_train:
+                self.rehearsed = rehearse(
+                    opt, model, self._make_dataset("train", opt["datasets"]["train"], opt["manual_seed"])
+                )
         return opt, self.args
 
     def _make_dataset(self, name: str, dataset_opt: dict[str, Any], seed: int) -> SeededDataset:
@@ -145,8 +147,8 @@ class Session:
         self.resume_state = state = read_state(path)
         opt["path"]["resume_state"] = str(path)
         if self.ours:
-            rehearsed.try_state(state, str(path))
-            forget_logger()
+            with log_closed():
+                rehearsed.try_state(state, str(path))
         else:
             # BasicSR's models find their weights through the options; ours have them in the state.
             check_resume(opt, state["iter"])
@@ -171,6 +173,14 @@ class Session:
             with taken_over(str(path)):
                 notes += changes(state, record, path, self.args.force_resume)
         return path, seed, record, notes
+
+    def opening(self) -> str:
+        """In place of BasicSR's banner, which is in the file (``all_options``)."""
+        return opening(self.opt)
+
+    def all_options(self, opt: dict[str, Any]) -> FileOnly:
+        """All options, for the log file."""
+        return all_options(opt)
 
     def make_exp_dirs(self, opt: dict[str, Any]) -> None:
         """BasicSR's folders, and no others: it would make one for any entry of ``path`` that it does not know."""
@@ -212,8 +222,6 @@ class Session:
 
     def build_model(self, opt: dict[str, Any]) -> Any:
         """Builds the model and measures the teacher once, before it teaches."""
-        for warning in opt.get("warnings", ()):
-            get_root_logger().warning(warning)
         self.model = model = build_model(opt)
         model.run_record = self.record
         val = opt.get("val") or {}
@@ -247,11 +255,3 @@ class Session:
     def build_dataset(self, dataset_opt: dict[str, Any]) -> Any:
         """The data set that was made, and checked, with the options."""
         return next(made for made in self.datasets.values() if made.opt["name"] == dataset_opt["name"])
-
-
-def forget_logger() -> None:
-    """Lets the next run open its own log file: BasicSR's logger keeps the first that it was given, or none."""
-    if initialized_logger.pop("basicsr", None):
-        for handler in list(logging.getLogger("basicsr").handlers):
-            logging.getLogger("basicsr").removeHandler(handler)
-            handler.close()

@@ -1,0 +1,92 @@
+"""How a log begins: on the terminal with what the run is, in the file with everything."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import basicsr
+import torch
+from basicsr.utils import get_env_info, get_root_logger
+from basicsr.utils.logger import initialized_logger
+from basicsr.utils.options import dict2str
+
+_BASICSR = str(Path(basicsr.__file__).parent)
+_CREATES = ("build_dataset", "build_loss", "build_model", "build_network")  # "Network [EDSR] is created."
+
+
+class FileOnly(str):
+    """A message for the log file and not for the terminal."""
+
+
+def _is_for_the_terminal(record: logging.LogRecord) -> bool:
+    """False for ``FileOnly``, and for BasicSR's lines on each thing that it creates and each layer of a network."""
+    if isinstance(record.msg, FileOnly):
+        return False
+    if record.levelno > logging.INFO or not record.pathname.startswith(_BASICSR):
+        return True
+    layers = record.funcName == "print_network" and not str(record.msg).startswith("Network: ")
+    return not (layers or record.funcName in _CREATES)
+
+
+def opening(opt: dict[str, Any]) -> str:
+    """What runs, where it writes, and where the log is; from here on the terminal gets the shorter log.
+
+    Args:
+        opt: The parsed options; the log is open.
+    """
+    files = []
+    for handler in logging.getLogger("basicsr").handlers:
+        if isinstance(handler, logging.FileHandler):
+            files.append(handler.baseFilename)
+        else:
+            handler.addFilter(_is_for_the_terminal)
+    device = torch.cuda.get_device_name() if opt["num_gpu"] else "the CPU"
+    if opt["world_size"] > 1:
+        device = f"{opt['world_size']} processes, each on {device}"
+    steps = f", {int(opt['train']['total_iter']):,d} iterations" if opt["is_train"] else ""
+    lines = [
+        f"{'Training' if opt['is_train'] else 'Testing'} {opt['name']}",
+        f"Model: {opt['model_type']}{steps}, on {device}",
+        f"Folder: {_from_here(opt['path']['log'])}",
+        *(f"Log, with all options: {os.path.basename(file)}" for file in files),
+    ]
+    return "\n\t".join(lines)
+
+
+def all_options(opt: dict[str, Any]) -> FileOnly:
+    """BasicSR's banner, versions and the options, for the file; it also gets the warnings, which were printed."""
+    for warning in opt.get("warnings", ()):
+        get_root_logger().warning(FileOnly(warning))
+    shown = {key: value for key, value in opt.items() if key != "warnings"}
+    return FileOnly(f"{get_env_info()}\n{dict2str(shown)}")
+
+
+def forget_logger() -> None:
+    """Lets the next run open its own log file: BasicSR's logger keeps the first that it was given, or none."""
+    logger = logging.getLogger("basicsr")
+    logger.setLevel(logging.NOTSET)
+    if initialized_logger.pop("basicsr", None):
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+
+
+@contextmanager
+def log_closed() -> Iterator[None]:
+    """For what is tried before the run and logs what the run will log again: only errors are shown."""
+    forget_logger()
+    logging.getLogger("basicsr").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        forget_logger()
+
+
+def _from_here(path: str) -> str:
+    """Relative to the working directory where it lies below it."""
+    return os.path.relpath(path) if Path(path).is_relative_to(os.getcwd()) else path
