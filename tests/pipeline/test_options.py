@@ -321,7 +321,11 @@ def test_the_seed_comes_from_the_overrides_or_is_drawn_once(option_file: Path) -
 def test_num_gpu_of_a_foreign_file_means_what_the_machine_has(
     option_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = option_file.read_text().replace("num_gpu: auto", "num_gpu: 4")
+    text = (
+        option_file.read_text()
+        .replace("num_gpu: auto", "num_gpu: 4")
+        .replace("ema_decay: 0.9", "ema_decay: 0")
+    )
     file = write(option_file.with_name("foreign.yml"), text)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     opt, args = parse(file)
