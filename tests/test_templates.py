@@ -72,6 +72,12 @@ def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator
     for key, value in (options.get("path") or {}).items():
         if key.startswith("pretrain_network_") and value:
             yield f"path:{key}={weights / key}.pth"
+    for index, pair in enumerate((options.get("train") or {}).get("taps") or ()):
+        for role, name in pair.items():
+            if re.fullmatch(
+                r"body\.\d+", name
+            ):  # of full depth; a share of the body (body.1/3) is there at any
+                yield f"train:taps:{index}:{role}=body.0"
     if (options.get("train") or {}).get("blocks"):
         block = SMALL_BLOCK[options["network_g"]["type"]]  # there is one alone, and each may be named once
         yield f"train:blocks=[{{student: {block}, teacher: {block}}}]"

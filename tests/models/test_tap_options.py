@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from basicsr.archs import build_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdsr.models import tap_options
-from kdsr.models.tap_options import PIECES, missing_taps, tap_problems
+from kdsr.models.adapters import StudentBundle, TapGroup
+from kdsr.models.tap_options import PIECES, missing_taps, tap_pairs, tap_problems
 from kdsr.pipeline.option_files import load
 from small_runs import run
 
@@ -75,14 +78,11 @@ def test_an_installed_package_has_no_pieces(
 def test_the_edsr_piece_trains_at_other_depths(
     student: int, teacher: int, taught_options: Options, tmp_path: Path
 ) -> None:
-    from basicsr.archs import build_network
-    from torch import save
-
     taught_options["_base_"] = [str(PIECES / "taps" / "EDSR.yml")]
     taught_options["network_g"]["num_block"] = student
     taught_options["network_t"]["num_block"] = teacher
     taught_options["train"].update(fitnet_opt={"type": "FitNetLoss"}, total_iter=1)
-    save({"params": build_network(taught_options["network_t"]).state_dict()}, tmp_path / "deep.pth")
+    torch.save({"params": build_network(taught_options["network_t"]).state_dict()}, tmp_path / "deep.pth")
     taught_options["path"]["pretrain_network_t"] = str(tmp_path / "deep.pth")
     assert run(taught_options) == 0
     assert "l_fitnet" in next(Path("experiments/run").glob("*.log")).read_text(encoding="utf-8")
@@ -115,3 +115,23 @@ def test_yaml_takes_shares_as_text() -> None:
     assert yaml.safe_load("[{student: body.1/3, teacher: 1/3}]") == [
         {"student": "body.1/3", "teacher": "1/3"}
     ]
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(
+    st.sampled_from([("EDSR", "num_block"), ("RCAN", "num_group")]), st.integers(1, 33), st.integers(1, 33)
+)
+def test_the_pieces_serve_a_student_and_a_teacher_of_any_depths(
+    kind: tuple[str, str], student: int, teacher: int
+) -> None:
+    name, depth = kind
+    pairs = tap_pairs(load(PIECES / "taps" / f"{name}.yml")["train"]["taps"])
+    small = {"type": name, "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
+    small |= {"squeeze_factor": 2} if name == "RCAN" else {}
+    nets = [build_network({**small, depth: blocks}) for blocks in (student, teacher)]
+    bundle = StudentBundle(nets[0], {"taps": TapGroup("train.taps", pairs, nets[1])}, torch.zeros(1, 3, 4, 4))
+    for taps, blocks in ((bundle.taps, student), (bundle.teacher_taps, teacher)):
+        first, second, after = taps["taps"].names
+        indices = [int(tapped.removeprefix("body.")) for tapped in (first, second)]
+        assert indices == sorted(indices) and indices[1] < blocks and after == "conv_after_body"
+        assert blocks < 3 or indices[0] < indices[1]
