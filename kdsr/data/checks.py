@@ -11,6 +11,7 @@ from PIL import Image
 
 from kdsr.data.image_files import sizes_match
 from kdsr.data.image_roots import Images, Size, listed_names, open_root, quote, spread
+from kdsr.data.pair_names import why_missing
 
 
 @dataclass
@@ -54,7 +55,12 @@ def _pairs(opt: Mapping[str, Any], gt: Images, lq: Images, problems: list[str]) 
             problems.append(f"meta_info_file: {gt.root} has no {quote(absent)}")
     widowed = [partner for name, partner in partners.items() if name in gt_names and partner not in lq_names]
     if widowed:
-        problems.append(f"dataroot_lq: {lq.root} has no {quote(widowed)}, which {gt.root} asks for")
+        hint = why_missing(
+            {name: partner for name, partner in partners.items() if name in gt_names},
+            lq_names,
+            None if gt.root.endswith(".lmdb") else opt.get("filename_tmpl", "{}"),
+        )
+        problems.append(f"dataroot_lq: {lq.root} has no {quote(widowed)}, which {gt.root} asks for{hint}")
     elif listed is None and len(lq.names) != len(gt.names):
         extra = sorted(lq_names - set(partners.values()))
         problems.append(f"dataroot_gt: {gt.root} has no counterpart of {quote(extra)} in {lq.root}")
