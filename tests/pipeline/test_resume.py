@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import pytest
 import torch
+from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
 from kdsr.models.measured_model import MeasuredModel
 from kdsr.pipeline.resume import changes, fingerprint_of_set, newest_state, run_record
@@ -424,6 +425,42 @@ def test_other_training_images_are_refused(
     assert run(run_options, "--auto_resume") == 2
     assert "datasets.train: the images have changed" in capsys.readouterr().err
     assert run(run_options, "--auto_resume", "--force_resume") == 0
+
+
+@pytest.mark.parametrize("first", ["a folder of files", "an LMDB"])
+def test_a_folder_that_became_an_lmdb_is_said_to_be_one(
+    run_options: Options, photos: Path, first: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the other way round. Of the same images the run goes on to the same bits, where the user says so."""
+    roots = {"dataroot_gt": str(photos / "GT"), "dataroot_lq": str(photos / "LR_x4")}
+    kinds = {
+        "a folder of files": roots | {"io_backend": {"type": "disk"}},
+        "an LMDB": {"io_backend": {"type": "lmdb"}},
+    }
+    for key, folder in roots.items():
+        names = sorted(os.listdir(folder))
+        kinds["an LMDB"][key] = f"{Path(folder).name}.lmdb"
+        make_lmdb_from_imgs(folder, kinds["an LMDB"][key], names, [name[:-4] for name in names])
+    second = next(kind for kind in kinds if kind != first)
+    run_options["logger"]["save_checkpoint_freq"] = 3
+    train = run_options["datasets"]["train"]
+    train.update(kinds[first])
+    run_options["train"]["total_iter"] = 6
+    assert run(run_options) == 0
+    expected = torch.load(RUN / "models/net_g_latest.pth", weights_only=True)["params"]
+    for file in ("models/net_g_6.pth", "training_states/6.state"):
+        (RUN / file).unlink()
+    train.update(kinds[second])
+    capsys.readouterr()
+    assert run(run_options, "--auto_resume") == 2
+    said = capsys.readouterr().err
+    assert "datasets.train: the images have changed" in said
+    assert "; dataroot_gt: " in said and "; dataroot_lq: " in said
+    assert f"it was {first} and is {second} now, which cannot be compared" in said
+    assert run(run_options, "--auto_resume", "--force_resume") == 0
+    assert f"it was {first} and is {second} now" in log()
+    ended = torch.load(RUN / "models/net_g_latest.pth", weights_only=True)["params"]
+    assert all(torch.equal(ended[name], expected[name]) for name in expected)
 
 
 def test_a_set_that_has_moved_has_the_same_fingerprint(run_options: Options, photos: Path) -> None:
