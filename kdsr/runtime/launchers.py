@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -24,6 +25,29 @@ def _need(name: str, launcher: str) -> str:
     return value
 
 
+def whole_number(name: str, lowest: int, below: int | None = None) -> int:
+    """The number in an environment variable, ``lowest`` where it is not set.
+
+    Args:
+        name: The variable's name.
+        lowest: Smallest number that is right.
+        below: The number is smaller than this, where given.
+
+    Raises:
+        OptionError: The variable is empty, or holds anything else.
+    """
+    text = os.environ.get(name, str(lowest))
+    wanted = f"from {lowest} on" if below is None else f"from {lowest} to {below - 1}"
+    if re.fullmatch(r"[0-9]{1,18}", text) is None:  # what int() takes is more: signs, spaces, underscores
+        raise OptionError(
+            f"the environment variable {name} is {text!r}, not a whole number {wanted}; launchers set it, for a run "
+            "without one unset it"
+        )
+    if not lowest <= int(text) < (below or math.inf):
+        raise OptionError(f"the environment variable {name} is {text}, not a number {wanted}")
+    return int(text)
+
+
 def first_node(nodes: str) -> str:
     """The first name of a Slurm node list: ``rack[2-3,7]node[01-16],login`` begins with ``rack2node01``.
 
@@ -39,8 +63,10 @@ def first_node(nodes: str) -> str:
 
 def _slurm_to_torch_environment(port: int | None) -> None:
     rank, world = _need("SLURM_PROCID", "slurm"), _need("SLURM_NTASKS", "slurm")
-    step = os.environ.get("SLURM_STEP_ID")
-    if step is None and int(world) > 1:
+    tasks = whole_number("SLURM_NTASKS", 1)
+    whole_number("SLURM_PROCID", 0, tasks)
+    whole_number("SLURM_LOCALID", 0, tasks)
+    if "SLURM_STEP_ID" not in os.environ and tasks > 1:
         raise OptionError(
             f"--launcher slurm: this is one process of a job of {world} tasks; start it with srun, "
             "which starts them all"
@@ -53,7 +79,7 @@ def _slurm_to_torch_environment(port: int | None) -> None:
         os.environ["MASTER_PORT"] = str(port)
     elif "MASTER_PORT" not in os.environ:
         # A port of its own for each step of each job, for several may run on a node.
-        number = int(os.environ.get("SLURM_JOB_ID", "0")) * 101 + int(step or 0)
+        number = whole_number("SLURM_JOB_ID", 0) * 101 + whole_number("SLURM_STEP_ID", 0)
         os.environ["MASTER_PORT"] = str(_PORTS[number % len(_PORTS)])
     os.environ.update(RANK=rank, WORLD_SIZE=world, LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"))
 
@@ -66,14 +92,23 @@ def to_torch_environment(launcher: str, port: int | None) -> None:
         port: Slurm only; None derives it from the numbers of job and step.
 
     Raises:
-        OptionError: When the launcher's variables are not there, or rank 0's address cannot be resolved.
+        OptionError: When the launcher's variables are not there or are not what they should be, or rank 0's address
+            cannot be resolved.
     """
     if launcher == "slurm":
         _slurm_to_torch_environment(port)
     else:
         for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             _need(name, launcher)
+    world = whole_number("WORLD_SIZE", 1)
+    whole_number("RANK", 0, world)
+    whole_number("LOCAL_RANK", 0, world)
+    whole_number("MASTER_PORT", 1, 65536)
     address = os.environ["MASTER_ADDR"]
+    if not address.strip():
+        raise OptionError(
+            "the environment variable MASTER_ADDR is empty; it must be the address of rank 0, or not set"
+        )
     try:
         socket.getaddrinfo(address, None)
     except OSError as error:

@@ -100,3 +100,47 @@ def test_each_process_takes_a_gpu_of_its_own(
     else:
         take_gpu("nccl")
     assert taken == ([] if device is None else [device])
+
+
+def torchs() -> None:
+    torch_environment(1, 2, "localhost", 29500)
+    os.environ["LOCAL_RANK"] = "1"
+
+
+@pytest.mark.parametrize("value", ["", " ", "x", "-1", "1.5", "0x1", "1e3", "٣", "7" * 20])
+@pytest.mark.parametrize(
+    ("launcher", "name"),
+    [("pytorch", name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")]
+    + [("slurm", f"SLURM_{name}") for name in ("PROCID", "NTASKS", "LOCALID", "JOB_ID", "STEP_ID")],
+)
+def test_a_variable_that_is_no_number_is_named(launcher: str, name: str, value: str) -> None:
+    torchs() if launcher == "pytorch" else slurm_step(1, 0)
+    to_torch_environment(launcher, None)  # as it is, it is right
+    os.environ.pop("MASTER_PORT") if launcher == "slurm" else None
+    os.environ[name] = value
+    with pytest.raises(OptionError) as caught:
+        to_torch_environment(launcher, None)
+    assert f"{name} is {value!r}, not a whole number" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("RANK", "2", "from 0 to 1"),
+        ("LOCAL_RANK", "2", "from 0 to 1"),
+        ("WORLD_SIZE", "0", "from 1 on"),
+        ("MASTER_PORT", "0", "from 1 to 65535"),
+        ("MASTER_PORT", "65536", "from 1 to 65535"),
+    ],
+)
+def test_a_number_that_cannot_be(name: str, value: str, wanted: str) -> None:
+    torchs()
+    os.environ[name] = value
+    with pytest.raises(OptionError, match=f"{name} is {value}, not a number {wanted}"):
+        to_torch_environment("pytorch", None)
+
+
+def test_an_empty_address_is_not_this_machine() -> None:
+    torch_environment(0, 1, "", 29500)
+    with pytest.raises(OptionError, match="MASTER_ADDR is empty"):
+        to_torch_environment("pytorch", None)
