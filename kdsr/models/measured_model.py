@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from basicsr.models.sr_model import SRModel
+from basicsr.models.swinir_model import SwinIRModel
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from kdsr.models.evaluation import (
     ImageResult,
     append_csv,
     evaluate,
+    extended,
     mean_values,
     pad_and_restore,
     recorded_means,
@@ -174,6 +176,34 @@ class MeasuredModel(SRModel):
             return folder / image / f"{image}_{iteration}.png"
         suffix = self.opt["val"].get("suffix") or self.opt["name"]
         return folder / dataset_name / f"{image}_{suffix}.png"
+
+
+def pad_in_tests(model: Any, opt: dict[str, Any]) -> None:
+    """Gives a model of BasicSR's images whose sides suit its network, and crops what comes out.
+
+    Of BasicSR's models SwinIRModel alone pads, and by less than its images have pixels only; the others end in a
+    traceback on an image that is no multiple of a window. A model with a ``test`` of its own is left as it is.
+
+    Args:
+        model: An SRModel or a child of it.
+        opt: The options; ``val.window_size`` counts, as in our models.
+    """
+    if getattr(type(model), "test", None) not in (SRModel.test, SwinIRModel.test):
+        return
+    stock = model.test
+    asked = int((opt.get("val") or {}).get("window_size") or 1)
+    multiple = math.lcm(asked, _declared_multiple(model.get_bare_model(model.net_g)))
+
+    def test() -> None:
+        whole = model.lq
+        model.lq = extended(whole, multiple)
+        stock()
+        model.lq = whole
+        height, width = (side * (opt.get("scale") or 1) for side in whole.shape[-2:])
+        model.output = model.output[..., :height, :width]
+
+    if multiple > 1:
+        model.test = test
 
 
 def _declared_multiple(net: nn.Module) -> int:

@@ -22,6 +22,7 @@ class ModelKeys:
         self.path, self.val, self.top = dict(tables.PATH), dict(tables.VAL), dict(tables.TOP)
         if model is not None and self.name in tables.STOCK_MODELS and not self.ours:
             self.train, self.networks = tables.STOCK_MODELS[self.name]
+            self.val |= tables.STOCK_VAL
         for base in reversed(model.__mro__ if model else ()):
             self.train = self.train | vars(base).get("TRAIN_KEYS", {})
             self.networks |= vars(base).get("NETWORK_KEYS", frozenset())

@@ -9,7 +9,6 @@ process group is joined or a file is written.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 from collections.abc import Sequence
@@ -21,52 +20,20 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from kdsr.pipeline.command_line import parse_arguments
 from kdsr.pipeline.option_check import check
 from kdsr.pipeline.option_dump import dump, user_level
 from kdsr.pipeline.option_files import load, load_with_origin
 from kdsr.pipeline.option_models import ModelKeys
 from kdsr.pipeline.option_names import registered
-from kdsr.pipeline.overrides import split_override
+from kdsr.pipeline.overrides import overrides_of
+from kdsr.pipeline.tested_run import as_test, describes_test, describes_training, option_file_of
 from kdsr.pipeline.training_data import cores_of_this_node, workers_warning
 from kdsr.pipeline.user_modules import import_user_modules
 from kdsr.runtime.distributed import init_distributed
 from kdsr.runtime.errors import OptionError
 
 __all__ = ["dump", "load", "parse_options"]
-
-
-def make_parser(is_train: bool = True) -> argparse.ArgumentParser:
-    """BasicSR's command line; ``--local-rank`` in both spellings, ``--force_yml`` more than once."""
-    parser = argparse.ArgumentParser(
-        description=f"{'Trains' if is_train else 'Tests'} what an option file describes."
-    )
-    if parser.prog == "kdsr":
-        parser.prog = f"kdsr {'train' if is_train else 'test'}"
-    parser.add_argument("-opt", type=str, required=True, help="option file (YAML)")
-    parser.add_argument(
-        "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher"
-    )
-    parser.add_argument(
-        "--auto_resume", action="store_true", help="go on from the newest state of this run, if any"
-    )
-    parser.add_argument(
-        "--force_resume",
-        action="store_true",
-        help="go on from a state although the networks or the training images have changed since",
-    )
-    parser.add_argument(
-        "--debug", action="store_true", help="validate and save every 8 iterations, as debug_NAME"
-    )
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help="set by older launchers")
-    parser.add_argument(
-        "--force_yml",
-        nargs="+",
-        action="extend",
-        default=None,
-        metavar="KEY:KEY=VALUE",
-        help="options that replace the file's, for example train:ema_decay=0.999",
-    )
-    return parser
 
 
 def _resolve_num_gpu(
@@ -181,30 +148,37 @@ def parse_options(
 
     Returns:
         ``opt`` as BasicSR's loops and models expect it, and the arguments. ``args.resolved`` holds the
-        options at the user's level, with the seed, as :func:`dump` writes them.
+        options at the user's level, with the seed, as :func:`dump` writes them; ``args.notes`` lines for the log.
 
     Raises:
         OptionError: All problems at once, before anything was built or written.
     """
-    args = make_parser(is_train).parse_args(argv)
-    if args.local_rank is None:
-        args.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    elif args.launcher == "pytorch":
-        os.environ["LOCAL_RANK"] = str(args.local_rank)
-    overrides = args.force_yml or []
+    args = parse_arguments(is_train, argv)
+    overrides = args.force_yml
+    given = args.opt
+    if not is_train:
+        args.opt = option_file_of(given)
     opt, composed = load_with_origin(args.opt, overrides)
     if args.debug and isinstance(opt.get("name"), str) and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
     warnings: list[str] = []
+    problems: list[str] = []
+    args.notes = []
+    if is_train and describes_test(opt):
+        raise OptionError(
+            f"{args.opt} describes a test (it has no datasets.train): use kdsr test -opt {args.opt}"
+        )
+    if not is_train and describes_training(opt):
+        opt, args.notes = as_test(opt, given, args.opt, overrides, root_path, problems)
     import_user_modules(opt, args.opt, warnings)
-    problems = check(opt, is_train, warnings)
+    problems += check(opt, is_train, warnings)
     if problems:
         raise OptionError(problems)
 
     _make_counts_whole(opt)
     if opt.get("scale") is None:
         opt.pop("scale", None)
-    overridden = any(split_override(entry)[0] == ["num_gpu"] for entry in overrides)
+    overridden = bool(overrides_of(overrides, "num_gpu"))
     num_gpu = _resolve_num_gpu(
         opt.get("num_gpu", "auto"),
         ours=composed or overridden,

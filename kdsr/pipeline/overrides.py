@@ -1,4 +1,8 @@
-"""Overrides on the command line, ``a:b=value`` (BasicSR's ``--force_yml``), without ``exec`` or ``eval``."""
+"""Overrides on the command line, ``a:b=value`` (BasicSR's ``--force_yml``), without ``exec`` or ``eval``.
+
+``a.b=value`` is the same: in a path without a colon, dots separate keys. A colon makes a path exact, so that a key
+which contains a dot can be written (``weights:body.3=2``); without one, a key that is there as it is written counts.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,33 @@ from kdsr.runtime.errors import OptionError
 
 
 def split_override(entry: str) -> tuple[list[str], str]:
-    """Splits ``a:b=value`` at its first ``=`` into keys and the text of the value.
+    """Splits ``a:b=value`` or ``a.b=value`` at its first ``=`` into keys and the text of the value.
 
     Raises:
         OptionError: No ``=`` or an empty key.
     """
     path, equals, value = entry.partition("=")
-    keys = [key.strip() for key in path.split(":")]
+    keys = [key.strip() for key in path.split(_separator(path))]
     if not equals or not all(keys):
         raise OptionError(f"override {entry!r}: expected key:key=value, for example train:optim_g:lr=1e-4")
     return keys, value.strip()
+
+
+def overrides_of(entries: Sequence[str], *keys: str) -> list[str]:
+    """Those of the entries that set the option ``keys``, or a section that it is in."""
+    return [entry for entry in entries if keys[: len(found := split_override(entry)[0])] == tuple(found)]
+
+
+def _separator(path: str) -> str:
+    return ":" if ":" in path else "."
+
+
+def _first_key(node: Any, keys: list[str]) -> tuple[str, list[str]]:
+    """The first of ``keys`` and the others. Dots have split them: the longest that is a key of ``node`` counts."""
+    for count in range(len(keys), 1, -1):
+        if isinstance(node, dict) and (key := ".".join(keys[:count])) in node:
+            return key, keys[count:]
+    return keys[0], keys[1:]
 
 
 def _step_into(node: Any, key: str, place: str, entry: str, expand: Callable[[Any], Any]) -> Any:
@@ -49,8 +70,8 @@ def apply_overrides(
 
     Args:
         options: The merged options.
-        entries: ``a:b=value``; a numeric key indexes a list; the value is YAML (number, boolean, null, list,
-            section or text) and may contain ``=``.
+        entries: ``a:b=value`` or ``a.b=value``; a numeric key indexes a list; the value is YAML (number, boolean,
+            null, list, section or text) and may contain ``=``.
         parse_value: ``(text, name for messages) -> value``.
         expand: Turns a value that refers to a section (``${network_t}``) into a copy of that section, which
             the override then changes; gives back any other value.
@@ -66,11 +87,15 @@ def apply_overrides(
             value = None if text else ""
         if isinstance(value, dict) and value.get("_replace_") is True:
             del value["_replace_"]  # a section replaces the one below in any case
+        exact = _separator(entry.partition("=")[0]) == ":"
         node: Any = options
-        for depth, key in enumerate(keys[:-1]):
-            node = _step_into(node, key, ".".join(keys[:depth]), entry, expand)
-        place = ".".join(keys[:-1])
-        if isinstance(node, list):
-            node[_list_index(node, keys[-1], place, entry)] = value
-        else:
-            node[keys[-1]] = value
+        place = ""
+        while keys:
+            key, keys = (keys[0], keys[1:]) if exact else _first_key(node, keys)
+            if keys:
+                node = _step_into(node, key, place, entry, expand)
+                place = f"{place}.{key}" if place else key
+            elif isinstance(node, list):
+                node[_list_index(node, key, place, entry)] = value
+            else:
+                node[key] = value

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import random
 import sysconfig
 import traceback
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from kdsr.pipeline.option_names import registered
 from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError, is_out_of_memory
 from kdsr.runtime.memory import sizes_watched
 
+T = TypeVar("T")
 _IMAGE_LOSSES = ("pixel_opt", "logits_opt", "lcr_opt", "zoom_in_opt", "zoom_out_opt", "bm_opt")
 
 
@@ -106,29 +108,6 @@ def _build(options: dict[str, Any], key: str, failing: type[Exception] = OptionE
             raise failing(f"network_{key}: {options['type']} cannot be built: {_said(error)}") from error
 
 
-def refuse_own_files(opt: dict[str, Any]) -> None:
-    """Refuses to start from files in the run's own folder, which a new run of that name moves aside.
-
-    Raises:
-        OptionError: Naming the options.
-    """
-    run = Path(opt["path"]["experiments_root"])
-    named = {
-        f"path.{key}": file
-        for key, file in opt["path"].items()
-        if key.startswith("pretrain_network") or key == "init_from"
-    }
-    read = weight_files({**opt, "path": {}})  # by the networks themselves
-    named |= {f"network_{key}.path": os.path.expanduser(file) for key, file in read.items()}
-    inside = [
-        f"{option}: {file} lies in the folder of this very run, which is moved aside at the start; change the name"
-        for option, file in named.items()
-        if isinstance(file, str) and run in Path(file).absolute().parents
-    ]
-    if inside:
-        raise OptionError(inside)
-
-
 def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
     """Makes the first step on one or two images with throw-away networks.
 
@@ -140,7 +119,7 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
         The model after its step, to be thrown away.
 
     Raises:
-        OptionError: What went wrong in building the model, or in its first step.
+        OptionError: What went wrong in building the model, in reading the first training images, or in the first step.
     """
     opt = copy.deepcopy(opt)
     opt["train"]["max_nonfinite"] = 2  # a first step that is not finite ends no run
@@ -151,8 +130,7 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
         with torch.random.fork_rng(devices=devices):
             with sizes_watched("the networks"):
                 rehearsed = model(opt)
-            samples = min(2, opt["datasets"]["train"]["batch_size_per_gpu"])
-            batch = default_collate([dataset[0, position] for position in range(samples)])
+            batch = _first_batch(dataset, opt, issubclass(model, RestorationModel))
             if "gt" not in batch and (problems := ground_truth_problems(opt, model)):
                 raise OptionError(problems)
             stage = "the first step fails"
@@ -170,6 +148,46 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def _first_items(name: str, options: dict[str, Any], load: Callable[[], T]) -> T:
+    """What ``load`` reads of the data set ``name``.
+
+    Raises:
+        OptionError: The data set fails; an image that cannot be read is a DataError.
+    """
+    try:
+        return load()
+    except KdsrError:
+        raise
+    except Exception as error:
+        raise OptionError(
+            f"datasets.{name}: {options['type']} fails at its first images: {_said(error)}"
+        ) from error
+
+
+def _first_batch(dataset: Any, opt: dict[str, Any], ours: bool) -> Any:
+    """One or two training images, as the model is fed them.
+
+    Raises:
+        OptionError: The data set gives none, or, for one of our models, something else.
+    """
+    train = opt["datasets"]["train"]
+    samples = min(2, train["batch_size_per_gpu"])
+    batch = _first_items(
+        "train", train, lambda: default_collate([dataset[0, position] for position in range(samples)])
+    )
+    if ours and not (isinstance(batch, dict) and isinstance(batch.get("lq"), Tensor)):
+        found = (
+            f"the keys {', '.join(map(str, batch))}"
+            if isinstance(batch, dict)
+            else f"a {type(batch).__name__}"
+        )
+        raise OptionError(
+            f"datasets.train: {train['type']} gives items that {opt['model_type']} cannot take: {found}; "
+            "wanted is a dict with the image lq, and gt where there is one"
+        )
+    return batch
 
 
 def _unlike_outputs(model: Any, opt: dict[str, Any]) -> list[str]:
@@ -235,7 +253,7 @@ def try_metrics(opt: dict[str, Any], datasets: dict[str, Any]) -> None:
         metrics = (opt.get("val") or {}).get("metrics")
         if name == "train" or not metrics or not len(dataset):
             continue
-        item = dataset[0]
+        item = _first_items(name, opt["datasets"][name], partial(dataset.__getitem__, 0))
         if "gt" not in item:
             continue  # metrics without a reference look at what is restored
         image: np.ndarray = tensor2img([item["gt"]])

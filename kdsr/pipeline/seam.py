@@ -56,7 +56,7 @@ TRAIN_SEAM: _Table = {
     ),
     "build_model": (
         lambda session: session.build_model,
-        "does not look at the teacher before it teaches",
+        "does not look at the teacher before it teaches, nor pad validation images (as in TEST_SEAM)",
     ),
     "CPUPrefetcher": (
         lambda session: session.make_prefetcher,
@@ -78,6 +78,10 @@ TEST_SEAM: _Table = {
 TEST_SEAM["build_dataset"] = (
     lambda session: session.build_dataset,
     "does not say which image cannot be read",
+)
+TEST_SEAM["build_model"] = (
+    lambda session: session.build_tested_model,
+    "does not pad images for networks that need multiples of a window, unless the model is SwinIRModel",
 )
 
 # module of a BasicSR data set -> name in it -> (what stands in for it, the defect that this cures)

@@ -18,15 +18,17 @@ from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 from kdsr.data.batch_plan import BatchPlan
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.models.base_model import RestorationModel
+from kdsr.models.measured_model import pad_in_tests
 from kdsr.models.state_check import taken_over
 from kdsr.pipeline import options
 from kdsr.pipeline.event_log import EventLog, tell_no_writer
 from kdsr.pipeline.log_start import FileOnly, all_options, forget_logger, log_closed, opening
 from kdsr.pipeline.loop import Loop, LoopPrefetcher
 from kdsr.pipeline.option_names import registered
-from kdsr.pipeline.preflight import check_checkpoints, check_sizes, refuse_own_files, rehearse, try_metrics
+from kdsr.pipeline.preflight import check_checkpoints, check_sizes, rehearse, try_metrics
 from kdsr.pipeline.progress import Batches, CudaBatches, Progress, ProgressMessageLogger
 from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
+from kdsr.pipeline.run_folder import refuse_own_files, refuse_to_move
 from kdsr.pipeline.training_data import TrainingData
 from kdsr.runtime.distributed import leave_distributed, on_first_rank
 from kdsr.runtime.errors import OptionError, Stopped
@@ -81,6 +83,7 @@ class Session:
         """Options, data sets and checkpoints, all looked at before a folder is made."""
         opt, self.args = options.parse_options(root_path, is_train, self.argv)
         self.opt = opt
+        on_first_rank(lambda: refuse_to_move(opt))  # it may be moving the folder while others still look
         if is_train:
             self.stop = StopRequest(opt.get("stop_signals", STOP_SIGNALS)).__enter__()
         for name, dataset_opt in opt["datasets"].items():
@@ -222,7 +225,7 @@ class Session:
 
     def build_model(self, opt: dict[str, Any]) -> Any:
         """Builds the model and measures the teacher once, before it teaches."""
-        self.model = model = build_model(opt)
+        self.model = model = self.build_tested_model(opt)
         model.run_record = self.record
         val = opt.get("val") or {}
         if val.get("teacher") and self.resume_state is None and hasattr(model, "validate_teacher"):
@@ -251,6 +254,18 @@ class Session:
         return ProgressMessageLogger(opt, start_iter, tb_logger, self.progress)
 
     # ------------------------------------------------------------------------------ names of basicsr.test
+
+    def build_tested_model(self, opt: dict[str, Any]) -> Any:
+        """Builds the model, after what is to be said in the log; one of BasicSR's gets images of any size."""
+        log = get_root_logger()
+        for note in self.args.notes:
+            log.info(note)
+        for warning in opt.get("warnings", ()):
+            log.warning(warning)
+        model = build_model(opt)
+        if not self.ours:
+            pad_in_tests(model, opt)
+        return model
 
     def build_dataset(self, dataset_opt: dict[str, Any]) -> Any:
         """The data set that was made, and checked, with the options."""

@@ -271,7 +271,7 @@ def step(
     batch: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 1,
     device: Annotated[Device, typer.Option(help="What to measure on.")] = Device.cpu,
     force_yml: Annotated[
-        list[str] | None, typer.Option("--force_yml", help="KEY:KEY=VALUE, as in training.")
+        list[str] | None, typer.Option("--force_yml", "--force-yml", help="KEY:KEY=VALUE, as in training.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
 ) -> None:

@@ -154,7 +154,7 @@ def tiles(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     device: Annotated[Device, typer.Option(help="What to measure on.")] = Device.cpu,
     force_yml: Annotated[
-        list[str] | None, typer.Option("--force_yml", help="KEY:KEY=VALUE, as in training.")
+        list[str] | None, typer.Option("--force_yml", "--force-yml", help="KEY:KEY=VALUE, as in training.")
     ] = None,
 ) -> None:
     """Time and peak memory of one large image, in tiles and whole: random weights, no data needed."""

@@ -8,9 +8,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+import yaml
 from basicsr.archs import build_network
+from basicsr.utils import tensor2img
 
 from kdsr import test as test_entry
 from kdsr import train as train_entry
@@ -399,3 +403,109 @@ def test_the_dckd_release_trains_and_its_student_is_tested(capsys: pytest.Captur
     )
     assert test_entry.main(["-opt", write(text, "release_test.yml")]) == 0
     assert re.search(r"# ssim: 0\.\d+", next(Path("results/release_test").glob("test_*.log")).read_text())
+
+
+RELEASE_TEST = (
+    HEAD.format(name="SwinIR_SRx4", model="SRModel", num_gpu=1)
+    + TEST_DATA.replace("data/LR_x4", "odd/LQ")
+    .replace("data/GT", "odd/GT")
+    .replace("    filename_tmpl: '{}'\n", "")
+    .replace("    io_backend:", "    filename_tmpl: '{}x4'\n    io_backend:")
+    + f"\nnetwork_g:{SWINIR}\npath:\n  pretrain_network_g: weights.pth\n  strict_load_g: true\n"
+    + "  param_key_g: params_ema\n"
+    + """
+val:
+  save_img: true
+  suffix: ~  # add suffix to saved images
+
+  metrics:
+    psnr:
+      type: calculate_psnr
+      crop_border: 2
+      test_y_channel: true
+    ssim:
+      type: calculate_ssim
+      crop_border: 2
+      test_y_channel: true
+"""
+)
+
+
+@pytest.fixture
+def odd_weights() -> dict[str, torch.Tensor]:
+    """odd/ with images whose LQ sides are no multiples of 8, 5×7 pixels among them, and weights.pth."""
+    for number, (height, width) in enumerate([(21, 19), (5, 7), (16, 9), (24, 24)]):
+        generator = np.random.default_rng(number)
+        for folder, scale, name in (("GT", 4, ""), ("LQ", 1, "x4")):
+            Path("odd", folder).mkdir(parents=True, exist_ok=True)
+            image = generator.integers(0, 256, (height * scale, width * scale, 3), dtype=np.uint8)
+            assert cv2.imwrite(f"odd/{folder}/{number}{name}.png", image)
+    torch.manual_seed(5)
+    options = load(write(RELEASE_TEST, "release_test.yml"))
+    state = build_network(options["network_g"]).state_dict()
+    torch.save({"params_ema": state}, "weights.pth")
+    return state
+
+
+def restored(run: str, dataset: str = "Set5") -> list[np.ndarray]:
+    files = sorted(Path("results", run, "visualization", dataset).glob("*.png"))
+    return [cv2.imread(str(file)) for file in files]
+
+
+@pytest.mark.parametrize("model", ["SRModel", "SwinIRModel"])
+@pytest.mark.parametrize("window", ["", "  window_size: 8\n", "  window_size: 16\n"])
+def test_the_releases_test_takes_images_of_any_size(
+    model: str, window: str, odd_weights: dict[str, torch.Tensor]
+) -> None:
+    """BasicSR's models as KDModel does it: padded by reflection, and cropped again."""
+    text = RELEASE_TEST.replace("model_type: SRModel", f"model_type: {model}")
+    text = text.replace("  save_img: true\n", f"  save_img: true\n{window}")
+    assert test_entry.main(["-opt", write(text, "release_test.yml")]) == 0
+    ours = text.replace(f"model_type: {model}", "model_type: KDModel").replace("SwinIR_SRx4", "ours")
+    assert test_entry.main(["-opt", write(ours, "ours.yml")]) == 0
+    assert [image.shape[:2] for image in restored("SwinIR_SRx4")] == [(84, 76), (20, 28), (64, 36), (96, 96)]
+    for one, other in zip(restored("SwinIR_SRx4"), restored("ours"), strict=True):
+        assert np.array_equal(one, other)
+    log, ours_log = (
+        re.findall(r"# (?:psnr|ssim): (\S+)", next(Path("results", name).glob("test_*.log")).read_text())
+        for name in ("SwinIR_SRx4", "ours")
+    )
+    assert len(log) == 4 and log == ours_log
+
+
+def test_images_that_fit_are_as_stock_basicsr_restores_them(odd_weights: dict[str, torch.Tensor]) -> None:
+    assert test_entry.main(["-opt", write(RELEASE_TEST, "release_test.yml")]) == 0
+    net = build_network(load("release_test.yml")["network_g"]).eval()
+    net.load_state_dict(odd_weights)
+    lq = torch.from_numpy(cv2.imread("odd/LQ/3x4.png")[..., ::-1].copy()).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        expected = tensor2img([net(lq)])
+    assert np.array_equal(restored("SwinIR_SRx4")[3], expected)
+
+
+def test_a_stock_training_validates_images_of_any_size(odd_weights: dict[str, torch.Tensor]) -> None:
+    text = stock_training("SRModel", SWINIR, MULTI_STEP)
+    options = load(write(text))
+    for name in ("val", "val_2"):
+        options["datasets"][name].update(dataroot_gt="odd/GT", dataroot_lq="odd/LQ", filename_tmpl="{}x4")
+    Path("file.yml").write_text(yaml.safe_dump(options))
+    assert train_entry.main(["-opt", "file.yml"]) == 0
+    log = next(Path("experiments/stock").glob("train_*.log")).read_text()
+    assert len(re.findall(r"# psnr: \d+\.\d+", log)) == 2
+
+
+def test_a_model_of_ones_own_keeps_its_test(odd_weights: dict[str, torch.Tensor]) -> None:
+    from basicsr.models.sr_model import SRModel
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    class OwnTest(SRModel):
+        def test(self) -> None:
+            self.output = torch.zeros(1, 3, 4 * self.lq.shape[-2], 4 * self.lq.shape[-1])
+
+    MODEL_REGISTRY.register(OwnTest)
+    try:
+        text = RELEASE_TEST.replace("model_type: SRModel", "model_type: OwnTest")
+        assert test_entry.main(["-opt", write(text, "own.yml")]) == 0
+    finally:
+        del MODEL_REGISTRY._obj_map["OwnTest"]
+    assert all(not image.any() for image in restored("SwinIR_SRx4"))

@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
+from kdsr.pipeline.command_line import make_parser
 from kdsr.pipeline.option_files import load, merge, parse_yaml
-from kdsr.pipeline.options import dump, make_parser, parse_options
+from kdsr.pipeline.options import dump, parse_options
 from kdsr.pipeline.overrides import split_override
 from kdsr.runtime.errors import OptionError
 
