@@ -34,6 +34,7 @@ from kdsr.pipeline.option_names import (
     check_table,
     describe,
     find_type,
+    folder_name_problems,
     nearest,
     parameters_of,
     registered,
@@ -127,12 +128,8 @@ def _check_top(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: l
     unjudged = ["model_type"] if keys.strict else [key for key in opt if key not in keys.top]
     unjudged += read_by_others("top", opt, keys, problems)
     check_table(opt, keys.top, "", problems, required=required, skip=[*unjudged, "num_gpu"])
-    if isinstance(opt.get("name"), str) and opt["name"] != osp.basename(opt["name"]):
-        problems.append(
-            f"name: {opt['name']} must be the name of a folder, not a path (path.experiments_root says where)"
-        )
-    if opt.get("name") == "":
-        problems.append("name: is required")
+    if isinstance(opt.get("name"), str):
+        problems += folder_name_problems(opt["name"])
     asked = opt.get("num_gpu", "auto")
     if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 0):
         problems.append(f"num_gpu: {asked!r} is neither auto nor a number of GPUs (0 means the CPU)")
@@ -221,6 +218,8 @@ def _check_val(val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: l
     unjudged += read_by_others("val", val, keys, problems)
     check_table(val, keys.val, "val", problems, required=["val_freq"] if is_train else [], skip=unjudged)
     problems += tile_problems(val) if keys.ours else []
+    if "/" in str(val.get("suffix")):
+        problems.append(f"val.suffix: {val['suffix']} is put into the names of files, and cannot contain /")
     metrics = registered(METRIC_REGISTRY)
     if not isinstance(val.get("metrics"), Mapping):
         return

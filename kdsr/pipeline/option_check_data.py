@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from os.path import expanduser
+from os.path import expanduser, isabs
 from typing import Any
 
 import basicsr.data  # noqa: F401  registers its data sets
@@ -55,6 +55,10 @@ def check_datasets(
         name = dataset.get("name")
         if isinstance(name, str) and phase != "train" and names.setdefault(name, place) != place:
             problems.append(f"{place}.name: {name} names {names[name]} too; results are told apart by it")
+        if isinstance(name, str) and (isabs(name) or ".." in name.split("/")):
+            problems.append(
+                f"{place}.name: {name} leads out of the folder in which restored images are saved"
+            )
         problems += progressive_problems(dataset, f"{place}.progressive")
         if len(problems) == before:
             found: list[str] = []

@@ -11,6 +11,7 @@ from typing import Any
 from kdsr.runtime.names import nearest as nearest  # part of what the checks are made of
 
 NUMBER = (int, float)
+_LONGEST_NAME = 200  # bytes; file systems take 255, and logs and archived folders are named after the run
 
 
 def registered(registry: Any) -> dict[str, Any]:
@@ -54,6 +55,23 @@ def describe(value: Any) -> str:
     if isinstance(value, str):
         return f"the text {value!r}"
     return "a section" if isinstance(value, dict) else repr(value)
+
+
+def folder_name_problems(name: str) -> list[str]:
+    """Why ``name`` cannot be the name of a run: its folder is made, and one that is there moved aside, under it."""
+    if not name.strip():
+        return ["name: is required" if not name else f"name: {name!r} is empty but for spaces"]
+    if name in (".", ".."):
+        return [
+            f"name: {name!r} is no name of a folder of its own: a run would move aside the folder that it means"
+        ]
+    if "/" in name:
+        return [f"name: {name} must be the name of a folder, not a path (path.experiments_root says where)"]
+    if name != name.strip() or not name.isprintable():
+        return [f"name: {name!r} has spaces at its ends, or characters that cannot be shown"]
+    if len(name.encode()) > _LONGEST_NAME:
+        return [f"name: {name[:20]}… is longer than {_LONGEST_NAME} bytes; files are named after it"]
+    return []
 
 
 _KIND_NAMES = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
 
 from kdsr import train as train_entry
 
@@ -135,3 +136,81 @@ def test_a_network_of_ones_own_that_does_not_work(
         sys.modules.pop("preflight_networks", None)
     # above it may be lines of a log that another test has left open
     assert error.splitlines()[-1] == f"kdsr: error: {said.format(file=file)}"
+
+
+DATA = """
+import torch
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils.registry import DATASET_REGISTRY
+
+class Base(PairedImageDataset):
+    OPTION_KEYS = {
+        "dataroot_gt": str, "dataroot_lq": str, "gt_size": int, "use_hflip": bool, "use_rot": bool,
+    }
+
+@DATASET_REGISTRY.register()
+class RaisingSet(Base):
+    def __getitem__(self, index):
+        raise TypeError("no such crop")
+
+@DATASET_REGISTRY.register()
+class UnevenSet(Base):
+    def __getitem__(self, index):
+        return {"lq": torch.zeros(3, 8 + index, 8), "gt": torch.zeros(3, 32, 32)}
+
+@DATASET_REGISTRY.register()
+class TupleSet(Base):
+    def __getitem__(self, index):
+        return torch.zeros(3, 8, 8), torch.zeros(3, 32, 32)
+
+@DATASET_REGISTRY.register()
+class OtherKeysSet(Base):
+    def __getitem__(self, index):
+        return {"input": torch.zeros(3, 8, 8), "target": torch.zeros(3, 32, 32)}
+"""
+
+
+@pytest.fixture
+def _own_sets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("own_sets.py").write_text(DATA)
+    before = dict(DATASET_REGISTRY._obj_map)
+    yield
+    DATASET_REGISTRY._obj_map.clear()
+    DATASET_REGISTRY._obj_map.update(before)
+    sys.modules.pop("own_sets", None)
+
+
+@pytest.mark.usefixtures("_own_sets")
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("RaisingSet", "RaisingSet fails at its first images: TypeError: no such crop ("),
+        ("UnevenSet", "UnevenSet fails at its first images: RuntimeError: "),
+        ("TupleSet", "TupleSet gives items that KDModel cannot take: a list; wanted is a dict"),
+        ("OtherKeysSet", "OtherKeysSet gives items that KDModel cannot take: the keys input, target; wanted"),
+    ],
+)
+def test_data_that_fail_are_not_taken_for_the_model(
+    run_options: dict[str, Any], kind: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["import_modules"] = "own_sets"
+    run_options["datasets"]["train"]["type"] = kind
+    Path("run.yml").write_text(yaml.safe_dump(run_options), encoding="utf-8")
+    assert train_entry.main(["-opt", "run.yml"]) == 2
+    error = capsys.readouterr().err
+    assert f"kdsr: error: datasets.train: {said}" in error and "cannot be built" not in error
+    assert not Path("experiments").exists()
+
+
+@pytest.mark.parametrize("which", ["train", "val"])
+@pytest.mark.parametrize(("key", "value"), [("mean", [0.5, 0.5]), ("mean", ["a", "b", "c"])])
+def test_options_of_data_that_fail_at_the_first_image(
+    run_options: dict[str, Any], which: str, key: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["datasets"][which] |= {key: value, "std": [1.0, 1.0, 1.0]}
+    Path("run.yml").write_text(yaml.safe_dump(run_options), encoding="utf-8")
+    assert train_entry.main(["-opt", "run.yml"]) == 2
+    said = f"kdsr: error: datasets.{which}: PairedImageDataset fails at its first images: "
+    assert capsys.readouterr().err.splitlines()[-1].startswith(said)
+    assert not Path("experiments").exists()

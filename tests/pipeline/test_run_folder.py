@@ -1,0 +1,129 @@
+"""The folder of a run: which names there are, and that nothing but a run is moved aside."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kdsr import test as test_entry
+from kdsr.pipeline.option_names import folder_name_problems
+from small_runs import run
+
+Options = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(st.text() | st.text("./\\ ~a\n", max_size=6))
+@example("..")
+@example("../x")
+@example("ü" * 150)
+def test_a_name_is_a_folder_of_its_own_below_the_root(name: str) -> None:
+    """A name that passes makes one folder, and its longest files and copies have names that a file system takes."""
+    if folder_name_problems(name):
+        return
+    assert os.path.normpath(os.path.join("experiments", name)) == f"experiments/{name}"
+    assert os.path.dirname(f"experiments/{name}") == "experiments"
+    assert name.isprintable() and name == name.strip()
+    assert len(f"train_{name}_20260101_000000.log".encode()) < 255
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "DCKD_SwinIR_x4", "a b", "ü", "1e5", "...", "-x", "x_archived_20260101_000000"]
+)
+def test_names_that_are_right(name: str) -> None:
+    assert folder_name_problems(name) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("..", "no name of a folder of its own"),
+        (".", "no name of a folder of its own"),
+        ("", "is required"),
+        ("  ", "empty but for spaces"),
+        ("../other", "not a path"),
+        ("a/../..", "not a path"),
+        ("a/b", "not a path"),
+        ("/tmp/x", "not a path"),
+        ("run ", "spaces at its ends"),
+        ("a\nb", "characters that cannot be shown"),
+        ("a\0b", "characters that cannot be shown"),
+        ("x" * 201, "longer than 200 bytes"),
+    ],
+)
+def test_names_that_are_not(
+    run_options: Options, name: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["name"] = name
+    Path("experiments/kept").mkdir(parents=True)
+    before = sorted(Path("..").rglob("*"))
+    assert run(run_options) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("kdsr: error: name: ") and reason in said and said.count("\n") == 1
+    assert sorted(path for path in Path("..").rglob("*") if path.name != "run.yml") == before
+
+
+@pytest.mark.parametrize("entry", ["EDSR_x4.pth", "EDSR_x4.yml", "EDSR_x4.log", "sub/x.txt", None])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_folder_that_no_run_has_made_stays(
+    run_options: Options, entry: str | None, training: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """experiments/pretrained_models, datasets with ``path.experiments_root: .``, and a file of that name."""
+    root = "experiments_root" if training else "results_root"
+    run_options["name"], run_options["path"] = "precious", {root: "."}
+    target = Path("precious")
+    if entry is None:
+        target.touch()
+    else:
+        (target / entry).parent.mkdir(parents=True)
+        (target / entry).touch()
+    if training:
+        code = run(run_options)
+    else:
+        run_options["datasets"] = {"val": run_options["datasets"]["val"]}
+        Path("run.yml").write_text(yaml.safe_dump(run_options))
+        code = test_entry.main(["run.yml"])
+    assert code == 2
+    assert (
+        f"name: {target.absolute()} is there already and is not the folder of a run"
+        in capsys.readouterr().err
+    )
+    assert sorted(path.name for path in Path().iterdir()) == ["precious", "run.yml"]
+
+
+def test_a_runs_folder_and_an_empty_one_are_moved_as_ever(run_options: Options) -> None:
+    run_options["train"]["total_iter"] = 1
+    Path("experiments/run").mkdir(parents=True)
+    for before in (1, 2):
+        assert run(run_options) == 0
+        assert len(list(Path("experiments").glob("run_archived_*"))) == before
+        for archived in Path("experiments").glob("run_archived_2*"):
+            archived.rename(archived.with_name(f"run_archived_{before}"))
+    assert test_entry.main(["experiments/run"]) == 0
+    assert test_entry.main(["experiments/run"]) == 0
+    assert len(list(Path("results").glob("run_archived_*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["../../out", "/tmp/out", "a/../../../b"])
+def test_restored_images_stay_in_the_folder_of_the_test(
+    run_options: Options, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_options["datasets"] = {"val": {**run_options["datasets"]["val"], "name": name}}
+    run_options["val"]["suffix"] = "../x"
+    Path("run.yml").write_text(yaml.safe_dump(run_options))
+    assert test_entry.main(["run.yml"]) == 2
+    said = capsys.readouterr().err
+    assert f"datasets.val.name: {name} leads out of the folder" in said
+    assert "val.suffix: ../x is put into the names of files" in said
