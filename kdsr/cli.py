@@ -31,7 +31,7 @@ def train(context: typer.Context) -> None:
 
 @app.command(context_settings=_PASS_ON)
 def test(context: typer.Context) -> None:
-    """Test what an option file describes: kdsr test -opt FILE [BasicSR's flags]."""
+    """Test what an option file describes, or a run: kdsr test -opt FILE, kdsr test experiments/NAME [flags]."""
     raise typer.Exit(test_entry.main(context.args))
 
 

@@ -1,4 +1,7 @@
-"""Tests what an option file describes: ``python kdsr/test.py -opt FILE [BasicSR's flags]``."""
+"""Tests what an option file describes, or what a run has trained.
+
+``python kdsr/test.py -opt FILE [BasicSR's flags]``, ``python kdsr/test.py experiments/NAME``
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ from kdsr.models.slkd_model import SLKDModel
 from kdsr.models.vqgan_model import VQGANModel
 from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.option_check import ModelKeys
+from kdsr.pipeline.option_files import load
 from kdsr.runtime.precision import Precision
+from small_runs import run
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -145,6 +147,36 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
         if not file.exists() or (anchor and anchor not in anchors(file)):
             missing.append(target)
     assert missing == []
+
+
+MARKDOWN = sorted({*DOCUMENTS, *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")})
+
+
+@pytest.mark.parametrize("document", MARKDOWN, ids=lambda document: str(document.relative_to(ROOT)))
+def test_no_row_is_cut_off_from_its_table(document: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    lines = ["", *text.splitlines(), ""]
+    heads = [
+        number
+        for number, line in enumerate(lines)
+        if line.startswith("|") and not lines[number - 1].startswith("|")
+    ]
+    assert [lines[number] for number in heads if not re.fullmatch(r"\|[-:| ]+\|", lines[number + 1])] == []
+
+
+def test_the_folder_of_a_run_is_as_experiments_says(
+    run_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_options["train"]["total_iter"] = 1
+    assert run(run_options) == 0
+    left = {path.name for path in Path("experiments/run").iterdir()}
+    named = set(re.findall(r"`([\w.]+)/?`", (ROOT / "experiments" / "README.md").read_text()))
+    documented = {name for name in named if name in ("models", "training_states", "metrics.csv")}
+    assert len(documented) == 3 and documented <= left
+    others = left - documented - {"visualization"}
+    assert sorted(re.sub(r"_\d+", "", name) for name in others) == ["run.yml", "train_run.log"]
+    assert load("experiments/run/run.yml") == load("run.yml") | {"path": {}}  # resolved, and there once
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

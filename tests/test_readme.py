@@ -157,7 +157,7 @@ def reductions(options: dict[str, Any]) -> Iterator[str]:
 
 def option_words(words: list[str]) -> tuple[str, list[str]]:
     """The option file of a command and the overrides in it."""
-    overrides = [word for word in words if re.match(r"[\w:]+=", word)]
+    overrides = [word for word in words if re.match(r"[\w:.]+=", word)]
     return words[words.index("-opt") + 1], overrides
 
 
@@ -217,7 +217,9 @@ def test_command(
 ) -> None:
     words = shlex.split(command)
     shown = COMMANDS[command][1]
-    if re.match(r"(python kdsr/(train|test)\.py|kdsr (train|test)) ", command):
+    if re.match(r"kdsr test experiments/", command):
+        check_test_of_run(words, monkeypatch, capfd)
+    elif re.match(r"(python kdsr/(train|test)\.py|kdsr (train|test)) ", command):
         check_run(words, shown, monkeypatch, capfd)
     elif command.startswith("kdsr data "):
         check_data(words, workspace, monkeypatch)
@@ -292,6 +294,19 @@ def check_run(
         assert (run / "models" / "net_g_latest.pth").exists()
     else:
         assert list((run / "visualization").rglob("*.png"))
+
+
+def check_test_of_run(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A test of a run's folder, after that run."""
+    name = Path(words[2]).name
+    file = f"options/train/{name}.yml"
+    small = [*reductions(load(file)), "logger:save_checkpoint_freq=1"]
+    write_weights(load(file, small))
+    assert call(["kdsr", "train", "-opt", file, "--force_yml", *small], monkeypatch) == 0
+    assert call(words, monkeypatch) == 0, capfd.readouterr().err
+    assert (Path("results") / name / "metrics.csv").exists()
 
 
 def check_data(words: list[str], workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
