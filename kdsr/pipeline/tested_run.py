@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from kdsr.runtime.errors import OptionError
 
 # sections that only a training reads, beside the networks that are not the student
 _OF_TRAINING = ("train", "logger")
-_PATHS_OF_TRAINING = ("init_from", "resume_state", "ignore_resume_networks")
+_OF_TRAINING_PATHS = re.compile(
+    r"(pretrain_network|strict_load|param_key)_|(init_from|resume_state|ignore_resume_networks)$"
+)
+_OF_STUDENT = ("pretrain_network_g", "strict_load_g", "param_key_g")  # those that the command line sets count
 
 
 def describes_training(opt: dict[str, Any]) -> bool:
@@ -94,17 +98,13 @@ def as_test(
             f"datasets: {file} has no validation set (val, val_NAME), which is what a test measures"
         )
     path = opt["path"] = dict(opt["path"]) if isinstance(opt.get("path"), dict) else {}
-    chosen = overrides_of(overrides, "path", "pretrain_network_g")
     for key in list(path):
-        network = next(
-            (key for start in ("pretrain_network_", "strict_load_", "param_key_") if key.startswith(start)),
-            "",
-        )
-        given = network.endswith("_g") and overrides_of(overrides, "path", key)
-        if key in _PATHS_OF_TRAINING or (network and not given):
+        if _OF_TRAINING_PATHS.match(key) and not (
+            key in _OF_STUDENT and overrides_of(overrides, "path", key)
+        ):
             del path[key]
     notes = [f"{file} describes a training: what is tested is its student, on its validation sets"]
-    if chosen:
+    if "pretrain_network_g" in path:
         return opt, notes
     beside = Path(file).expanduser().absolute().parent
     root = Path(path.get("experiments_root") or os.path.join(root_path, "experiments")).expanduser()

@@ -32,7 +32,7 @@ def advised(hint: str) -> str | None:
     return found[1].replace("''", "'") if found else None
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(SETS, PIECES, PIECES, st.sampled_from([".png", ".JPG"]))
 def test_the_template_that_is_advised_pairs_all(
     stems: list[str], before: str, after: str, ending: str
@@ -48,7 +48,7 @@ def test_the_template_that_is_advised_pairs_all(
         assert set(partners(names, template).values()) == set(there)
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(SETS, st.sampled_from([".jpg", ".PNG", ".bmp"]), st.sampled_from(["{}", "{}x4", "lr_{}"]), st.data())
 def test_another_ending(stems: list[str], ending: str, template: str, data: st.DataObject) -> None:
     others = data.draw(st.sets(st.sampled_from(stems), min_size=1))
@@ -60,7 +60,7 @@ def test_another_ending(stems: list[str], ending: str, template: str, data: st.D
     assert "Unicode" not in hint and "filename_tmpl" not in hint and "case" not in hint
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(SETS, st.sampled_from(["NFC", "NFD"]), st.sampled_from(["{}", "{}x4", None]))
 def test_another_unicode_form(stems: list[str], form: Any, template: str | None) -> None:
     other = "NFD" if form == "NFC" else "NFC"
@@ -72,14 +72,14 @@ def test_another_unicode_form(stems: list[str], form: Any, template: str | None)
     assert "ending" not in hint and "filename_tmpl" not in hint and "case" not in hint
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(SETS, st.lists(st.text("pqrs", min_size=3, max_size=5), min_size=1, max_size=5))
 def test_names_that_are_nowhere_get_no_advice(stems: list[str], there: list[str]) -> None:
     names = [f"{stem}.png" for stem in stems]
     assert why_missing(partners(names, "{}"), [f"{name}.png" for name in there], "{}") == ""
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(SETS, st.lists(STEMS | st.text("ab0x4", min_size=1), max_size=8), st.sampled_from(["{}", "{}x4"]))
 def test_what_is_said_to_be_there_is(stems: list[str], there: list[str], template: str) -> None:
     pairs = partners([f"{stem}.png" for stem in stems], template)

@@ -32,13 +32,13 @@ def applied(options: dict[str, Any], *entries: str) -> Any:
     return options
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(TREES, st.lists(KEYS | st.integers(0, 3).map(str), min_size=1, max_size=4))
 def test_dots_are_colons(options: dict[str, Any], keys: list[str]) -> None:
     assert applied(options, f"{'.'.join(keys)}=7") == applied(options, f"{':'.join(keys)}=7")
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(TREES, st.lists(KEYS, min_size=2, max_size=3), st.data())
 def test_a_key_with_dots_that_is_there_counts(
     options: dict[str, Any], parts: list[str], data: st.DataObject

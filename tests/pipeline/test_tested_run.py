@@ -82,6 +82,11 @@ def test_it_is_measured_again_as_the_command_line_says(trained: Options) -> None
     assert len(list(Path("results/other/visualization/held_out").glob("*.png"))) == 4
 
 
+def test_a_section_of_paths_that_names_no_weights_chooses_none(trained: Options) -> None:
+    assert test_entry.main(["-opt", "run.yml", "path={experiments_root: experiments}"]) == 0
+    assert measured(Path("results/run/metrics.csv")) == measured(RUN / "metrics.csv")
+
+
 def test_a_run_that_was_moved_aside_is_tested_with_its_own_weights(trained: Options) -> None:
     before = measured(RUN / "metrics.csv")
     trained["manual_seed"] = 4
