@@ -260,8 +260,6 @@ class Session:
         log = get_root_logger()
         for note in self.args.notes:
             log.info(note)
-        for warning in opt.get("warnings", ()):
-            log.warning(warning)
         model = build_model(opt)
         if not self.ours:
             pad_in_tests(model, opt)
