@@ -16,6 +16,7 @@ import basicsr.test
 import basicsr.train
 
 from kdsr.pipeline.session import Session
+from kdsr.runtime.files import begin_anew
 
 _Table = dict[str, tuple[Callable[[Session], Any], str]]
 
@@ -32,7 +33,12 @@ TRAIN_SEAM: _Table = {
     ),
     "make_exp_dirs": (
         lambda session: session.make_exp_dirs,
-        "makes a folder of every entry of `path` that it does not know, fails on lists",
+        "makes a folder of every entry of `path` that it does not know, fails on lists; moves a folder aside in which "
+        "another run is at work",
+    ),
+    "mkdir_and_rename": (
+        lambda session: begin_anew,
+        "names what it moves aside by the second: the next one in that second cannot be moved",
     ),
     "copy_opt_file": (
         lambda session: session.copy_opt_file,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import threading
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from basicsr.data import build_dataloader
 from basicsr.models import build_model
 from basicsr.train import init_tb_loggers
-from basicsr.utils import check_resume, get_root_logger, make_exp_dirs
+from basicsr.utils import check_resume, get_root_logger
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 from kdsr.data.batch_plan import BatchPlan
@@ -29,12 +31,14 @@ from kdsr.pipeline.preflight import check_checkpoints, check_sizes, rehearse, tr
 from kdsr.pipeline.progress import Batches, CudaBatches, Progress, ProgressMessageLogger
 from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
 from kdsr.pipeline.run_folder import refuse_own_files, refuse_to_move
-from kdsr.pipeline.training_data import TrainingData
+from kdsr.pipeline.training_data import TrainingData, end_workers
 from kdsr.runtime.distributed import leave_distributed, on_first_rank
 from kdsr.runtime.errors import OptionError, Stopped
+from kdsr.runtime.files import begin_anew
+from kdsr.runtime.run_lock import RunLock, time_to_wait
 from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest
 
-_FOLDERS = ("experiments_root", "results_root", "models", "training_states", "log", "visualization")
+_FOLDERS = ("models", "training_states", "log", "visualization")
 
 LONGEST_EPOCH = 100_000_000  # positions; their order takes 800 MB
 
@@ -59,6 +63,8 @@ class Session:
         self.progress = Progress()
         self.stop = StopRequest()
         self.tb_logger: Any = None
+        self.batches: Batches | CudaBatches | None = None
+        self.locks: list[RunLock] = []
 
     def __enter__(self) -> Session:
         forget_logger()
@@ -71,11 +77,17 @@ class Session:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         logging.raiseExceptions = self.raises
         threading.excepthook = self.hook
-        self.stop.__exit__()
-        self.progress.close()
-        if self.tb_logger:
-            self.tb_logger.close()  # a run that was stopped has left events in its queue
-        leave_distributed(orderly=error is None or issubclass(error, Stopped))
+        # Upwards, and each of them also when one before it has failed.
+        with ExitStack() as last:
+            last.callback(leave_distributed, orderly=error is None or issubclass(error, Stopped))
+            for lock in self.locks:
+                last.callback(lock.release)
+            if self.tb_logger:
+                last.callback(self.tb_logger.close)  # a run that was stopped has left events in its queue
+            last.callback(self.progress.close)
+            last.callback(self.stop.__exit__)
+            if self.batches is not None:
+                last.callback(end_workers, self.batches.iterator)
 
     # ------------------------------------------------------------------------------ before anything is written
 
@@ -138,6 +150,7 @@ class Session:
 
         Rank 0 looks for it and compares it with the options, the others read what it found.
         """
+        self._lock(opt)
         rehearsed, self.rehearsed = self.rehearsed, None
         path, seed, self.record, self.notes = on_first_rank(lambda: self._find_state(opt))
         if seed != opt["manual_seed"]:
@@ -185,10 +198,28 @@ class Session:
         """All options, for the log file."""
         return all_options(opt)
 
+    def _lock(self, opt: dict[str, Any]) -> None:
+        """Rank 0 locks the folders of the run, before anything in them is read, moved or written."""
+        folders = [opt["path"]["experiments_root" if opt["is_train"] else "results_root"]]
+        if opt["is_train"] and opt["logger"].get("use_tb_logger") and "debug" not in opt["name"]:
+            folders.append(Path(opt["root_path"], "tb_logger", opt["name"]))
+        self.locks = [RunLock(folder) for folder in folders]
+        wait = time_to_wait(opt["auto_resume"], (opt.get("dist_params") or {}).get("timeout"))
+        for warning in on_first_rank(lambda: [lock.take(wait) for lock in self.locks]):
+            if warning is not None:
+                opt["warnings"].append(warning)
+                if opt["rank"] == 0:
+                    print(f"Warning: {warning}", file=sys.stderr, flush=True)
+
     def make_exp_dirs(self, opt: dict[str, Any]) -> None:
         """BasicSR's folders, and no others: it would make one for any entry of ``path`` that it does not know."""
-        known = {key: value for key, value in opt["path"].items() if key in _FOLDERS}
-        make_exp_dirs({**opt, "path": known})
+        if not opt["is_train"]:
+            self._lock(opt)
+        if opt["rank"] == 0:
+            begin_anew(opt["path"]["experiments_root" if opt["is_train"] else "results_root"])
+            for key in _FOLDERS:
+                if key in opt["path"]:
+                    Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
 
     def copy_opt_file(self, opt_file: str, experiments_root: str) -> None:
         """Writes the resolved options beside the run."""
@@ -241,7 +272,8 @@ class Session:
             return self.make_prefetcher(loader)
         return self._looped(CudaBatches(loader))
 
-    def _looped(self, prefetcher: Any) -> LoopPrefetcher:
+    def _looped(self, prefetcher: Batches | CudaBatches) -> LoopPrefetcher:
+        self.batches = prefetcher
         self.loop.begin(self.val_loaders, self.tb_logger)
         return LoopPrefetcher(prefetcher, self.loop, self.progress.advance)
 

@@ -113,3 +113,21 @@ def _start_worker(then: Callable[[int], None], worker_id: int) -> None:
     spare_worker(worker_id)
     quiet_when_the_reader_is_gone()
     then(worker_id)
+
+
+def end_workers(batches: Any) -> None:
+    """Ends the processes of an iterator of a ``DataLoader``, and waits for that; without effect if it has none.
+
+    Workers that persist, or that read ahead when a run is stopped, would otherwise be left to the exit of Python,
+    where whatever still refers to the iterator keeps them alive.
+    """
+    workers = getattr(batches, "_workers", ())
+    try:
+        if workers:
+            batches._shutdown_workers()  # torch has no public way
+    finally:
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()  # first: torch reports one that is killed as an error
+                worker.join(1)
+                worker.kill()

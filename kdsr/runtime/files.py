@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -75,3 +77,15 @@ def sweep_temporaries(folder: str | Path) -> None:
     """Removes what killed writers of ``write_whole`` left in a folder. No writer may be at work in it."""
     for left in Path(folder).glob(".*.tmp"):
         left.unlink(missing_ok=True)
+
+
+def begin_anew(folder: str | Path) -> None:
+    """Makes a folder; one that is there already is renamed to ``NAME_archived_DATE``, with ``_2``, ... if need be."""
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        name = f"{folder}_archived_{datetime.now():%Y%m%d_%H%M%S}"
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        archive = next(name for name in names if not os.path.lexists(name))
+        print(f"Path already exists. Rename it to {archive}", flush=True)
+        folder.rename(archive)
+    folder.mkdir(parents=True, exist_ok=True)

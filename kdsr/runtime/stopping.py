@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import multiprocessing
 import os
 import signal
 import sys
@@ -78,8 +79,7 @@ class StopRequest:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # A worker that was forked without spare_worker as its worker_init_fn.
-            return spare_worker()
+            return _in_other_process(number)
         name = signal.Signals(number).name
         self._interrupts += name == "SIGINT"
         first, self.requested = self.requested is None, self.requested or name
@@ -125,7 +125,8 @@ def signals_held() -> Iterator[None]:
 def spare_worker(worker_id: int = 0) -> None:
     """Lets a loading worker outlive a signal to the whole process group: the main process still needs its batches.
 
-    SIGINT, SIGUSR1 and SIGUSR2 are ignored, and the first SIGTERM; a second SIGTERM ends the worker. Made for
+    SIGINT, SIGUSR1 and SIGUSR2 are ignored, and the first SIGTERM, unless the main process has sent it: that is how
+    multiprocessing ends its processes, once, before it waits for them. A second SIGTERM ends the worker. Made for
     ``DataLoader``'s ``worker_init_fn``.
 
     Args:
@@ -133,8 +134,34 @@ def spare_worker(worker_id: int = 0) -> None:
     """
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         signal.signal(signal.Signals[name], signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_next_time)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers(_POSSIBLE))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    others = _numbers(_POSSIBLE)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where any SIGTERM ends a worker
+        # A Python handler is not told who has sent a signal; who waits for it is. The thread inherits the mask.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        main = multiprocessing.parent_process()
+        pid = os.getppid() if main is None else main.pid
+        threading.Thread(target=_wait_for_sigterm, args=(pid,), daemon=True).start()
+        others.discard(signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, others)
+
+
+def _wait_for_sigterm(main: int | None) -> None:
+    for _ in range(2):
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == main:
+            os._exit(0)  # as torch's own handler does
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _in_other_process(number: int) -> None:
+    """A signal to a process that was forked by others than our loaders, and has inherited the handlers.
+
+    SIGTERM ends it, for who forked it may have sent that and wait for its end. The others are for the main process.
+    """
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def quiet_when_the_reader_is_gone() -> None:
@@ -155,10 +182,6 @@ def quiet_when_the_reader_is_gone() -> None:
 
 def _numbers(names: Sequence[str]) -> set[signal.Signals]:
     return {signal.Signals[name] for name in names}
-
-
-def _end_next_time(number: int, _: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
 
 
 def _say(line: str) -> None:

@@ -38,6 +38,7 @@ class Life:
         argv: Arguments of ``kdsr/train.py``.
         memory: Bytes of address space that it may take; unlimited where None.
         rank: ``(rank, number of processes, port)`` of one of several processes that train together.
+        prepare: Called in the process before the training (a function of a module).
     """
 
     def __init__(
@@ -46,11 +47,12 @@ class Life:
         argv: list[str],
         memory: int | None = None,
         rank: tuple[int, int, int] | None = None,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
         self.log = folder / ("life.log" if rank is None else f"life_{rank[0]}.log")
         self._seen = _context.RawArray("q", 2)  # phase, iteration
         self.process = _context.Process(
-            target=_live, args=(str(folder), argv, str(self.log), self._seen, memory, rank)
+            target=_live, args=(str(folder), argv, str(self.log), self._seen, memory, rank, prepare)
         )
         self.process.start()
         self.started = time.monotonic()
@@ -131,7 +133,13 @@ class Life:
 
 
 def _live(
-    folder: str, argv: list[str], log: str, seen: Any, memory: int | None, rank: tuple[int, int, int] | None
+    folder: str,
+    argv: list[str],
+    log: str,
+    seen: Any,
+    memory: int | None,
+    rank: tuple[int, int, int] | None,
+    prepare: Callable[[], None] | None,
 ) -> None:
     os.setpgid(0, 0)
     if rank is not None:  # as torchrun does it
@@ -152,6 +160,8 @@ def _live(
     from kdsr import train
 
     _watch(seen)
+    if prepare is not None:
+        prepare()
     sys.exit(train.main(argv))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,20 +128,54 @@ def test_the_option_is_taken(run_options: dict[str, Any], value: list[str]) -> N
 # ------------------------------------------------------------------------------------------ processes of their own
 
 
-def test_a_spared_worker_ignores_all_but_the_second_sigterm() -> None:
+def kill(pid: int, name: str) -> None:
+    """Sends a signal from a process that is not the worker's parent; to a group where ``pid`` is negative."""
+    subprocess.run(
+        [sys.executable, "-S", "-c", f"import os, signal; os.kill({pid}, signal.{name})"],
+        check=True, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def spared() -> Iterator[int]:
+    """A process that is spared as a loading worker is, and waits."""
+    ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
         spare_worker(0)
-        os.kill(os.getppid(), 0)
+        os.write(tell, b".")
         while True:
             time.sleep(0.01)
-    time.sleep(0.3)  # until the child has its handlers
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(tell)
+    yield child
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_spared_worker_ignores_all_but_the_second_sigterm_from_elsewhere(spared: int) -> None:
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGTERM"):
-        os.kill(child, signal.Signals[name])
+        kill(spared, name)
         time.sleep(0.1)
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), name
-    os.kill(child, signal.SIGTERM)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+        assert os.waitpid(spared, os.WNOHANG) == (0, 0), name
+    kill(spared, "SIGTERM")
+    assert os.WTERMSIG(os.waitpid(spared, 0)[1]) == signal.SIGTERM
+
+
+@pytest.mark.parametrize("before", [[], ["SIGTERM"], ["SIGINT", "SIGUSR1", "SIGUSR2"]])
+def test_a_spared_worker_ends_when_its_main_process_terminates_it_once(
+    spared: int, before: list[str]
+) -> None:
+    for name in before:
+        kill(spared, name)
+        time.sleep(0.1)
+    os.kill(spared, signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while (ended := os.waitpid(spared, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert ended == (spared, 0)
 
 
 def start(code: str, *words: str, **environment: str) -> subprocess.Popen[str]:
@@ -155,14 +191,16 @@ def start(code: str, *words: str, **environment: str) -> subprocess.Popen[str]:
 
 
 WITH_WORKERS = """
-import os, signal, sys, time
+import os, signal, subprocess, sys
 from torch.utils.data import DataLoader
 from kdsr.runtime.stopping import StopRequest, signals_held, spare_worker
+send = f"import os, signal; os.killpg({os.getpgid(0)}, signal.{sys.argv[1]})"
 with StopRequest() as stop:
     stop.training = True
     with signals_held():
         batches = iter(DataLoader(range(100), num_workers=2, worker_init_fn=spare_worker))
-        os.killpg(0, signal.Signals[sys.argv[1]])  # before the workers can have handlers
+        # before the workers can have handlers, and from a process of another group
+        subprocess.run([sys.executable, "-S", "-c", send], check=True, start_new_session=True)
         assert stop.agreed() is None
     print(stop.agreed(), sum(int(batch) for batch in batches))
 """
@@ -174,6 +212,32 @@ def test_a_signal_to_the_group_leaves_the_workers_at_work(name: str) -> None:
     process = start(WITH_WORKERS, name)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, f"{name} {sum(range(100))}\n"), err
+
+
+NOBODY_SHUTS_DOWN = """
+import multiprocessing, sys, time
+from torch.utils.data import DataLoader
+from kdsr.runtime.stopping import StopRequest, signals_held, spare_worker
+stop = StopRequest().__enter__()
+stop.training = True
+with signals_held():
+    batches = iter(DataLoader(range(100), num_workers=2, persistent_workers=True, worker_init_fn=spare_worker))
+next(batches)
+multiprocessing.Process(target=time.sleep, args=(3600,), daemon=True).start()  # somebody else's
+multiprocessing.util.Finalize(None, print, [batches], exitpriority=0)
+sys.exit(75)
+"""
+
+
+def test_a_process_ends_although_nobody_has_shut_its_workers_down() -> None:
+    """multiprocessing sends each of its processes one SIGTERM and waits."""
+    process = start(NOBODY_SHUTS_DOWN)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 75, err
 
 
 TWO_RANKS = """
