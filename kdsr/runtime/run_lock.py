@@ -84,14 +84,15 @@ class RunLock:
 
     def release(self) -> None:
         """Gives the folder free and removes the file. Without effect when the lock is not held by this process."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None or self._pid != os.getpid():
+        if self._pid != os.getpid():
             return
-        with contextlib.suppress(OSError):
-            if _is_at(descriptor, self.file):
-                self.file.unlink()
-        _held.pop(self.file, None)
-        os.close(descriptor)
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                if _is_at(descriptor, self.file):
+                    self.file.unlink()
+            _held.pop(self.file, None)
+            os.close(descriptor)
         for folder in self._made:  # stays unless it is empty: nothing was written
             with contextlib.suppress(OSError):
                 folder.rmdir()

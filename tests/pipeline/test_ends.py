@@ -130,7 +130,8 @@ ENDS = {
     "worker that does not answer": End(75, stop_a_worker_then_the_run, needs_workers=True),
     "interrupted while it shuts down": End(130, prepare=fail_to_shut_down, needs_workers=True),
 }
-SLOW = {"worker that does not answer"}  # torch waits 5 seconds for it
+# torch waits 5 seconds for a worker that does not answer; the others are like one that is quick
+SLOW = {"worker that does not answer", "SIGINT", "SIGINT to the group", "SIGUSR1"}
 
 
 def cases() -> list[Any]:

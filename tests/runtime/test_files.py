@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsr.runtime.files import _sync_folder, write_whole
+from kdsr.runtime.files import _sync_folder, begin_anew, write_whole
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system that flushes no folders")
@@ -34,3 +34,15 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         write_whole(file, write)
     assert file.read_bytes() == b"whole"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_folders_that_are_moved_aside_within_one_second_have_names_of_their_own(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    for number in range(6):
+        begin_anew(run)
+        if number % 2:  # else it stays empty: a rename would replace an empty folder without a word
+            (run / str(number)).touch()
+    archives = [path for path in run.parent.iterdir() if path != run]
+    assert len(archives) == 5 and all(path.name.startswith("run_archived_2") for path in archives)
+    assert sorted(file.name for path in archives for file in path.iterdir()) == ["1", "3"]
+    assert [file.name for file in run.iterdir()] == ["5"]
