@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from kdsr.models.base_model import RestorationModel
 from kdsr.pipeline.session import Session
 
 Options = dict[str, Any]
+REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT = 90  # seconds; a run takes two or three
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
@@ -181,3 +185,34 @@ def damage(train: Options, photos: Path, folder: Path) -> None:
     whole = image.read_bytes()
     image.write_bytes(whole[:80] + bytes(len(whole) - 80))
     train.update(dataroot_gt=str(folder / "GT"), dataroot_lq=str(folder / "LR_x4"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_command_ends_too(ranks: int, run_options: Options, tmp_path: Path) -> None:
+    """A process of its own, with Python's exit; ranks have another one."""
+    run_options["datasets"]["train"].update(
+        num_worker_per_gpu=1, persistent_workers=True, dataset_enlarge_ratio=5
+    )
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(run_options), encoding="utf-8")
+    command = ["-m", "kdsr.cli", "train", "-opt", "run.yml"]
+    if ranks > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        command = [*torchrun, str(REPOSITORY / "kdsr" / "train.py"), *command[3:], "--launcher", "pytorch"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    for flags, code in (([], 0), (["--force_yml", "train:total_iter=1000000"], 75)):
+        process = subprocess.Popen(
+            [sys.executable, *command, *flags], cwd=tmp_path, env=environment, start_new_session=True,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            if code == 75:
+                assert process.stderr
+                next(line for line in process.stderr if "iter:       3" in line)
+                process.terminate()
+            _, said = process.communicate(timeout=LIMIT)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == (code if ranks == 1 or code == 0 else 1), said  # torchrun's own is 1
+        assert code == 0 or "stopped after iteration" in said
