@@ -104,6 +104,11 @@ def _fill_datasets(opt: dict[str, Any]) -> None:
     opt["datasets"] = {name: dataset for name, dataset in opt["datasets"].items() if dataset is not None}
     for name, dataset in opt["datasets"].items():
         dataset["phase"] = name.split("_")[0]
+        if dataset["phase"] != "train":
+            # These sets are read without loader processes. BasicSR's thread for "cpu" waits for ever for an image
+            # that cannot be read, and torch refuses processes that persist where there are none.
+            for key in ("prefetch_mode", "persistent_workers"):
+                dataset.pop(key, None)
         if "scale" in opt:
             dataset["scale"] = opt["scale"]
         for key in ("dataroot_gt", "dataroot_lq"):

@@ -216,3 +216,25 @@ def test_the_command_ends_too(ranks: int, run_options: Options, tmp_path: Path) 
                 os.killpg(process.pid, signal.SIGKILL)
         assert process.returncode == (code if ranks == 1 or code == 0 else 1), said  # torchrun's own is 1
         assert code == 0 or "stopped after iteration" in said
+
+
+@pytest.mark.parametrize("key", ["persistent_workers", "prefetch_mode"])
+def test_a_validation_set_with_a_training_sets_options(
+    key: str, run_options: Options, photos: Path, tmp_path: Path
+) -> None:
+    """It has no loader processes. BasicSR's reading thread for ``cpu`` would die of an image, and the run wait."""
+    run_options["datasets"]["val"][key] = {"persistent_workers": True, "prefetch_mode": "cpu"}[key]
+    if key == "prefetch_mode":
+        run_options["model_type"] = "SRModel"  # which validates through the loader; ours read the set itself
+        damage(run_options["datasets"]["val"], photos, tmp_path)
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(run_options), encoding="utf-8")
+    life = Life(tmp_path, ["-opt", "run.yml"])
+    try:
+        life.process.join(LIMIT)
+        ended = not life.process.is_alive()
+    finally:
+        life.kill()
+    log = life.log.read_text()
+    assert ended, log[-2000:]
+    assert life.process.exitcode == (1 if key == "prefetch_mode" else 0), log[-2000:]
+    assert "Traceback" not in log
