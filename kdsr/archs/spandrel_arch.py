@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,10 +19,13 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from kdsr.runtime.checkpoint import read_checkpoint
+from kdsr.runtime.checkpoint import read_checkpoint, unwrapped_weights
 from kdsr.runtime.errors import CheckpointError, KdsrError
+from kdsr.runtime.recognition import known_type, spandrel_architecture
+from kdsr.runtime.torch_files import listing
 
 _SHOWN = 4  # names of tensors that a message lists
+_NAMES = re.compile(r'"[^"]*"(?:, "[^"]*")+')
 # what an architecture takes beside the image
 _NEEDS_MORE = {"DRUNet": "the level of the noise", "FDnCNN": "the level of the noise"}
 
@@ -171,15 +175,23 @@ def _load(path: str) -> tuple[Any, Facts]:
     import spandrel  # takes a second, and few need it
 
     found = read_checkpoint(path)
-    weights = spandrel.canonicalize_state_dict(dict(found))
-    odd = [name for name, value in weights.items() if not isinstance(value, Tensor)]
-    if odd or not weights:
+    try:
+        weights = spandrel.canonicalize_state_dict(dict(found))
+    except AttributeError:  # a key that is no text
+        weights = {}
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(
             f"{path}: holds no weights where spandrel looks for them (params_ema, params, state_dict and the like, or "
             f"the file itself); its keys begin with {_listed(found)}"
         )
-    architecture = _recognised(weights)
+    weights = spandrel.canonicalize_state_dict(unwrapped_weights(weights))  # which may uncover its netG.
+    architecture = spandrel_architecture(weights)
     if architecture is None:
+        if kind := known_type(weights):
+            raise CheckpointError(
+                f"{path}: spandrel does not know {kind}; use `type: {kind}` with its sizes, and name this file in "
+                "path.pretrain_network_t (teacher) or path.pretrain_network_g (student)"
+            )
         known = {entry.architecture.name for entry in spandrel.MAIN_REGISTRY}
         raise CheckpointError(
             f"{path}: is of no architecture that spandrel {spandrel.__version__} knows. It holds {len(weights)} "
@@ -192,9 +204,9 @@ def _load(path: str) -> tuple[Any, Facts]:
     except KdsrError:
         raise
     except Exception as error:  # whatever an architecture makes of weights that it does not expect
-        said = " ".join(
-            line.strip() for line in str(error).splitlines()[:2]
-        )  # torch names the first tensor in the second
+        # torch names the tensors in the second line, all of those that are missing
+        said = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        said = _NAMES.sub(lambda names: listing(names[0].split(", "), _SHOWN), said)
         raise CheckpointError(
             f"{path}: looks like {architecture.name}, but spandrel cannot build it ({type(error).__name__}: {said})"
         ) from error
@@ -206,18 +218,6 @@ def _load(path: str) -> tuple[Any, Facts]:
     if own.keys() != names:  # spandrel has renamed them
         facts = facts._replace(returns=_returns(own, facts))
     return descriptor, facts
-
-
-def _recognised(weights: Mapping[str, Any]) -> Any:
-    """The architecture of weights; None where spandrel does not know it."""
-    import spandrel
-
-    known = spandrel.MAIN_REGISTRY.architectures("detection")
-    for entry in known:
-        with contextlib.suppress(Exception):  # some look at shapes, of whatever dimension
-            if entry.detect(weights):
-                return entry.architecture
-    return None
 
 
 def _said_of(descriptor: Any) -> Facts:
@@ -237,7 +237,7 @@ def _said_of(descriptor: Any) -> Facts:
 def _returns(own: Mapping[str, Tensor], facts: Facts) -> bool:
     try:
         with torch.device("cpu"):
-            return _said_of(_recognised(own).load(dict(own))) == facts
+            return _said_of(spandrel_architecture(own).load(dict(own))) == facts
     except Exception:  # None too, where it is not recognised
         return False
 

@@ -89,7 +89,7 @@ def warm_start(net: nn.Module, opt: dict[str, Any], teacher: nn.Module | None) -
         assert teacher is not None  # the option check saw to it
         weights = dict(teacher.state_dict())
     else:
-        weights = select_weights(read_checkpoint(source), "auto", source, "path.init_from")
+        weights = select_weights(read_checkpoint(source), "auto", source, "path.init_from", net.state_dict())
     copied, total = copy_matching(net, weights, source)
     return f"net_g starts from {source}: {copied} of {total} tensors taken over"
 

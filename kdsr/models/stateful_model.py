@@ -16,7 +16,7 @@ from kdsr.models.keeping import drop_old
 from kdsr.models.measured_model import MeasuredModel
 from kdsr.models.pretrained import export_safetensors
 from kdsr.models.state_check import refuse_unlike, taken_over
-from kdsr.runtime.checkpoint import save_file
+from kdsr.runtime.checkpoint import mismatch, save_file
 from kdsr.runtime.distributed import gather_lists, on_first_rank
 from kdsr.runtime.errors import CheckpointError
 
@@ -183,11 +183,9 @@ class StatefulModel(MeasuredModel):
                     f"{file}: holds no {name} (it has: {', '.join(saved) or 'none'}); it was written by another "
                     "kind of run, start this one under another name"
                 )
-            try:
-                net.load_state_dict(saved[name])
-            except RuntimeError as error:
-                first = str(error).splitlines()[1].strip()
-                raise CheckpointError(f"{file}: {name} does not fit: {first}") from error
+            if problem := mismatch(saved[name], net):
+                raise CheckpointError(f"{file}: {name} {problem}")
+            net.load_state_dict(saved[name])
 
     def _keeps_schedule(self, resume_state: dict[str, Any]) -> bool:
         return _schedule(self.opt) == _schedule(resume_state.get("options") or self.opt)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
 from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.files import write_whole
+from kdsr.runtime.recognition import architecture_name, known_type
 from kdsr.runtime.safetensors_files import FlatWeights, is_safetensors, read_safetensors, save_safetensors
-from kdsr.runtime.torch_files import SHOWN, listing, read_torch_file
+from kdsr.runtime.torch_files import listing, read_torch_file
 
-__all__ = ["load_weights", "read_checkpoint", "save_file", "save_safetensors", "select_weights"]
+__all__ = [
+    "load_weights",
+    "mismatch",
+    "read_checkpoint",
+    "save_file",
+    "save_safetensors",
+    "select_weights",
+    "unwrapped_weights",
+]
+
+_SHOWN = 3  # tensors that a message about a file that does not fit lists
+_DEEPEST = 32  # wrappers around one another
+_COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -27,12 +42,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path: BasicSR ``.pth`` or ``.state``, a bare state dict, a Lightning ``.ckpt``, or a ``.safetensors``.
 
     Returns:
-        The dict in the file, as plain dicts, lists and tuples; pickled Lightning objects are empty stubs in it.
+        The dict in the file, as plain dicts, lists and tuples; pickled Lightning objects are empty stubs in it,
+        numpy's numbers are Python's, and its arrays are read-only.
         Of a ``.safetensors`` the state dict, as ``FlatWeights``.
 
     Raises:
         CheckpointError: Missing, unreadable (truncated, damaged, no checkpoint), no dict, or a file that pickles
-            anything but tensors, plain values and Lightning's own bookkeeping; those names are listed.
+            anything but tensors, plain values, numpy's numbers and Lightning's own bookkeeping; those names are
+            listed.
     """
     path = Path(path)
     try:
@@ -47,9 +64,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def select_weights(
-    checkpoint: Mapping[str, Any], param_key: str | None, path: str | Path, option: str
+    checkpoint: Mapping[str, Any],
+    param_key: str | None,
+    path: str | Path,
+    option: str,
+    own: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint, without DDP's ``module.`` in its names.
+    """The state dict inside a checkpoint, without the names of wrappers (``unwrapped_weights``).
 
     Args:
         checkpoint: What ``read_checkpoint`` gave.
@@ -59,6 +80,7 @@ def select_weights(
             ``.safetensors`` is the state dict itself whichever of these keys is given.
         path: The file, for messages.
         option: The option that named the file (``path.pretrain_network_t``), for messages.
+        own: Names of the network's own tensors.
 
     Raises:
         CheckpointError: The key is absent, or what it names is no dict of tensors.
@@ -84,11 +106,64 @@ def select_weights(
     ]
     if odd:
         place = "its root" if param_key is None else param_key
+        if all(isinstance(value, np.ndarray) for value in weights.values()):
+            raise CheckpointError(
+                f"{path}: {place} holds arrays of numpy ({listing(odd)}), and weights must be tensors; save them anew, "
+                "each through torch.from_numpy"
+            )
         raise CheckpointError(
             f"{path}: {place} is no state dict, these are no tensors: {listing(odd)}; "
             f"set {key_option} to the key of the weights"
         )
-    return {name.removeprefix("module."): value for name, value in weights.items()}
+    return unwrapped_weights(weights, own)
+
+
+def unwrapped_weights(weights: Mapping[str, Tensor], own: Collection[str] | None = None) -> dict[str, Tensor]:
+    """A state dict under the names of the network itself, whatever it was wrapped in when it was saved.
+
+    DDP and AveragedModel put ``module.`` before all names, torch.compile ``_orig_mod.``, in any order; a compiled
+    part of a network has ``_orig_mod.`` further back. AveragedModel's count ``n_averaged`` is left out.
+
+    Args:
+        weights: As saved.
+        own: Names of the network's own tensors. Of the ways to read the names, from what stands there to all wrappers
+            taken off, the one with most names in common is taken: a network may itself have a part called ``module``.
+            None: all wrappers are taken off.
+    """
+    forms = [dict(weights), *_without_wrappers(weights)]
+    if own is None:
+        return forms[-1]
+    bare = forms[-1]
+    # a part wrapped by DDP: only where the network is known, for its own part may be called so
+    parts = {
+        ".".join(part for part in name.split(".") if part != "module"): value for name, value in bare.items()
+    }
+    if len(parts) == len(bare):
+        forms.append(parts)
+    names = frozenset(own)
+    best = max(forms, key=lambda form: len(names & form.keys()))  # the first of equals
+    return best if names & best.keys() else bare
+
+
+def _without_wrappers(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The state dict with one wrapper taken off, with two, and so on to the last."""
+    form = dict(weights)
+    for _ in range(_DEEPEST):
+        for prefix in ("module.", "_orig_mod."):
+            names = [name for name in form if not (prefix == "module." and _is_count(name, form[name]))]
+            if names and all(name.startswith(prefix) and name != prefix for name in names):
+                form = {name.removeprefix(prefix): form[name] for name in names}
+                break
+        else:
+            bare = {_COMPILED.sub("", name): value for name, value in form.items()}
+            if bare.keys() == form.keys() or len(bare) < len(form):
+                return
+            form = bare
+        yield form
+
+
+def _is_count(name: str, value: Tensor) -> bool:
+    return name == "n_averaged" and value.ndim == 0
 
 
 def _no_key(checkpoint: FlatWeights, param_key: str | None, path: str | Path, key_option: str) -> str | None:
@@ -124,33 +199,58 @@ def load_weights(
         required: Beginnings of names that must be loaded even when not ``strict``.
 
     Raises:
-        CheckpointError: Naming file, option and the first differing parameters with both shapes.
+        CheckpointError: Naming file, option, how much matches and the first names that differ.
     """
     try:
         checkpoint = read_checkpoint(path)
     except CheckpointError as error:
         raise CheckpointError(f"{option}: {error}") from error
-    weights = select_weights(checkpoint, param_key, path, option)
-    wanted = {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
-    differing = _differences(weights, wanted, strict, tuple(required))
-    if differing:
-        rest = f"; and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-        raise CheckpointError(
-            f"{option}: {path} does not fit {type(net).__name__} (other architecture, size or scale?): "
-            f"{'; '.join(differing[:SHOWN])}{rest}"
-        )
-    loaded = weights.keys() & wanted.keys()
-    if not loaded:
-        raise CheckpointError(
-            f"{option}: {path} has no name in common with {type(net).__name__}; the file begins with "
-            f"{listing(list(weights))}, the network with {listing(list(wanted))}"
-        )
+    wanted = _tensors(net)
+    weights = select_weights(checkpoint, param_key, path, option, wanted)
+    if problem := mismatch(weights, net, strict, required):
+        raise CheckpointError(f"{option}: {path} {problem}")
     net.load_state_dict(weights, strict=strict)
+    loaded = weights.keys() & wanted.keys()
     unused, as_built = len(weights) - len(loaded), len(wanted) - len(loaded)
     get_root_logger().info(
         f"Loaded {len(loaded)} tensors into {type(net).__name__} from {path}"
         + (f"; not used: {unused} of the file, left as built: {as_built}" if unused or as_built else "")
     )
+
+
+def mismatch(
+    weights: Mapping[str, Tensor], net: nn.Module, strict: bool = True, required: Sequence[str] = ()
+) -> str | None:
+    """Why a state dict does not fit a network, in one line with a few names; None where it fits.
+
+    Args:
+        weights: Under the names of the network itself.
+        net: The network.
+        strict: See ``load_weights``, also for ``required``.
+    """
+    wanted, network = _tensors(net), type(net).__name__
+    common = [name for name in weights if name in wanted]
+    differing = _differences(weights, wanted, strict, tuple(required))
+    if not differing and (common or not wanted):
+        return None
+    alike = 2 * len(common) >= min(len(weights), len(wanted))
+    kind = known_type(weights) if alike else architecture_name(weights)
+    seems = f"it looks like {kind}; " if kind and kind != network else ""
+    if alike:
+        equal = sum(weights[name].shape == wanted[name].shape for name in common)
+        return (
+            f"does not fit {network}: {seems or 'another size or scale? '}{equal} of the network's {len(wanted)} "
+            f"tensors match ({len(weights)} are in the file): {listing(differing, _SHOWN, '; ')}"
+        )
+    return (
+        f"does not fit {network}: {seems or 'another architecture? '}{len(common)} of the network's {len(wanted)} "
+        f"names are in the file, which has {listing(list(weights), _SHOWN)}; the network has "
+        f"{listing(list(wanted), _SHOWN)}"
+    )
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _differences(
@@ -182,5 +282,5 @@ def save_file(obj: Any, path: str | Path) -> None:
     write_whole(path, lambda file: torch.save(obj, file))
 
 
-def _shape(tensor: Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape))})"
+def _shape(tensor: Any) -> str:
+    return f"({', '.join(map(str, tensor.shape))})" if isinstance(tensor, Tensor) else type(tensor).__name__

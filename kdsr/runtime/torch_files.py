@@ -1,20 +1,22 @@
 """Reads files of ``torch.save`` without running, or believing, anything that is in them.
 
-``torch.load`` reads with ``weights_only=True``: tensors and plain values. A Lightning file (taming-transformers' VQGAN)
-also pickles its callbacks, whose known names are mapped to empty stubs, so that Lightning need not be installed. Any
-other name is refused. Sizes that a file states and does not hold, records whose checksum is wrong, and what no sound
-file has (compressed records, sparse tensors) are refused too.
+``torch.load`` reads with ``weights_only=True``: tensors and plain values. A Lightning file (taming-transformers'
+VQGAN) also pickles its callbacks, whose known names are mapped to empty stubs, so that Lightning need not be
+installed. Numbers and arrays of numpy are read as data (``numpy_values``). Any other name is refused. Sizes that a file
+states and does not hold, records whose checksum is wrong, and what no sound file has (compressed records, sparse
+tensors) are refused too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickletools
 import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch import Tensor
 from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
 from kdsr.runtime.errors import CheckpointError
+from kdsr.runtime.numpy_values import NoNumbers, StandIn, is_stand_in, stand_ins
 
 SHOWN = 5  # names that a message lists
 _ZIP_START = b"PK\x03\x04"  # what torch.load goes by
@@ -81,7 +84,8 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         path: A file that exists.
 
     Returns:
-        The dict in it: tensors and plain values in plain dicts, lists and tuples; Lightning's objects are empty stubs.
+        The dict in it: tensors and plain values in plain dicts, lists and tuples; numpy's numbers as Python's, its
+        arrays as read-only arrays; Lightning's objects are empty stubs.
 
     Raises:
         CheckpointError: Naming the file and what is wrong; the names of pickled code where there is any.
@@ -92,7 +96,8 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         if b"bytearray" in pickled and "builtins.bytearray" in _names_in(pickled):
             # torch lets it pass, and a pickle of 50 bytes could ask for terabytes of zeros
             raise CheckpointError(_refusal(path, ["builtins.bytearray"]))
-        with torch.serialization.safe_globals([*stubs]), warnings.catch_warnings():
+        stubs += stand_ins(path.stat().st_size)
+        with _called_instead(stubs), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols and old storages
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = _Plain(path.stat().st_size).copy(loaded)
@@ -102,12 +107,33 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         refused = _refused_names(path, (name for _, name in stubs))
         if refused:
             raise CheckpointError(_refusal(path, refused)) from error
+        if isinstance(error, NoNumbers):
+            raise CheckpointError(
+                f"{path}: refused, it holds {error}; of numpy only numbers and arrays of numbers are read"
+            ) from error
         raise CheckpointError(
             f"{path}: cannot be read as a torch checkpoint, truncated or something else? ({_reason(error)})"
         ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a dict of weights")
     return checkpoint
+
+
+@contextlib.contextmanager
+def _called_instead(stubs: Sequence[tuple[Callable[..., Any], str]]) -> Iterator[None]:
+    """Lets ``torch.load`` call these functions where a pickle asks for the names that they stand for."""
+    allowed = _allowed_by_torch()  # where torch looks first; it has ``_codecs.encode``
+    replaced = {name: allowed[name] for _, name in stubs if name in allowed}
+    allowed.update((name, stub) for stub, name in stubs if name in replaced)
+    try:
+        with torch.serialization.safe_globals([*stubs]):
+            yield
+    finally:
+        allowed.update(replaced)
+
+
+def _allowed_by_torch() -> dict[str, Any]:
+    return torch._weights_only_unpickler._get_allowed_globals()
 
 
 def _refusal(path: Path, names: Sequence[str]) -> str:
@@ -180,7 +206,11 @@ class _Plain:
         if isinstance(value, Tensor):
             self._look_at(value)
             return value
-        if not isinstance(value, dict) and type(value) not in (list, tuple):
+        if isinstance(value, StandIn):
+            return value.plain()
+        if is_stand_in(value):
+            raise NoNumbers("a class or function of numpy")
+        if not isinstance(value, dict) and type(value) not in (list, tuple, set):
             return value
         if id(value) in self.done:  # else a few bytes of references to references grow without bound
             return self.done[id(value)]
@@ -189,7 +219,7 @@ class _Plain:
         self.open.add(id(value))
         made: Any
         if isinstance(value, dict):
-            made = {key: self.copy(item) for key, item in dict.items(value)}
+            made = {self.copy(key): self.copy(item) for key, item in dict.items(value)}
         else:
             made = type(value)(self.copy(item) for item in value)
         self.done[id(value)] = made
@@ -209,7 +239,7 @@ class _Plain:
 
 def _refused_names(path: Path, allowed: Iterable[str]) -> list[str]:
     """Names that a file asks for and that are not known to be harmless."""
-    known = set(allowed) | set(torch._weights_only_unpickler._get_allowed_globals())
+    known = set(allowed) | set(_allowed_by_torch())
     try:
         data = _pickled_part(path)
     except Exception:  # a damaged file is not asked what it wanted
@@ -254,7 +284,7 @@ def _names_of_one(stream: io.BytesIO, names: dict[str, None]) -> None:
             strings += [last] if last is not None and "GLOBAL" not in opcode.name else []
 
 
-def listing(names: Sequence[Any]) -> str:
+def listing(names: Sequence[Any], shown: int = SHOWN, between: str = ", ") -> str:
     """The first few names, and how many more there are."""
-    shown = ", ".join(str(name) for name in names[:SHOWN])
-    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown
+    first = between.join(str(name) for name in names[:shown])
+    return f"{first} and {len(names) - shown} more" if len(names) > shown else first
