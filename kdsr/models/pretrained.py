@@ -73,6 +73,37 @@ def load_pretrained(net: nn.Module, key: str, opt: dict[str, Any]) -> None:
     )
 
 
+def load_network(
+    model: Any, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
+) -> None:
+    """``BaseModel.load_network`` for BasicSR's own models: by the reader that has looked at the file before the run.
+
+    Args:
+        model: The model.
+        net: Its network; ``net_g_ema`` gets ``params_ema`` where the file has it, else what ``net_g`` gets.
+        load_path: The file.
+        strict: For a file that is no ``path.pretrain_network_<key>``, whose options count instead.
+        param_key: Likewise. It is ``params`` where a run goes on from a file that it wrote itself.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable or does not fit.
+    """
+    path, bare = model.opt["path"], model.get_bare_model(net)
+    named = (
+        name for name, file in path.items() if name.startswith("pretrain_network_") and file == load_path
+    )
+    key = next(named, "").removeprefix("pretrain_network_")
+    if not key:
+        load_weights(bare, load_path, param_key=param_key, strict=strict, option="path")
+        return
+    changed = {}
+    if path.get("resume_state") and Path(load_path).parent == Path(path["models"]):
+        changed = {f"param_key_{key}": "params"}
+    if net is getattr(model, "net_g_ema", None) and "params_ema" in read_checkpoint(load_path):
+        changed = {f"param_key_{key}": "params_ema"}
+    load_pretrained(bare, key, {**model.opt, "path": path | changed})
+
+
 def warm_start(net: nn.Module, opt: dict[str, Any], teacher: nn.Module | None) -> str | None:
     """Starts a student from ``path.init_from``: the ``teacher``'s matching blocks, or another student's file.
 

@@ -14,7 +14,9 @@ import basicsr.data.paired_image_dataset as paired_image_dataset
 import basicsr.data.single_image_dataset as single_image_dataset
 import basicsr.test
 import basicsr.train
+from basicsr.models.base_model import BaseModel
 
+from kdsr.models.pretrained import load_network
 from kdsr.pipeline.session import Session
 from kdsr.runtime.files import begin_anew
 
@@ -96,12 +98,23 @@ DATA_SEAM: dict[Any, dict[str, tuple[Callable[..., Any], str]]] = {
     single_image_dataset: {},
 }
 
+# the same for what BasicSR's own models have of their base class
+MODEL_SEAM: dict[Any, dict[str, tuple[Callable[..., Any], str]]] = {
+    BaseModel: {
+        "load_network": (
+            load_network,
+            "reads no .safetensors, no weights of torch.compile or AveragedModel and no numpy numbers, and ends in a "
+            "traceback or a list of all names of tensors",
+        ),
+    },
+}
+
 
 @contextmanager
 def _replaced(module: Any, table: _Table, session: Session) -> Iterator[None]:
     tables = {module: {name: make(session) for name, (make, _) in table.items()}}
-    for data_module, names in DATA_SEAM.items():
-        tables[data_module] = {name: replacement for name, (replacement, _) in names.items()}
+    for changed, names in (*DATA_SEAM.items(), *MODEL_SEAM.items()):
+        tables[changed] = {name: replacement for name, (replacement, _) in names.items()}
     with ExitStack() as stack:
         for changed, replacements in tables.items():
             for name, replacement in replacements.items():
