@@ -30,7 +30,7 @@ __all__ = [
 
 _SHOWN = 3  # tensors that a message about a file that does not fit lists
 _DEEPEST = 32  # wrappers around one another
-_COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.")
+_COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.(?=.)")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _view(shape: Any, dtype: Any, content: Any, order: Any) -> np.ndarray:
     """An array on the bytes themselves: a copy of each array would let a small file fill the memory."""
     if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
         raise ValueError("a value of numpy in it is incomplete")
-    if len(shape) > 64 or any(type(side) is not int or side < 0 for side in shape):
+    if not isinstance(shape, tuple) or any(type(side) is not int or side < 0 for side in shape):
         raise ValueError("an array of numpy in it states an impossible shape")
     if math.prod(shape) * dtype.dtype.itemsize != len(content):
         raise ValueError("an array of numpy in it states a size that it has not")
