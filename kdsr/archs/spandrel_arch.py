@@ -187,11 +187,7 @@ def _load(path: str) -> tuple[Any, Facts]:
     weights = spandrel.canonicalize_state_dict(unwrapped_weights(weights))  # which may uncover its netG.
     architecture = spandrel_architecture(weights)
     if architecture is None:
-        if kind := known_type(weights):
-            raise CheckpointError(
-                f"{path}: spandrel does not know {kind}; use `type: {kind}` with its sizes, and name this file in "
-                "path.pretrain_network_t (teacher) or path.pretrain_network_g (student)"
-            )
+        _refuse_known_type(path, weights)
         known = {entry.architecture.name for entry in spandrel.MAIN_REGISTRY}
         raise CheckpointError(
             f"{path}: is of no architecture that spandrel {spandrel.__version__} knows. It holds {len(weights)} "
@@ -204,6 +200,7 @@ def _load(path: str) -> tuple[Any, Facts]:
     except KdsrError:
         raise
     except Exception as error:  # whatever an architecture makes of weights that it does not expect
+        _refuse_known_type(path, weights)
         # torch names the tensors in the second line, all of those that are missing
         said = " ".join(line.strip() for line in str(error).splitlines()[:2])
         said = _NAMES.sub(lambda names: listing(names[0].split(", "), _SHOWN), said)
@@ -218,6 +215,15 @@ def _load(path: str) -> tuple[Any, Facts]:
     if own.keys() != names:  # spandrel has renamed them
         facts = facts._replace(returns=_returns(own, facts))
     return descriptor, facts
+
+
+def _refuse_known_type(path: str, weights: Mapping[str, Any]) -> None:
+    """Raises a CheckpointError for weights of a network that BasicSR or this package has."""
+    if kind := known_type(weights.keys()):
+        raise CheckpointError(
+            f"{path}: spandrel does not know {kind}; use `type: {kind}` with its sizes, and name this file in "
+            "path.pretrain_network_t (teacher) or path.pretrain_network_g (student)"
+        )
 
 
 def _said_of(descriptor: Any) -> Facts:

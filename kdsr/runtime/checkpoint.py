@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.files import write_whole
-from kdsr.runtime.recognition import architecture_name, known_type
+from kdsr.runtime.recognition import architecture_name
 from kdsr.runtime.safetensors_files import FlatWeights, is_safetensors, read_safetensors, save_safetensors
 from kdsr.runtime.torch_files import listing, read_torch_file
 
@@ -233,10 +233,10 @@ def mismatch(
     differing = _differences(weights, wanted, strict, tuple(required))
     if not differing and (common or not wanted):
         return None
-    alike = 2 * len(common) >= min(len(weights), len(wanted))
-    kind = known_type(weights) if alike else architecture_name(weights)
-    seems = f"it looks like {kind}; " if kind and kind != network else ""
-    if alike:
+    kind = architecture_name(weights)
+    other = kind is not None and kind not in (network, architecture_name(wanted))
+    seems = f"it looks like {kind}; " if other else ""
+    if 2 * len(common) >= min(len(weights), len(wanted)):
         equal = sum(weights[name].shape == wanted[name].shape for name in common)
         return (
             f"does not fit {network}: {seems or 'another size or scale? '}{equal} of the network's {len(wanted)} "
