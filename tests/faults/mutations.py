@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -227,6 +228,27 @@ def _odd_tensor(value: torch.Tensor, rng: random.Random) -> Any:
     return torch.empty(3, 3)
 
 
+def _of_numpy(value: Any, rng: random.Random) -> Any:
+    """What programs keep in numpy, and what nobody should."""
+    number = value if isinstance(value, int | float) and abs(value) < 2**31 else 1
+    return rng.choice(
+        [np.float64(number), np.int64(number), np.float16(number % 7), np.bool_(number), np.array(number), np.zeros((0, 2)),
+         np.full(3, math.nan), np.random.get_state(), np.array([None, _Code()]), np.array(["a"]), np.dtype("f4"),
+         np.zeros(1, "f4,i4"), value.numpy() if isinstance(value, torch.Tensor) else np.void(b"a")]
+    )  # fmt: skip
+
+
+def _wrapped(names: dict[Any, Any], rng: random.Random) -> None:
+    """Puts the names of wrappers before some or all names of a dict."""
+    chain = "".join(rng.choice(["module.", "_orig_mod."]) for _ in range(rng.choice([1, 2, 5])))
+    kept = rng.choice([0, 0, 0.2])
+    renamed = {key if rng.random() < kept else f"{chain}{key}": names[key] for key in names}
+    if rng.random() < 0.3:
+        renamed["n_averaged"] = torch.tensor(3)
+    names.clear()
+    names.update(renamed)
+
+
 def mutate_checkpoint(content: bytes, rng: random.Random) -> bytes:
     """A damaged, wrong or hostile file in place of a checkpoint or a state."""
     kind = rng.randrange(8)
@@ -252,7 +274,7 @@ def mutate_checkpoint(content: bytes, rng: random.Random) -> bytes:
         if rng.random() < 0.2:
             place = place[: rng.randrange(1, len(place) + 1)]  # nearer to the root, where the format lies
             above, value = at(tree, place[:-1]), at(tree, place)
-        change = rng.randrange(6)
+        change = rng.randrange(8)
         if isinstance(value, torch.Tensor) and change < 4:
             above[place[-1]] = _odd_tensor(value, rng)
         elif change == 0:
@@ -265,6 +287,10 @@ def mutate_checkpoint(content: bytes, rng: random.Random) -> bytes:
             above[place[-1]] = rng.choice([[value], {"params": value}, {0: value}])
         elif change == 4:
             above[place[-1]] = copy.deepcopy(at(tree, rng.choice(found[:20])))
+        elif change == 5:
+            above[place[-1]] = _of_numpy(value, rng)
+        elif change == 6 and isinstance(above, dict):
+            _wrapped(above, rng)
         else:
             above[place[-1]] = _Code() if rng.random() < 0.5 else [torch.zeros(2), {"a": [value]}]
     file = io.BytesIO()

@@ -15,6 +15,8 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from basicsr.utils import tensor2img
+from safetensors.torch import save_file
+from torch.optim.swa_utils import AveragedModel
 
 from kdsr import test as test_entry
 from kdsr import train as train_entry
@@ -240,6 +242,64 @@ def test_a_stock_run_resumes(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("experiments/stock/training_states/3.state").is_file()
     logs = sorted(Path("experiments/stock").glob("train_*.log"), key=lambda log: log.stat().st_mtime_ns)
     assert re.findall(r"iter: +(\d+), lr", logs[-1].read_text())[-2:] == ["2", "3"]
+
+
+@pytest.mark.parametrize("kind", ["compiled", "averaged", "safetensors", "state_dict", "bare"])
+def test_stock_models_read_what_the_check_has_read(kind: str) -> None:
+    """Weights that BasicSR's own reader refuses, or takes for others, in a training and in a test."""
+    options = load(write(stock_training("SRModel", EDSR, MULTI_STEP)))
+    net = build_network(options["network_g"])
+    state, beside, key = net.state_dict(), {"psnr": np.float64(31.5), "seeds": np.arange(3)}, "params"
+    if kind == "safetensors":
+        save_file(state, "weights.safetensors")
+    elif kind == "bare":
+        torch.save(state, "weights.pth")
+        key = "~"
+    elif kind == "state_dict":
+        torch.save(
+            {"state_dict": {f"module.{name}": value for name, value in state.items()}, **beside},
+            "weights.pth",
+        )
+        key = "auto"
+    else:
+        wrapped = torch.compile(net) if kind == "compiled" else AveragedModel(torch.compile(net))
+        torch.save({"params": wrapped.state_dict(), **beside}, "weights.pth")
+    file = "weights.safetensors" if kind == "safetensors" else "weights.pth"
+    text = stock_training("SRModel", EDSR, MULTI_STEP).replace(
+        "pretrain_network_g: ~", f"pretrain_network_g: {file}"
+    )
+    text = text.replace("param_key_g: params", f"param_key_g: {key}").replace("lr: !!float 1e-4", "lr: 0")
+    assert train_entry.main(["-opt", write(text)]) == 0
+    trained = torch.load("experiments/stock/models/net_g_latest.pth", weights_only=True)
+    for weights in (trained["params"], trained["params_ema"]):
+        torch.testing.assert_close(dict(weights), dict(state))
+    text = stock_test("SRModel", EDSR, TEST_DATA_WITHOUT_GT) + "\nval:\n  save_img: false\n  suffix: ~\n"
+    text = text.replace("weights.pth", file).replace("param_key_g: params_ema", f"param_key_g: {key}")
+    assert test_entry.main(["-opt", write(text)]) == 0
+
+
+@pytest.mark.parametrize("key", ["auto", "params_ema", "~"])
+def test_a_stock_run_resumes_from_its_own_weights_whatever_the_key_of_its_first(key: str) -> None:
+    options = load(write(stock_training("SRModel", EDSR, MULTI_STEP)))
+    state = build_network(options["network_g"]).state_dict()
+    torch.save(state if key == "~" else {"params_ema": state}, "weights.pth")
+    text = stock_training("SRModel", EDSR, MULTI_STEP).replace(
+        "pretrain_network_g: ~", "pretrain_network_g: weights.pth"
+    )
+    text = text.replace("param_key_g: params", f"param_key_g: {key}").replace(
+        "!!float 5e3\n  use_tb", "1\n  use_tb"
+    )
+    assert train_entry.main(["-opt", write(text.replace("total_iter: 2", "total_iter: 1"))]) == 0
+    file = "experiments/stock/models/net_g_1.pth"
+    first = torch.load(file, weights_only=True)
+    first["params_ema"]["conv_first.weight"] += 5  # now they cannot be taken for each other
+    torch.save(first, file)
+    assert train_entry.main(["-opt", write(text), "--auto_resume"]) == 0
+    second = torch.load(file.replace("net_g_1", "net_g_2"), weights_only=True)
+    for name, weights in first.items():
+        torch.testing.assert_close(
+            second[name]["conv_first.weight"], weights["conv_first.weight"], rtol=0, atol=0.1
+        )
 
 
 def test_every_loss_of_stock_files_is_known() -> None:
