@@ -232,9 +232,9 @@ def _of_numpy(value: Any, rng: random.Random) -> Any:
     """What programs keep in numpy, and what nobody should."""
     number = value if isinstance(value, int | float) and abs(value) < 2**31 else 1
     return rng.choice(
-        [np.float64(number), np.int64(number), np.float16(number % 7), np.bool_(number), np.array(number), np.zeros((0, 2)),
-         np.full(3, math.nan), np.random.get_state(), np.array([None, _Code()]), np.array(["a"]), np.dtype("f4"),
-         np.zeros(1, "f4,i4"), value.numpy() if isinstance(value, torch.Tensor) else np.void(b"a")]
+        [np.float64(number), np.int64(number), np.float16(number % 7), np.bool_(number), np.array(number),
+         np.zeros((0, 2)), np.full(3, math.nan), np.random.get_state(), np.array([None, _Code()]), np.array(["a"]),
+         np.dtype("f4"), np.zeros(1, "f4,i4"), np.ones(getattr(value, "shape", 2), np.float32)]
     )  # fmt: skip
 
 
