@@ -383,6 +383,24 @@ def test_another_network_or_teacher_is_refused(
     assert "path.pretrain_network_t: the weights have changed" in log()
 
 
+def test_a_state_of_another_network_is_not_a_list_of_names(
+    run_options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that the optimizer does not tell: as many parameters, of which it keeps nothing."""
+    run_options["logger"]["save_checkpoint_freq"] = 1
+    run_options["train"]["optim_g"] = {"type": "SGD", "lr": 1e-4}
+    assert run(run_options) == 0
+    run_options["network_g"] = {"type": "MSRResNet", "num_feat": 8, "num_block": 1, "upscale": 4}
+    capsys.readouterr()
+    assert run(run_options, "--auto_resume", "--force_resume") == 2
+    error = next(line for line in capsys.readouterr().err.splitlines() if "kdsr: error" in line)
+    assert (
+        "3.state: net_g does not fit MSRResNet: it looks like EDSR; 8 of the network's 14 tensors match"
+        in error
+    )
+    assert len(error) < 500
+
+
 def test_other_weights_of_the_teachers_file_are_another_teacher(
     dckd_options: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
