@@ -16,7 +16,7 @@ from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.files import write_whole
 from kdsr.runtime.recognition import architecture_name
 from kdsr.runtime.safetensors_files import FlatWeights, is_safetensors, read_safetensors, save_safetensors
-from kdsr.runtime.torch_files import listing, read_torch_file
+from kdsr.runtime.torch_files import SHOWN, listing, read_torch_file
 
 __all__ = [
     "load_weights",
@@ -28,7 +28,7 @@ __all__ = [
     "unwrapped_weights",
 ]
 
-_SHOWN = 3  # tensors that a message about a file that does not fit lists
+_FEW = 3  # names that the message about a file of another architecture lists
 _DEEPEST = 32  # wrappers around one another
 _COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.(?=.)")
 
@@ -240,12 +240,13 @@ def mismatch(
         equal = sum(weights[name].shape == wanted[name].shape for name in common)
         return (
             f"does not fit {network}: {seems or 'another size or scale? '}{equal} of the network's {len(wanted)} "
-            f"tensors match ({len(weights)} are in the file): {listing(differing, _SHOWN, '; ')}"
+            f"tensors match ({len(weights)} are in the file): {listing(differing, _FEW if other else SHOWN, '; ')}"
         )
+    shared = f"{len(common)} names" if len(common) > 1 else f"{len(common) or 'no'} name"
     return (
-        f"does not fit {network}: {seems or 'another architecture? '}{len(common)} of the network's {len(wanted)} "
-        f"names are in the file, which has {listing(list(weights), _SHOWN)}; the network has "
-        f"{listing(list(wanted), _SHOWN)}"
+        f"does not fit {network}: {seems or 'another architecture? '}{shared} in common of the network's {len(wanted)} "
+        f"and the file's {len(weights)}; the file has {listing(list(weights), _FEW)}, the network "
+        f"{listing(list(wanted), _FEW)}"
     )
 
 

@@ -287,4 +287,4 @@ def _names_of_one(stream: io.BytesIO, names: dict[str, None]) -> None:
 def listing(names: Sequence[Any], shown: int = SHOWN, between: str = ", ") -> str:
     """The first few names, and how many more there are."""
     first = between.join(str(name) for name in names[:shown])
-    return f"{first} and {len(names) - shown} more" if len(names) > shown else first
+    return f"{first}{between.rstrip(', ')} and {len(names) - shown} more" if len(names) > shown else first

@@ -119,7 +119,7 @@ def test_the_file_and_the_option_are_named(tmp_path: Path, networks: dict[str, n
             )
         assert str(caught.value).startswith(
             f"path.pretrain_network_t: {tmp_path / 'x.pth'} does not fit RLFN: it looks like Restormer; "
-            "0 of the network's "
+            "no name in common of the network's "
         )
 
 
@@ -129,7 +129,7 @@ def test_the_same_architecture_of_another_size_is_not_called_another(tmp_path: P
     net, other = built("EDSR", options), built("EDSR", options | {"num_block": blocks, "num_feat": 4})
     said = mismatch(other.state_dict(), net)
     assert said is not None and "another size or scale? 1 of the network's 12 tensors match" in said
-    assert "looks like" not in said and len(said) < 400
+    assert "looks like" not in said and len(said) < 600
 
 
 @pytest.mark.parametrize(

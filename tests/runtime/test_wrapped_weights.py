@@ -177,7 +177,5 @@ def test_nothing_else_is_taken_off(tmp_path: Path) -> None:
         torch.save(
             {f"{prefix}{name}": value for name, value in built(Plain, 1).state_dict().items()}, tmp_path / "x"
         )
-        with pytest.raises(
-            CheckpointError, match=f"0 of the network's 9 names are in the file, which has {prefix}"
-        ):
+        with pytest.raises(CheckpointError, match=f"no name in common .*; the file has {prefix}"):
             load_weights(Plain(), tmp_path / "x", param_key=None)
