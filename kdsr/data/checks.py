@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from kdsr.data.image_files import sizes_match
-from kdsr.data.image_roots import Images, Size, listed_names, open_root, quote, spread
+from kdsr.data.image_info import ImageInfo, UnfitImage
+from kdsr.data.image_losses import describe_left_out, describe_losses
+from kdsr.data.image_roots import Images, listed_names, open_root, quote, result_name, same_names, spread
 from kdsr.data.pair_names import why_missing
+
+Size = tuple[int, int]
 
 
 @dataclass
@@ -20,6 +22,7 @@ class _Report:
 
     problems: list[str]
     warnings: list[str]
+    training: bool
     skips: bool
 
 
@@ -50,9 +53,18 @@ def _pairs(opt: Mapping[str, Any], gt: Images, lq: Images, problems: list[str]) 
         partners = {name: f"{template.format(stem)}{ending}" for name, (stem, ending) in parts.items()}
     gt_names, lq_names = set(gt.names), set(lq.names)
     if listed is not None:
+        gt_names |= _files_below(gt, listed)
         absent = [name for name in partners if name not in gt_names]
         if absent:
             problems.append(f"meta_info_file: {gt.root} has no {quote(absent)}")
+    paired: dict[str, str] = {}
+    for name, partner in partners.items():
+        if paired.setdefault(partner, name) != name:
+            problems.append(
+                f"dataroot_lq: {partner} would be the counterpart of both {paired[partner]} and {name}: "
+                "LQ images are found by the GT image's file name alone"
+            )
+            break
     widowed = [partner for name, partner in partners.items() if name in gt_names and partner not in lq_names]
     if widowed:
         hint = why_missing(
@@ -67,28 +79,75 @@ def _pairs(opt: Mapping[str, Any], gt: Images, lq: Images, problems: list[str]) 
     return [(name, partner) for name, partner in partners.items() if name in gt_names and partner in lq_names]
 
 
+def _files_below(images: Images, listed: Sequence[str]) -> set[str]:
+    """Those of the listed names that lie in folders below the root."""
+    return {name for name in listed if os.sep in name and os.path.isfile(os.path.join(images.root, name))}
+
+
 def _sizes(images: Images, key: str, names: Sequence[str], report: _Report) -> list[Size | None]:
-    unreadable, sizes = [], []
+    """The sizes of images; reports those that cannot be read, and what is lost of the others."""
+    unreadable: dict[str, list[str]] = {}  # by the reason, which is not known of damaged ones
+    looks: list[tuple[str, ImageInfo]] = []
+    sizes: list[Size | None] = []
     for name in names:
+        info, reason = None, None
         try:
-            sizes.append(None if name in images.absent else images.size(name))
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-        ):  # Pillow's for a broken header
-            unreadable.append(images.shown(name))
-            sizes.append(None)
-    unreadable += [images.shown(name) for name in names if name in images.absent]
-    if unreadable and report.skips and len(unreadable) < len(names):
-        report.warnings.append(
-            f"{key}: cannot read image {quote(unreadable)}; on_bad_image: skip replaces them in training"
-        )
-    elif unreadable:
-        why = ", which its meta_info.txt names" if images.absent else ""
-        report.problems.append(f"{key}: cannot read image {quote(unreadable)}{why}")
+            if name in images.absent:
+                reason = ", which its meta_info.txt names"
+            else:
+                info = images.info(name)
+        except OSError as error:
+            reason = f": {error}" if isinstance(error, UnfitImage) else ""
+        if reason is not None:
+            unreadable.setdefault(reason, []).append(images.shown(name))
+        if info is not None:
+            looks.append((name, info))
+        sizes.append((info.height, info.width) if info else None)
+    replaced = report.skips and sum(map(len, unreadable.values())) < len(names)
+    for reason, shown in sorted(unreadable.items()):
+        problem = f"{key}: cannot read image {quote(shown)}"
+        if replaced:
+            why = reason if reason.startswith(":") else ""
+            report.warnings.append(f"{problem}{why}; on_bad_image: skip replaces them in training")
+        else:
+            report.problems.append(problem + reason)
+    report.warnings += [
+        f"{key}: {loss}" for loss in describe_losses(looks, len(images.names), not report.training)
+    ]
     return sizes
+
+
+def _check_left_out(images: Images, key: str, recursive: bool, report: _Report) -> None:
+    left_out = describe_left_out(images.root, images.left_out, recursive)
+    if left_out:
+        report.warnings.append(f"{key}: {left_out}")
+
+
+def _check_names(images: Images, key: str, names: Sequence[str], report: _Report) -> None:
+    """Refuses images whose results could not be told apart, or not be written down."""
+    if report.training:
+        return
+    root = images.root if images.root.endswith(".lmdb") else None
+    shown = [images.shown(name) for name in names]
+    paths = names if root else shown
+    problem = same_names(
+        (result_name(path, images.root), text) for path, text in zip(paths, shown, strict=True)
+    )
+    if problem:
+        report.problems.append(f"{key}: {problem}")
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        strange = [repr(name) for name in names if not _is_text(name)]
+        report.problems.append(f"{key}: {quote(strange)}: rename it, the name of a result must be UTF-8 text")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_patch(
@@ -126,7 +185,12 @@ def _check_pairs(opt: Mapping[str, Any], scale: int, training: bool, report: _Re
         problems.append(f"gt_size: {patch} is not a multiple of the scale {scale}")
     if gt is None or lq is None:
         return
-    pairs = spread(_pairs(opt, gt, lq, problems))
+    all_pairs = _pairs(opt, gt, lq, problems)
+    _check_names(lq, "dataroot_lq", [partner for _, partner in all_pairs], report)
+    if listed_names(opt, []) is None:
+        _check_left_out(gt, "dataroot_gt", False, report)
+        _check_left_out(lq, "dataroot_lq", False, report)
+    pairs = spread(all_pairs)
     gt_sizes = _sizes(gt, "dataroot_gt", [pair[0] for pair in pairs], report)
     lq_sizes = _sizes(lq, "dataroot_lq", [pair[1] for pair in pairs], report)
     wrong = [
@@ -155,11 +219,14 @@ def _check_single(
     names = images.names
     listed = None if recursive else listed_names(opt, problems)
     if listed is not None:
-        there = set(names)
+        there = set(names) | _files_below(images, listed)
         absent = [name for name in listed if name not in there]
         if absent:
             problems.append(f"meta_info_file: {images.root} has no {quote(absent)}")
         names = [name for name in listed if name in there]
+    else:
+        _check_left_out(images, key, recursive, report)
+    _check_names(images, key, names, report)
     names = spread(names)
     sizes = _sizes(images, key, names, report)
     if training:
@@ -198,7 +265,8 @@ def check_dataset(
         scale: Upscaling factor of the run.
         phase: ``train``, ``val`` or ``test``; ``opt['phase']`` unless given.
         warnings: Gets what does not stop the run: unreadable training images that ``on_bad_image: skip`` replaces,
-            as long as there is a readable one.
+            as long as there is a readable one; what is lost when images are read; what lies in a folder and is not
+            read.
 
     Returns:
         Problems, each beginning with the option's key (``dataroot_gt: there is no folder …``); none if all is
@@ -207,7 +275,7 @@ def check_dataset(
     problems: list[str] = []
     training = (phase or opt.get("phase")) == "train"
     skips = training and opt.get("on_bad_image") == "skip"
-    report = _Report(problems, [] if warnings is None else warnings, skips)
+    report = _Report(problems, [] if warnings is None else warnings, training, skips)
     kind = opt.get("type")
     if kind == "PairedImageDataset":
         _check_pairs(opt, scale, training, report)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import errno
-import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import cv2
 import numpy as np
+from basicsr.utils import imfrombytes as _basicsr_imfrombytes
 from numpy.typing import NDArray
-from PIL import Image
 
+from kdsr.data.image_info import UnfitImage, probe
 from kdsr.runtime.errors import DataError
 
-EXTENSIONS = frozenset(
-    (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm")
-)
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSED = range(5, 9)  # the orientations that swap height and width
+EXTENSIONS = frozenset((
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm",
+    ".pbm", ".gif", ".jp2", ".avif",
+))  # fmt: skip
 # What the system says of one file; anything else (too many open files, a lost server) is no property of an image.
 _OF_ONE_FILE = (
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG,
@@ -69,25 +70,112 @@ def decode(content: bytes | None, flags: int, name: str) -> NDArray[Any]:
     return image
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """Lists the images of a folder and the folders in it, hidden ones aside, ordered by path.
+def decode_color(content: bytes | None, name: str) -> NDArray[np.float32]:
+    """Decodes an image file's bytes to colour with all the bits that they have.
+
+    Returns:
+        (H, W, 3), BGR in [0, 1], upright (EXIF orientation applied); grey as three equal channels. Of an image with
+        8 bits these are the values of BasicSR's ``imfrombytes``.
 
     Raises:
-        DataError: There is no such folder, or no image in it.
+        UnreadableImage: It cannot be decoded, or its values are signed or floating-point numbers.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    image = decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
+    if image.dtype == np.uint8 and bytes(content[:1]) != b"P":  # type: ignore[index]  # all but PPM and its kin
+        return image.astype(np.float32) / 255.0
+    try:
+        if image.dtype not in (np.uint8, np.uint16):
+            raise UnfitImage(f"values of type {image.dtype} are not supported; convert it to 8 or 16 bits")
+        white = probe(bytes(content)).white  # type: ignore[arg-type]
+    except OSError as error:
+        raise UnreadableImage(f"Cannot read image {name}: {error}", name) from error
+    return image.astype(np.float32) / np.float32(white)
+
+
+def imfrombytes(content: bytes, flag: str = "color", float32: bool = False) -> NDArray[Any]:
+    """BasicSR's function of this name, which does not reduce more than 8 bits to 8.
+
+    Raises:
+        ValueError: The image cannot be read; the caller knows its name.
+    """
+    if flag != "color" or not float32:
+        return _basicsr_imfrombytes(content, flag, float32)
+    try:
+        return decode_color(content, "")
+    except DataError as error:
+        raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in the folder of a data set, as paths below it; hidden entries (``.name``) aside.
+
+    Attributes:
+        images: What the data set reads.
+        left_out: Everything else.
+    """
+
+    images: list[str]
+    left_out: list[str]
+
+
+def list_folder(folder: str | Path, recursive: bool = True) -> Listing:
+    """Lists a folder; links to files and folders count as what they lead to.
+
+    Args:
+        folder: Its path.
+        recursive: Takes the files with an image's ending, in the folders below it too. Otherwise takes all files of
+            this folder, as BasicSR's data sets do.
+
+    Raises:
+        DataError: There is no such folder, or one cannot be listed.
+    """
+    if not os.path.isdir(folder):
         raise DataError(f"There is no folder {folder}")
-    images = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
+    images: list[str] = []
+    left_out: list[str] = []
+    try:
+        for name, is_file in _walk(str(folder), "", recursive, ()):
+            is_image = is_file and (not recursive or os.path.splitext(name)[1].lower() in EXTENSIONS)
+            (images if is_image else left_out).append(name)
+    except OSError as error:
+        raise DataError(f"Cannot list folder {error.filename}: {error.strerror}") from error
+    return Listing(sorted(images, key=_parts), sorted(left_out, key=_parts))
+
+
+def _parts(path: str) -> list[str]:
+    return path.split(os.sep)
+
+
+def _walk(folder: str, below: str, recursive: bool, above: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
+    """The entries of a folder, each with whether it is a file; of folders what is in them, if ``recursive``.
+
+    ``below``: how the names begin; ``above``: the real paths of the folders that this one lies in.
+    """
+    real = os.path.realpath(folder)
+    if any(os.path.commonpath((real, outer)) == real for outer in above):
+        return  # a link back to a folder that is being listed
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            look = os.path if entry.is_symlink() else None  # entry.is_dir() fails for a link to itself
+            if recursive and (look.isdir(entry.path) if look else entry.is_dir()):
+                yield from _walk(entry.path, f"{below}{entry.name}/", recursive, (*above, real))
+            else:
+                yield below + entry.name, look.isfile(entry.path) if look else entry.is_file()
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The images of :func:`list_folder`.
+
+    Raises:
+        DataError: There is no such folder, one cannot be listed, or there is no image.
+    """
+    images = list_folder(folder).images
     if not images:
         raise DataError(f"There is no image in {folder}")
-    return sorted(images)
+    return [Path(folder, image) for image in images]
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -100,61 +188,31 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         content = path.read_bytes()
     except OSError as error:
         raise cannot_read(str(path), error) from error
-    image = decode(content, cv2.IMREAD_UNCHANGED, str(path))
-    if image.dtype != np.uint8:
-        raise DataError(f"{path} has {8 * image.dtype.itemsize} bits per channel; convert it to 8 bits")
-    if image.ndim == 3 and image.shape[2] == 4:
-        if image[..., 3].min() < 255:
-            raise DataError(f"{path} is partly transparent; flatten it first")
-        image = image[..., :3]
+    image = decode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, str(path))
     try:
-        with Image.open(io.BytesIO(content)) as header:
-            orientation = _orientation(header)
-    except (OSError, Image.DecompressionBombError):
-        orientation = (
-            1  # OpenCV could decode it: a format that Pillow does not know, or a size it does not like
-        )
-    return np.ascontiguousarray(_upright(image, orientation), np.uint8)
-
-
-def _orientation(header: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied."""
-    if header.format == "TIFF":
-        return 1  # OpenCV turns the pixels whatever the flags, Pillow states the size of the turned image
-    # Pillow decodes a whole PNG to look for EXIF at its end, where no camera writes any.
-    has_exif = header.format != "PNG" or "exif" in header.info
-    return int(header.getexif().get(_EXIF_ORIENTATION, 1)) if has_exif else 1
-
-
-def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Undoes an EXIF orientation, which cv2.IMREAD_UNCHANGED leaves alone."""
-    if orientation in _TRANSPOSED:
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return image
+        info = probe(content)
+    except OSError as error:
+        raise DataError(f"Cannot read image {path}: {error}") from error
+    if image.dtype != np.uint8 or info.white != 255:
+        raise DataError(f"{path} has {info.bits} bits per channel; convert it to 8 bits")
+    if "alpha" in info.losses:
+        whole = decode(content, cv2.IMREAD_UNCHANGED, str(path))
+        if whole.ndim == 3 and whole.shape[2] == 4 and whole[..., 3].min() < 255:
+            raise DataError(f"{path} is partly transparent; flatten it first")
+    return np.ascontiguousarray(image)
 
 
 def image_size(image: str | Path | IO[bytes]) -> tuple[int, int]:
-    """Reads the size of an encoded image from its header, as OpenCV would decode it (EXIF orientation
-    applied).
+    """Height and width of an encoded image from its header, as OpenCV would decode it (EXIF orientation applied).
 
     Args:
         image: File name or open file.
 
-    Returns:
-        Height and width.
-
     Raises:
-        OSError: It cannot be read, or is no image (``PIL.UnidentifiedImageError`` is an OSError).
-        PIL.Image.DecompressionBombError: Its header states more pixels than Pillow takes for sound.
+        OSError: It cannot be read, is not an image, or cannot be decoded.
     """
-    with Image.open(image) as header:
-        width, height = header.size
-        turned = _orientation(header) in _TRANSPOSED
-    return (width, height) if turned else (height, width)
+    info = probe(image)
+    return info.height, info.width
 
 
 def sizes_match(gt: tuple[int, int], lq: tuple[int, int], scale: int, *, allow_remainder: bool) -> bool:

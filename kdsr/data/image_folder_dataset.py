@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 from basicsr.data.data_util import paths_from_lmdb
 from basicsr.data.transforms import augment
@@ -16,7 +15,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kdsr.data.image_files import cannot_read, decode, list_images
+from kdsr.data.image_files import cannot_read, decode_color, list_images
 from kdsr.data.lmdb_client import LmdbClient
 from kdsr.data.sub_images import mod_crop
 from kdsr.runtime.errors import DataError
@@ -65,7 +64,7 @@ class FolderImages(Dataset):
             content = self._client.get(self.paths[index], self.role)
         except OSError as error:
             raise cannot_read(self.shown(index), error) from error
-        return decode(content, cv2.IMREAD_COLOR, self.shown(index)).astype(np.float32) / 255.0
+        return decode_color(content, self.shown(index))
 
     def patch(self, index: int, size: int, because: str = "") -> np.ndarray:
         """A random square crop, flipped and rotated at random where ``use_hflip`` and ``use_rot`` do not say false.

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from basicsr.utils import scandir
-
-from kdsr.data.image_files import image_size, list_images
-from kdsr.data.lmdb_client import missing_keys
+from kdsr.data.image_files import list_folder
+from kdsr.data.image_info import ImageInfo, UnfitImage, probe
+from kdsr.data.lmdb_client import first_bytes
 from kdsr.runtime.errors import DataError
 
 MOST_FILES = 2000  # of a larger set as many are looked at, evenly spaced
-_SHAPE = re.compile(r"\((\d+),\s*(\d+),\s*\d+\)")
-
-Size = tuple[int, int]
+_SHAPE = re.compile(r"\((\d+),\s*(\d+),\s*(\d+)\)")
+_HEADER = 4096  # bytes of an LMDB's value that are looked at; the header of most images is shorter
 
 
 @dataclass
 class Images:
-    """The images of one ``dataroot_*``: where they are, and how to learn a size (None: not known).
+    """The images of one ``dataroot_*``.
 
-    ``absent`` are those that an LMDB's meta_info.txt names and the LMDB does not hold.
+    Attributes:
+        root: The folder or LMDB.
+        names: Paths below it, or keys.
+        info: Reads the header of an image; None where that cannot be told.
+        absent: Those that an LMDB's meta_info.txt names and the LMDB does not hold.
+        left_out: Entries of the folder that the data set does not read.
     """
 
     root: str
     names: list[str]
-    size: Callable[[str], Size | None]
+    info: Callable[[str], ImageInfo | None]
     absent: frozenset[str] = frozenset()
+    left_out: Sequence[str] = ()
 
     def shown(self, name: str) -> str:
         return f"{self.root}: {name}" if self.root.endswith(".lmdb") else os.path.join(self.root, name)
@@ -71,7 +75,7 @@ def _open_lmdb(key: str, root: str, problems: list[str]) -> Images | None:
     lines = _read_lines(Path(root, "meta_info.txt"), key, problems)
     if lines is None:
         return None
-    sizes: dict[str, Size | None] = {}
+    stated: dict[str, ImageInfo | None] = {}
     for number, line in enumerate(lines, 1):
         name, dot, _ = line.partition(".")  # BasicSR's key: all before the first dot
         if not dot:
@@ -81,16 +85,26 @@ def _open_lmdb(key: str, root: str, problems: list[str]) -> Images | None:
             )
             return None
         shape = _SHAPE.search(line)
-        sizes[name] = (int(shape[1]), int(shape[2])) if shape else None
-    if not sizes:
+        stated[name] = ImageInfo(int(shape[1]), int(shape[2]), int(shape[3]), 8, 255) if shape else None
+    if not stated:
         problems.append(f"{key}: the LMDB {root} is empty")
         return None
     try:
-        absent = missing_keys(root, spread(list(sizes)))
+        headers = first_bytes(root, spread(list(stated)), _HEADER)
     except DataError as error:
         problems += [f"{key}: {problem}" for problem in error.problems]
         return None
-    return Images(root, list(sizes), sizes.__getitem__, frozenset(absent))
+
+    def info(name: str) -> ImageInfo | None:
+        try:
+            return probe(headers.get(name) or b"")
+        except UnfitImage:
+            raise
+        except OSError:  # cut off, or damaged: then decoding will show it
+            return stated[name]
+
+    missing = frozenset(name for name, header in headers.items() if header is None)
+    return Images(root, list(stated), info, missing)
 
 
 def _open_folder(key: str, root: str, problems: list[str], recursive: bool = False) -> Images | None:
@@ -101,15 +115,16 @@ def _open_folder(key: str, root: str, problems: list[str], recursive: bool = Fal
         problems.append(f"{key}: {root} is an LMDB; set io_backend.type: lmdb")
         return None
     try:
-        names = (
-            [str(path.relative_to(root)) for path in list_images(root)] if recursive else list(scandir(root))
-        )
-    except DataError:
-        names = []
-    if not names:
+        listing = list_folder(root, recursive)
+    except DataError as error:
+        problems += [f"{key}: {problem}" for problem in error.problems]
+        return None
+    if not listing.images:
         problems.append(f"{key}: there is no image in {root}")
         return None
-    return Images(root, sorted(names), lambda name: image_size(os.path.join(root, name)))
+    return Images(
+        root, listing.images, lambda name: probe(os.path.join(root, name)), left_out=listing.left_out
+    )
 
 
 def open_root(
@@ -141,3 +156,39 @@ def listed_names(opt: Mapping[str, Any], problems: list[str]) -> list[str] | Non
     if not names:
         problems.append(f"meta_info_file: {listing} names no image")
     return names
+
+
+def result_name(path: str, root: str | None) -> str:
+    """What the results of an image are called: its path below the data root, or its LMDB key, without the ending.
+
+    Args:
+        path: The file, or the key.
+        root: ``dataroot_*`` of its data set. Of a file elsewhere the name of the file counts, without its folder.
+    """
+    root = root and os.path.expanduser(root)
+    if root and root.endswith(".lmdb"):
+        below = path
+    else:
+        below = os.path.relpath(path, root) if root else os.pardir
+        if below.split(os.sep)[0] == os.pardir:
+            below = os.path.basename(path)
+    parts = [part for part in Path(below).parts if part not in (os.sep, os.pardir)]
+    return "/".join([*parts[:-1], Path(parts[-1]).stem])
+
+
+def same_names(named: Iterable[tuple[str, str]]) -> str | None:
+    """Finds images whose results would overwrite each other.
+
+    Args:
+        named: For each image what its results are called, and how messages name it.
+
+    Returns:
+        The problem; None if all names differ.
+    """
+    first: dict[str, str] = {}
+    for name, shown in named:
+        if name in first:
+            again = "twice" if first[name] == shown else f"and {shown}"
+            return f"{first[name]} {again}: results of both would be called {name}; rename or remove one"
+        first[name] = shown
+    return None

@@ -42,8 +42,8 @@ def _get(path: str, key: str) -> bytes | None:
         raise DataError(f"Cannot read the key {key!r} of the LMDB {path}: {error}") from error
 
 
-def missing_keys(path: str, keys: Iterable[str]) -> list[str]:
-    """Those of the keys that an LMDB does not have; their values are not read.
+def first_bytes(path: str, keys: Iterable[str], count: int) -> dict[str, bytes | None]:
+    """The beginning of the values of keys; None where an LMDB does not have the key.
 
     Raises:
         DataError: The LMDB cannot be opened or is damaged.
@@ -51,8 +51,15 @@ def missing_keys(path: str, keys: Iterable[str]) -> list[str]:
     path = os.path.realpath(path)
     was_open = path in _open and _open[path][0] == os.getpid()
     try:
-        with _environment(path).begin() as transaction, transaction.cursor() as cursor:
-            return [key for key in keys if not cursor.set_key(key.encode())]
+        with (
+            _environment(path).begin(
+                buffers=True
+            ) as transaction,  # a buffer reads only the pages that are asked for
+            transaction.cursor() as cursor,
+        ):
+            return {
+                key: bytes(cursor.value()[:count]) if cursor.set_key(key.encode()) else None for key in keys
+            }
     except lmdb.Error as error:
         raise DataError(f"Cannot read the LMDB {path}: {error}") from error
     finally:

@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import cv2
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset
 
-from kdsr.data.image_files import UnreadableImage, cannot_read, decode, image_size, sizes_match
+from kdsr.data.image_files import UnreadableImage, cannot_read, decode_color, image_size, sizes_match
 from kdsr.data.lmdb_client import LmdbClient
 from kdsr.runtime.errors import DataError
 
@@ -176,7 +174,7 @@ def _find_problem(dataset: Any, index: int) -> DataError | None:
     sizes = {}
     for role, (path, name) in files.items():
         try:
-            sizes[role] = decode(_bytes(dataset, path, role), cv2.IMREAD_COLOR, name).shape[:2]
+            sizes[role] = decode_color(_bytes(dataset, path, role), name).shape[:2]
         except OSError as error:
             return cannot_read(name, error)
         except DataError as error:
@@ -195,7 +193,7 @@ def _size_problem(dataset: Any, index: int) -> DataError | None:
         content = _bytes(dataset, path, role)
         try:
             sizes[role] = image_size(io.BytesIO(content or b""))
-        except (OSError, Image.DecompressionBombError):  # OpenCV could decode it, only Pillow cannot
+        except OSError:  # OpenCV could decode it, only Pillow cannot
             return None
     return _mismatch(dataset, files, sizes)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
+from kdsr.data.image_roots import result_name, same_names
 from kdsr.runtime.distributed import gather_lists
 from kdsr.runtime.errors import DataError, TrainingError, is_out_of_memory
 from kdsr.runtime.files import write_whole
@@ -29,7 +30,13 @@ CSV_HEADER = ("iteration", "network", "set", "image", "metric", "value")
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image's metrics: ``values`` maps the metric's name in the options to its value."""
+    """One image's metrics.
+
+    Attributes:
+        index: Position in the data set.
+        image: Path below the data root without the ending (``result_name``).
+        values: By the metric's name in the options.
+    """
 
     index: int
     image: str
@@ -109,30 +116,37 @@ def evaluate(
         One result per image, in the order of the data set.
 
     Raises:
-        DataError: An image cannot be read, or written; on every rank.
+        DataError: An image cannot be read, or written, or two have one name; on every rank.
     """
     results: list[ImageResult] = []
     problems: list[str] = []
+    opt = getattr(dataloader.dataset, "opt", {})
+    root = opt.get("dataroot_lq") or opt.get("dataroot_gt")
     try:
         for index, data in _rank_share(dataloader, rank, world_size):
-            results.append(_evaluate_one(restore, index, data, metrics, device, save_to))
+            name = result_name(data["lq_path"][0], root)
+            results.append(_evaluate_one(restore, index, name, data, metrics, device, save_to))
     except (DataError, TrainingError) as error:
         problems = error.problems
     problems = gather_lists(problems)
     if problems:  # on every rank: none must wait for one that is gone
         raise DataError(problems)
-    return sorted(gather_lists(results), key=lambda result: result.index)
+    results = sorted(gather_lists(results), key=lambda result: result.index)
+    problem = same_names((result.image, f"item {result.index}") for result in results)
+    if problem:  # of a data set whose names were not known before
+        raise DataError(f"{opt.get('name')}: {problem}")
+    return results
 
 
 def _evaluate_one(
     restore: Callable[[Tensor], Tensor],
     index: int,
+    name: str,
     data: dict[str, Any],
     metrics: dict[str, dict[str, Any]] | None,
     device: torch.device,
     save_to: Callable[[str], Path] | None,
 ) -> ImageResult:
-    name = Path(data["lq_path"][0]).stem
     try:
         with torch.no_grad():
             output = restore(data["lq"].to(device))

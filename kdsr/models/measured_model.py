@@ -170,12 +170,12 @@ class MeasuredModel(SRModel):
         return Path(self.opt["path"]["experiments_root" if self.is_train else "results_root"]) / "metrics.csv"
 
     def image_path(self, dataset_name: str, image: str, iteration: int | str) -> Path:
-        """BasicSR's places for saved images."""
-        folder = Path(self.opt["path"]["visualization"])
+        """BasicSR's places for saved images; in training below the set's name, which BasicSR leaves out."""
+        folder = Path(self.opt["path"]["visualization"], dataset_name)
         if self.is_train:
-            return folder / image / f"{image}_{iteration}.png"
+            return folder / image / f"{Path(image).name}_{iteration}.png"
         suffix = self.opt["val"].get("suffix") or self.opt["name"]
-        return folder / dataset_name / f"{image}_{suffix}.png"
+        return folder / f"{image}_{suffix}.png"
 
 
 def pad_in_tests(model: Any, opt: dict[str, Any]) -> None:

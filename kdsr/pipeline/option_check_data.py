@@ -53,6 +53,10 @@ def check_datasets(
         before = len(problems)
         _check_keys(dataset, phase, place, problems)
         name = dataset.get("name")
+        if isinstance(name, str) and phase != "train" and ("/" in name or name in ("", ".", "..")):
+            problems.append(
+                f"{place}.name: {name!r} must be the name of a folder, not a path; results lie in it"
+            )
         if isinstance(name, str) and phase != "train" and names.setdefault(name, place) != place:
             problems.append(f"{place}.name: {name} names {names[name]} too; results are told apart by it")
         if isinstance(name, str) and (isabs(name) or ".." in name.split("/")):

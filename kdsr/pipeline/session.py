@@ -18,6 +18,7 @@ from basicsr.utils import check_resume, get_root_logger
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 from kdsr.data.batch_plan import BatchPlan
+from kdsr.data.image_roots import result_name, same_names
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.measured_model import pad_in_tests
@@ -104,6 +105,7 @@ class Session:
             self._require_a_batch(opt)
         model = registered(MODEL_REGISTRY)[opt["model_type"]]
         self.ours = issubclass(model, RestorationModel)
+        self._require_own_names()
         if opt["dist"] and not self.ours and opt["num_gpu"] == 0:
             raise OptionError(
                 f"--launcher: BasicSR's own {opt['model_type']} needs a GPU under a launcher; use KDModel"
@@ -124,7 +126,7 @@ class Session:
         cls = registered(DATASET_REGISTRY)[dataset_opt["type"]]
         try:
             return SeededDataset(cls(deepcopy(dataset_opt)), seed)
-        except (KeyError, IndexError, TypeError, ValueError, AssertionError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AssertionError, OSError) as error:
             what = f"the option {error} is missing" if isinstance(error, KeyError) else str(error)
             raise OptionError(f"datasets.{name}: {dataset_opt['type']} cannot be built: {what}") from error
 
@@ -142,6 +144,21 @@ class Session:
                 f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} are fewer than one batch of "
                 f"{needed}; raise dataset_enlarge_ratio or lower batch_size_per_gpu"
             )
+
+    def _require_own_names(self) -> None:
+        """Refuses sets in which the results of two images would have one name."""
+        problems = []
+        for key, dataset in self.datasets.items():
+            if key.split("_")[0] == "train" or not isinstance(getattr(dataset, "paths", None), list):
+                continue
+            paths = [entry.get("lq_path") if isinstance(entry, dict) else entry for entry in dataset.paths]
+            # BasicSR's own models leave out the folders.
+            root = (dataset.opt.get("dataroot_lq") or dataset.opt.get("dataroot_gt")) if self.ours else None
+            problem = same_names((result_name(path, root), path) for path in paths if isinstance(path, str))
+            if problem:
+                problems.append(f"datasets.{key}: {problem}")
+        if problems:
+            raise OptionError(problems)
 
     # ------------------------------------------------------------------------------ names of basicsr.train
 

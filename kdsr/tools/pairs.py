@@ -10,9 +10,12 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from kdsr.data.image_files import list_images
+from kdsr.data.image_files import list_folder
+from kdsr.data.image_info import UnfitImage, probe
+from kdsr.data.image_losses import describe_left_out, describe_losses
 from kdsr.data.pair_writer import Degrade, Photograph, check_apart, write_pairs
 from kdsr.data.sub_images import Cutting
+from kdsr.runtime.errors import DataError
 
 CORES = os.cpu_count() or 1
 
@@ -34,6 +37,30 @@ Force = Annotated[bool, typer.Option("--force", help="Replace folders that exist
 
 def _lmdb_name(folder: str) -> str:
     return folder.replace("/", "_") + ".lmdb"
+
+
+def check_depths(paths: Sequence[Path]) -> None:
+    """Looks at the headers of images before hours are spent on them; prints what of them is not used.
+
+    Raises:
+        DataError: One cannot be read, or some have other than 8 bits.
+    """
+    looks, deep = [], []
+    for path in paths:
+        try:
+            info = probe(path)
+        except UnfitImage as error:
+            raise DataError(f"Cannot read image {path}: {error}") from error
+        except OSError:
+            continue  # read_image() says what is wrong
+        looks.append((str(path), info))
+        if info.white != 255:
+            deep.append(f"{path} has {info.bits} bits per channel")
+    if deep:
+        more = f" (and {len(deep) - 1} more)" if len(deep) > 1 else ""
+        raise DataError(f"{deep[0]}{more}; convert it to 8 bits")
+    for loss in describe_losses(looks, len(paths)):
+        typer.echo(f"Warning: {loss}", err=True)
 
 
 def make(
@@ -65,7 +92,16 @@ def make(
     """
     lmdbs = {scale: _lmdb_name(folder) for scale, folder in folders.items()} if lmdb else None
     check_apart(sources, [out / folder for folder in (*folders.values(), *(lmdbs or {}).values())])
-    photographs = [Photograph(path.stem, path) for source in sources for path in list_images(source)]
+    photographs = []
+    for source in sources:
+        listing = list_folder(source)
+        if not listing.images:
+            raise DataError(f"There is no image in {source}")
+        photographs += [Photograph(Path(name).stem, source / name) for name in listing.images]
+        left_out = describe_left_out(str(source), listing.left_out)
+        if left_out:
+            typer.echo(f"Warning: {left_out}", err=True)
+    check_depths([photograph.path for photograph in photographs])
     photographs.sort(key=lambda photograph: photograph.name)
     if check_names is not None:
         check_names([photograph.name for photograph in photographs])

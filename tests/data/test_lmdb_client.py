@@ -8,7 +8,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from kdsr.data.lmdb_client import LmdbClient, missing_keys
+from kdsr.data.lmdb_client import LmdbClient, first_bytes
 from kdsr.runtime.errors import DataError
 
 
@@ -27,13 +27,14 @@ def test_values_and_absent_keys(database: Path) -> None:
     assert client.get("im99", "gt") is None
 
 
-def test_missing_keys_leaves_nothing_open(database: Path) -> None:
-    assert missing_keys(str(database), [f"im{number}" for number in range(22)]) == ["im20", "im21"]
+def test_first_bytes_leaves_nothing_open(database: Path) -> None:
+    found = first_bytes(str(database), [f"im{number}" for number in range(22)], 5000)
+    assert found == {f"im{n}": bytes([n]) * 5000 if n < 20 else None for n in range(22)}
     with lmdb.open(str(database), map_size=2**22) as env, env.begin(write=True) as writing:
         writing.delete(b"im5")  # lmdb would refuse a second environment of one that is open
     client = LmdbClient([str(database)], ["gt"])
     client.get("im1", "gt")
-    assert missing_keys(str(database), ["im5", "im6"]) == ["im5"]
+    assert first_bytes(str(database), ["im5", "im6"], 1) == {"im5": None, "im6": bytes([6])}
     assert client.get("im1", "gt") == bytes([1]) * 9000, "what was open stays open"
 
 
@@ -41,7 +42,7 @@ def test_impossible_key_is_named(database: Path) -> None:
     with pytest.raises(DataError, match=f"Cannot read the key '' of the LMDB {database}"):
         LmdbClient([str(database)], ["gt"]).get("", "gt")
     with pytest.raises(DataError, match=f"Cannot read the LMDB {database}"):
-        missing_keys(str(database), [""])
+        first_bytes(str(database), [""], 1)
 
 
 def test_truncated_at_any_length(database: Path) -> None:
@@ -53,7 +54,7 @@ def test_truncated_at_any_length(database: Path) -> None:
         with pytest.raises(DataError, match="images.lmdb"):
             LmdbClient([str(database)], ["gt"]).get("im7", "gt")
         with pytest.raises(DataError, match="images.lmdb"):
-            missing_keys(str(database), ["im7"])
+            first_bytes(str(database), ["im7"], 1)
     data.write_bytes(whole)
     assert LmdbClient([str(database)], ["gt"]).get("im7", "gt") == bytes([7]) * 9000
 

@@ -1,0 +1,203 @@
+"""What an image file holds, from its header: size, orientation, depth, and what is lost when it is read."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+# What Pillow calls the formats that OpenCV decodes.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF", "SUN")
+_EXIF_ORIENTATION = 0x0112
+_TURNED_BY_OPENCV = ("PNG", "JPEG", "MPO", "WEBP")
+_TRANSPOSED = range(5, 9)  # the orientations that swap height and width
+_LATE_EXIF = 1 << 13  # bytes at the end of a PNG in which an EXIF chunk behind the pixels is looked for
+_MOST_PIXELS = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS") or 1 << 30)  # OpenCV decodes no more
+
+LOSSES = {
+    "alpha": "an alpha channel, which is dropped",
+    "frames": "more than one frame or page, of which the first is read",
+    "cmyk": "CMYK colours, which become RGB without a colour profile",
+    "orientation": "an orientation that is not applied in this format",
+}
+
+
+class UnfitImage(OSError):
+    """A sound image that is of no use here; the message says why, and does not name it."""
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """An image as OpenCV decodes it.
+
+    Attributes:
+        height: In pixels, upright (EXIF orientation applied).
+        width: In pixels, upright.
+        channels: Stored channels: 1 (grey), 3 (colour), with alpha 2 and 4; a palette counts as the colours it holds.
+        bits: Stored bits per channel.
+        white: Largest value that a decoded pixel can have.
+        losses: Keys of ``LOSSES``.
+    """
+
+    height: int
+    width: int
+    channels: int
+    bits: int
+    white: int
+    losses: tuple[str, ...] = ()
+
+
+def probe(image: str | Path | bytes | IO[bytes]) -> ImageInfo:
+    """Reads the header of an image of any size; pixels are not decoded.
+
+    Args:
+        image: File name, content, or open file; of the content, the first kilobytes are enough for most formats.
+
+    Raises:
+        OSError: It cannot be read, or is not an image.
+        UnfitImage: OpenCV decodes no such number of pixels, or the values have a depth or sign that is not supported.
+    """
+    if isinstance(image, bytes):
+        image = io.BytesIO(image)
+    if not isinstance(image, str | Path):
+        return _probe(image)
+    with open(image, "rb") as file:
+        return _probe(file)
+
+
+def _probe(file: IO[bytes]) -> ImageInfo:
+    try:
+        file.seek(0)
+        head = file.read(4096)
+        header = _header(file, head)
+        bits, white = _depth(header, head)
+        orientation = _orientation(header, file)
+    except OSError:
+        raise
+    except Exception as error:  # what Pillow raises for a broken header has no common base
+        if str(error) == "unknown pixel mode":  # of a TIFF
+            raise UnfitImage(
+                "its kind of pixels is not supported; convert it to unsigned 8 or 16 bits"
+            ) from error
+        raise UnidentifiedImageError(f"its header is damaged: {error}") from error
+    width, height = header.size
+    if width * height > _MOST_PIXELS:
+        raise UnfitImage(f"{height}x{width} pixels are more than OpenCV decodes")
+    losses, turned = [], False
+    if header.has_transparency_data:
+        losses.append("alpha")
+    if _has_frames(header):
+        losses.append("frames")
+    if header.mode == "CMYK":
+        losses.append("cmyk")
+    if header.format in _TURNED_BY_OPENCV:
+        turned = orientation in _TRANSPOSED
+    elif orientation > 1 and header.format != "TIFF":  # Pillow states the size of the turned TIFF
+        losses.append("orientation")
+    if turned:
+        height, width = width, height
+    grey = header.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
+    channels = (1 if grey else 3) + ("alpha" in losses)
+    return ImageInfo(height, width, channels, bits, white, tuple(losses))
+
+
+def _header(file: IO[bytes], head: bytes) -> ImageFile.ImageFile:
+    """What ``PIL.Image.open`` does, without its limit on pixels (nothing is decoded) and formats unknown to OpenCV."""
+    for load_plugins in (Image.preinit, Image.init):  # the common formats, then all
+        load_plugins()
+        for name in _FORMATS:
+            factory, accept = Image.OPEN.get(name, (None, None))
+            if factory is not None and (accept is None or accept(head[:16]) is True):
+                file.seek(0)
+                return factory(file, "")
+    raise UnidentifiedImageError("not an image")
+
+
+def _orientation(header: ImageFile.ImageFile, file: IO[bytes]) -> int:
+    exif = Image.Exif()
+    try:
+        if header.format != "PNG" or "exif" in header.info:
+            exif = header.getexif()
+        else:  # getexif() would decode all pixels to find an EXIF chunk behind them
+            exif.load(_late_exif(file))
+        return int(exif.get(_EXIF_ORIENTATION, 1))
+    except Exception:  # damaged EXIF data: OpenCV passes over them as well
+        return 1
+
+
+def _late_exif(file: IO[bytes]) -> bytes:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _LATE_EXIF))
+    tail = file.read()
+    at = tail.rfind(b"eXIf")
+    length = int.from_bytes(tail[at - 4 : at], "big") if at >= 4 else 0
+    return tail[at + 4 : at + 4 + length]
+
+
+def _depth(header: ImageFile.ImageFile, head: bytes) -> tuple[int, int]:
+    """Bits per channel, and the value of white as OpenCV decodes them."""
+    if header.format == "PNG":
+        bits = _byte_after(head, b"IHDR", 8)
+        return bits, 65535 if bits == 16 else 255
+    if header.format == "PPM":
+        return _pnm_depth(header)
+    if header.format == "TIFF":
+        return _tiff_depth(header)
+    bits = 8
+    if header.format == "JPEG2000":
+        bits = _jpeg2000_bits(head)
+    elif header.format == "AVIF":
+        flags = _byte_after(head, b"av1C", 2)
+        bits = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+    return bits, (1 << bits) - 1
+
+
+def _pnm_depth(header: ImageFile.ImageFile) -> tuple[int, int]:
+    if header.mode == "1":
+        return 1, 255
+    if header.mode == "F":
+        raise UnfitImage("floating-point values are not supported; convert it to 16 bits")
+    args: Any = header.tile[0].args
+    white = args[1] if isinstance(args, tuple) else 65535 if ";16" in args else 255
+    return int(white).bit_length(), int(white)
+
+
+def _tiff_depth(header: Any) -> tuple[int, int]:
+    bits = max(header.tag_v2.get(258) or (1,))
+    kind = max(header.tag_v2.get(339) or (1,))
+    if kind != 1 or bits > 16:
+        signed = {2: "signed", 3: "floating-point"}.get(kind, "unsigned")
+        raise UnfitImage(f"{signed} values of {bits} bits are not supported; convert it to unsigned 16 bits")
+    if bits in (2, 4) and header.tag_v2.get(262) != 3:
+        raise UnfitImage(f"{bits} bits without a palette are not supported; convert it to 8 bits")
+    if bits > 8:  # OpenCV shifts 10, 12 and 14 bits up
+        return bits, ((1 << bits) - 1) << (16 - bits)
+    return bits, 255
+
+
+def _byte_after(head: bytes, mark: bytes, offset: int) -> int:
+    at = head.find(mark) + len(mark) + offset
+    return head[at] if mark in head and at < len(head) else 0
+
+
+def _jpeg2000_bits(head: bytes) -> int:
+    """Precision of the first component of the code stream."""
+    precision = _byte_after(head, b"\xff\x4f\xff\x51", 38)  # bits - 1, above them the sign
+    if precision > 15:
+        raise UnfitImage("signed values, or more than 16 bits, are not supported; convert it to 16 bits")
+    return precision + 1
+
+
+def _has_frames(header: Any) -> bool:
+    if header.format == "TIFF":
+        try:
+            header.seek(1)  # n_frames would walk through all of them
+        except EOFError:
+            return False
+        return True
+    # The further pictures of an MPO are a phone's previews and depth maps.
+    return header.format != "MPO" and bool(getattr(header, "is_animated", False))
