@@ -78,6 +78,8 @@ def _probe(file: IO[bytes]) -> ImageInfo:
         orientation = _orientation(header, file)
     except OSError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's reader of WebP has its limit inside
+        raise UnfitImage("a file of this format has too many pixels; convert it to PNG") from error
     except Exception as error:  # what Pillow raises for a broken header has no common base
         if str(error) == "unknown pixel mode":  # of a TIFF
             raise UnfitImage(
@@ -161,9 +163,10 @@ def _pnm_depth(header: ImageFile.ImageFile) -> tuple[int, int]:
         return 1, 255
     if header.mode == "F":
         raise UnfitImage("floating-point values are not supported; convert it to 16 bits")
-    args: Any = header.tile[0].args
-    white = args[1] if isinstance(args, tuple) else 65535 if ";16" in args else 255
-    return int(white).bit_length(), int(white)
+    codec, _, _, args = header.tile[0]
+    white = int(args[1]) if isinstance(args, tuple) else 65535 if ";16" in str(args) else 255
+    # Of values written as text OpenCV stretches those below 256, of binary ones it does not.
+    return white.bit_length(), max(white, 255) if codec == "ppm_plain" else white
 
 
 def _tiff_depth(header: Any) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import zlib
@@ -297,3 +298,90 @@ def test_lists_of_names_are_text(opt: dict[str, Any], tmp_path: Path, text: str)
     Path(made["dataroot_gt"], "meta_info.txt").write_text(names)
     assert check_dataset(made, 2, "train")
     assert not target.exists()
+
+
+def warned(opt: dict[str, Any], phase: str = "val") -> list[str]:
+    found: list[str] = []
+    assert check_dataset(opt, 2, phase, found) == []
+    return found
+
+
+def test_what_is_left_out_is_named(opt: dict[str, Any], tmp_path: Path) -> None:
+    assert warned(opt) == []
+    root = tmp_path / "LQ"
+    single = {"type": "SingleImageDataset", "dataroot_lq": str(root), "io_backend": {"type": "disk"}}
+    write(root / "seq1", {"d": (10, 12)})
+    (root / "nowhere.png").symlink_to("absent.png")
+    text = f"dataroot_lq: left out of {root} (2; folders, or links that lead nowhere): nowhere.png, seq1"
+    assert warned(single) == warned(opt) == [text]
+    listing = tmp_path / "list.txt"
+    listing.write_text("a.png\nseq1/d.png\n")
+    assert warned(single | {"meta_info_file": str(listing)}) == []  # what is listed is what is wanted
+    nested = single | {"type": "LQImageDataset"}
+    (root / "seq1" / "e").write_bytes((root / "a.png").read_bytes())
+    (root / "notes.txt").write_text("no image")
+    assert warned(nested) == [
+        f"dataroot_lq: left out of {root} (3; files without an image's ending, or links that lead nowhere): "
+        "notes.txt, nowhere.png, seq1/e; their content is an image's in seq1/e: give them such an ending"
+    ]
+    assert len(build_dataset(nested | {"name": "n", "phase": "val", "scale": 2})) == 4
+
+
+def test_losses_of_a_sampled_set(
+    opt: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        cv2.imwrite(str(tmp_path / "LQ" / f"{name}.png"), np.zeros((10, 12, 4), np.uint16))
+    text = "dataroot_lq: 3 images have an alpha channel, which is dropped: a.png, b.png, c.png"
+    depth = "more than 8 bits per channel, all of which are read; results have 8"
+    assert warned(opt, "train") == [text]
+    assert warned(opt) == [text, f"dataroot_lq: 3 images have {depth}: a.png, b.png, c.png"]
+    monkeypatch.setattr(image_roots, "MOST_FILES", 2)
+    sampled = "dataroot_lq: 2 images of the 2 looked at have an alpha channel, which is dropped: a.png, b.png"
+    assert warned(opt, "train") == [sampled]
+    assert warned(to_lmdb(opt), "train") == [sampled.replace(".png", "")]
+
+
+def test_unfit_images_have_their_reason(opt: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "LQ" / "b.png"
+    file.write_bytes(cv2.imencode(".tif", np.zeros((10, 12), np.int16))[1].tobytes())
+    problem = f"dataroot_lq: cannot read image {file}: signed values of 16 bits are not supported"
+    assert only(check_dataset(opt, 2, "train")).startswith(problem)
+    found = warned(opt | {"on_bad_image": "skip"}, "train")
+    assert only(found).startswith(problem) and only(found).endswith("skip replaces them in training")
+
+
+def test_two_gt_images_of_one_lq_image(opt: dict[str, Any], tmp_path: Path) -> None:
+    """BasicSR looks for LQ images by the GT image's file name, whatever its folder."""
+    write(tmp_path / "GT" / "seq1", {"a": (20, 24)})
+    listing = tmp_path / "list.txt"
+    listing.write_text("a.png\nb.png\nseq1/a.png\n")
+    listed = opt | {"meta_info_file": str(listing)}
+    assert only(check_dataset(listed, 2, "train")).startswith(
+        "dataroot_lq: a.png would be the counterpart of both a.png and seq1/a.png"
+    )
+    listing.write_text("seq1/a.png\nb.png\n")
+    assert check_dataset(listed, 2, "train") == []
+    assert len(build_dataset(listed | {"phase": "train", "scale": 2})) == 2
+
+
+def test_names_of_results_are_text(opt: dict[str, Any], tmp_path: Path) -> None:
+    single = {
+        "type": "SingleImageDataset",
+        "dataroot_lq": str(tmp_path / "LQ"),
+        "io_backend": {"type": "disk"},
+    }
+    os.rename(tmp_path / "LQ" / "a.png", os.fsencode(tmp_path / "LQ") + b"/\xff.png")
+    assert "'\\udcff.png': rename it" in only(check_dataset(single, 2, "test"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list any folder")
+def test_a_folder_that_cannot_be_listed(opt: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "LQ" / "closed"
+    folder.mkdir(mode=0)
+    nested = {"type": "LQImageDataset", "dataroot_lq": str(tmp_path / "LQ")}
+    assert (
+        only(check_dataset(nested, 2, "test"))
+        == f"dataroot_lq: Cannot list folder {folder}: Permission denied"
+    )
+    folder.chmod(0o700)

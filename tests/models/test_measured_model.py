@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
+import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,14 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils.lmdb_util import LmdbMaker
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from kdsr import test as test_entry
 from kdsr import train as train_entry
 from kdsr.models.kd_model import KDModel
 from kdsr.models.self_ensemble import self_ensemble
+from small_runs import run
 
 TILES = {"tile": 18, "tile_overlap": 12}  # of the 24×24 LQ photographs; EDSR with one block reaches 6 pixels
 
@@ -137,3 +142,131 @@ def test_validation_in_tiles_shows_no_network_more(
         values[name] = measured(name)
     assert {network for network, _ in values["tiles"]} == {"teacher", "student"}
     assert values["tiles"] == pytest.approx(values["whole"], abs=1e-2)
+
+
+def tree_of(photos: Path, place: Path, folders: tuple[str, ...]) -> list[str]:
+    """The LQ photographs in folders of equal names; gives the names that their results must have."""
+    files = sorted((photos / "LR_x4").iterdir())
+    for folder, file in itertools.product(folders, files):
+        (place / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place / folder / file.name)
+    return [f"{folder}/{file.stem}" for folder in sorted(folders) for file in files]
+
+
+def test_images_of_one_name_in_several_folders(test_options: dict[str, Any], photos: Path) -> None:
+    names = tree_of(photos, Path("tree"), ("seq 1", "seq 2/ä", "seq 2/b.c"))
+    Path("tree", "seq 3").symlink_to(Path("tree", "seq 1").resolve())
+    names += [name.replace("seq 1", "seq 3") for name in names if name.startswith("seq 1")]
+    test_options["datasets"] = {
+        "test_1": {
+            "name": "tree",
+            "type": "LQImageDataset",
+            "dataroot_lq": "tree",
+            "io_backend": {"type": "disk"},
+        }
+    }
+    test_options["val"].pop("metrics")
+    Path("test.yml").write_text(yaml.safe_dump({**test_options, "name": "nested"}), encoding="utf-8")
+    assert test_entry.main(["-opt", "test.yml"]) == 0
+    folder = Path("results/nested/visualization/tree")
+    saved = {str(file.relative_to(folder)) for file in folder.rglob("*.png")}
+    assert saved == {f"{name}_nested.png" for name in names}
+
+
+def test_keys_of_an_lmdb_with_folders(test_options: dict[str, Any], photos: Path) -> None:
+    names = []
+    for role in ("GT", "LR_x4"):
+        maker = LmdbMaker(f"{role}.lmdb", map_size=2**24)
+        for folder, file in itertools.product(("seq1", "seq2"), sorted((photos / role).iterdir())):
+            maker.put(file.read_bytes(), f"{folder}/{file.stem}", cv2.imread(str(file)).shape)
+            names.append(f"{folder}/{file.stem}")
+        maker.close()
+    test_options["datasets"]["test_1"].update(
+        dataroot_gt="GT.lmdb", dataroot_lq="LR_x4.lmdb", io_backend={"type": "lmdb"}
+    )
+    Path("test.yml").write_text(yaml.safe_dump({**test_options, "name": "keys"}), encoding="utf-8")
+    assert test_entry.main(["-opt", "test.yml"]) == 0
+    assert {image for _, image in measured("keys")} == set(names)
+    folder = Path("results/keys/visualization/held_out")
+    assert {str(file.relative_to(folder)) for file in folder.rglob("*.png")} == {
+        f"{name}_keys.png" for name in names
+    }
+
+
+@pytest.mark.parametrize("model", ["KDModel", "SRModel"])
+def test_results_of_one_name_are_refused_before_the_run(
+    test_options: dict[str, Any], photos: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    """BasicSR's own model names results by the file alone: there the folders do not tell them apart."""
+    tree_of(photos, Path("tree"), ("seq1", "seq2") if model == "SRModel" else ("seq1",))
+    first = sorted(Path("tree", "seq1").iterdir())[0]
+    second = Path("tree", "seq2", first.name) if model == "SRModel" else first.with_suffix(".jpg")
+    if model == "KDModel":
+        shutil.copy(first, second)
+    test_options["datasets"] = {
+        "test_1": {
+            "name": "tree",
+            "type": "LQImageDataset",
+            "dataroot_lq": "tree",
+            "io_backend": {"type": "disk"},
+        }
+    }
+    test_options["val"].pop("metrics")
+    Path("test.yml").write_text(yaml.safe_dump({**test_options, "model_type": model}), encoding="utf-8")
+    assert test_entry.main(["-opt", "test.yml"]) == 2
+    message = capsys.readouterr().err
+    assert "datasets.test_1" in message and str(first) in message and str(second) in message
+    assert not Path("results").exists()
+
+
+def test_sets_of_equal_images_in_training(run_options: dict[str, Any], tmp_path: Path, photos: Path) -> None:
+    run_options["datasets"]["val_2"] = {**run_options["datasets"]["val"], "name": "again"}
+    run_options["train"]["total_iter"] = 1
+    run_options["val"].update(save_img=True, val_freq=1)
+    with contextlib.chdir(tmp_path):
+        assert run(run_options) == 0
+        folder = Path("experiments/run/visualization")
+        names = [file.stem for file in (photos / "GT").iterdir()]
+        assert {str(file.relative_to(folder)) for file in folder.rglob("*.png")} == {
+            f"{dataset}/{name}/{name}_1.png" for dataset in ("held_out", "again") for name in names
+        }
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", "/tmp/x"])
+def test_names_of_sets_are_names_of_folders(
+    test_options: dict[str, Any], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    test_options["datasets"]["test_1"]["name"] = name
+    Path("test.yml").write_text(yaml.safe_dump(test_options), encoding="utf-8")
+    assert test_entry.main(["-opt", "test.yml"]) == 2
+    assert f"datasets.test_1.name: {name!r} must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["PairedImageDataset", "SingleImageDataset"])
+def test_16_bits_reach_the_network(test_options: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    shown: list[torch.Tensor] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, EDSR) and inputs[0].shape[-2:] == (24, 28):
+            shown.append(inputs[0])
+
+    values = np.arange(24 * 28 * 3, dtype=np.uint16).reshape(
+        24, 28, 3
+    )  # all of them black in 8 bits, or nearly
+    for folder, image in (("LQ", values), ("GT", np.zeros((96, 112, 3), np.uint16))):
+        Path(folder).mkdir()
+        cv2.imwrite(f"{folder}/deep.png", image)
+    opt = {"name": "deep", "type": kind, "dataroot_lq": "LQ", "io_backend": {"type": "disk"}}
+    if kind == "PairedImageDataset":
+        opt["dataroot_gt"] = "GT"
+    else:
+        test_options["val"].pop("metrics")
+    test_options["datasets"] = {"test_1": opt}
+    Path("test.yml").write_text(yaml.safe_dump(test_options), encoding="utf-8")
+    with contextlib.ExitStack() as stack:
+        stack.callback(register_module_forward_pre_hook(note).remove)
+        assert test_entry.main(["-opt", "test.yml"]) == 0
+    expected = torch.from_numpy(values[..., ::-1].astype(np.float32) / 65535).permute(2, 0, 1)[None]
+    assert any(torch.equal(image, expected) for image in shown)
+    (log,) = Path("results", test_options["name"]).glob("*.log")
+    assert log.read_text().count("dataroot_lq: 1 image has more than 8 bits per channel") == 1

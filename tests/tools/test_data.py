@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import skimage.data
 from basicsr.data import build_dataset
+from PIL import Image
 from typer.testing import CliRunner
 
 from kdsr.data.checks import check_dataset
@@ -390,3 +391,21 @@ def test_commands_of_the_data_readme_make_what_the_templates_read(
     published = {name for layout in re.findall(r"`(datasets/[^`]*{[^`]*)`", text) for name in braces(layout)}
     assert "datasets/Rain13K/test/Rain100L/input" in published
     assert [folder for folder in sorted(wanted - published) if not Path(folder).is_dir()] == []
+
+
+def test_images_are_looked_at_before_any_is_made(source: Path, tmp_path: Path) -> None:
+    """Depths are refused at once; what is left out, and what is lost, is printed."""
+    photograph = Image.fromarray(skimage.data.chelsea()[:100, :100])
+    photograph.convert("CMYK").save(source / "print.jpg")
+    photograph.save(source / "more" / "unnamed", "PNG")
+    output = run("sr", source, tmp_path / "out", "--scales", "2")
+    assert f"left out of {source} (2;" in output
+    assert "SOURCE.txt, more/unnamed; their content is an image's in more/unnamed" in output.replace("\n", "")
+    assert "1 image has CMYK colours" in output
+    for name in ("z1", "z2"):
+        cv2.imwrite(str(source / f"{name}.png"), np.zeros((100, 100), np.uint16))
+    with pytest.raises(
+        DataError, match=r"z1.png has 16 bits per channel \(and 1 more\); convert it to 8 bits"
+    ):
+        run("sr", source, tmp_path / "deep", "--scales", "2")
+    assert not (tmp_path / "deep").exists()
