@@ -105,7 +105,7 @@ class Session:
             self._require_a_batch(opt)
         model = registered(MODEL_REGISTRY)[opt["model_type"]]
         self.ours = issubclass(model, RestorationModel)
-        self._require_own_names()
+        self._require_own_names(opt)
         if opt["dist"] and not self.ours and opt["num_gpu"] == 0:
             raise OptionError(
                 f"--launcher: BasicSR's own {opt['model_type']} needs a GPU under a launcher; use KDModel"
@@ -145,18 +145,23 @@ class Session:
                 f"{needed}; raise dataset_enlarge_ratio or lower batch_size_per_gpu"
             )
 
-    def _require_own_names(self) -> None:
+    def _require_own_names(self, opt: dict[str, Any]) -> None:
         """Refuses sets in which the results of two images would have one name."""
-        problems = []
+        named: dict[str, list[tuple[str, str]]] = {}
         for key, dataset in self.datasets.items():
             if key.split("_")[0] == "train" or not isinstance(getattr(dataset, "paths", None), list):
                 continue
             paths = [entry.get("lq_path") if isinstance(entry, dict) else entry for entry in dataset.paths]
-            # BasicSR's own models leave out the folders.
-            root = (dataset.opt.get("dataroot_lq") or dataset.opt.get("dataroot_gt")) if self.ours else None
-            problem = same_names((result_name(path, root), path) for path in paths if isinstance(path, str))
-            if problem:
-                problems.append(f"datasets.{key}: {problem}")
+            paths = [path for path in paths if isinstance(path, str)]
+            root = dataset.opt.get("dataroot_lq") or dataset.opt.get("dataroot_gt")
+            if self.ours:
+                named[f"datasets.{key}"] = [(result_name(path, root), path) for path in paths]
+            elif (opt.get("val") or {}).get("save_img"):
+                # BasicSR's own models drop the folders, and in training the set's name.
+                place = "datasets" if opt["is_train"] else f"datasets.{key}"
+                named.setdefault(place, []).extend((result_name(path, None), path) for path in paths)
+        found = {place: same_names(names) for place, names in named.items()}
+        problems = [f"{place}: {problem}" for place, problem in found.items() if problem]
         if problems:
             raise OptionError(problems)
 

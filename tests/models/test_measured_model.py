@@ -219,6 +219,21 @@ def test_results_of_one_name_are_refused_before_the_run(
     assert not Path("results").exists()
 
 
+def test_sets_of_equal_images_in_training_of_basicsrs_model(
+    run_options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It saves the images of all sets in one folder; without saved images there is nothing to tell apart."""
+    run_options["datasets"]["val_2"] = {**run_options["datasets"]["val"], "name": "again"}
+    run_options["train"]["total_iter"] = 1
+    run_options["model_type"] = "SRModel"
+    with contextlib.chdir(tmp_path):
+        run_options["val"].update(save_img=True)
+        assert run(run_options) == 2
+        assert "results of both would be called" in capsys.readouterr().err
+        run_options["val"].update(save_img=False)
+        assert run(run_options) == 0
+
+
 def test_sets_of_equal_images_in_training(run_options: dict[str, Any], tmp_path: Path, photos: Path) -> None:
     run_options["datasets"]["val_2"] = {**run_options["datasets"]["val"], "name": "again"}
     run_options["train"]["total_iter"] = 1
