@@ -151,8 +151,10 @@ class Session:
         for key, dataset in self.datasets.items():
             if key.split("_")[0] == "train" or not isinstance(getattr(dataset, "paths", None), list):
                 continue
-            paths = [entry.get("lq_path") if isinstance(entry, dict) else entry for entry in dataset.paths]
-            paths = [path for path in paths if isinstance(path, str)]
+            listed: list[Any] = [
+                entry.get("lq_path") if isinstance(entry, dict) else entry for entry in dataset.paths
+            ]
+            paths = [path for path in listed if isinstance(path, str)]
             root = dataset.opt.get("dataroot_lq") or dataset.opt.get("dataroot_gt")
             if self.ours:
                 named[f"datasets.{key}"] = [(result_name(path, root), path) for path in paths]
