@@ -165,15 +165,19 @@ def result_name(path: str, root: str | None) -> str:
         path: The file, or the key.
         root: ``dataroot_*`` of its data set. Of a file elsewhere the name of the file counts, without its folder.
     """
-    root = root and os.path.expanduser(root)
-    if root and root.endswith(".lmdb"):
+    root = os.path.expanduser(root) if root else ""
+    begin = f"{root.rstrip('/')}/"
+    if root.endswith(".lmdb"):
         below = path
+    elif root and path.startswith(begin) and os.pardir not in path:
+        below = path[len(begin) :]
     else:
         below = os.path.relpath(path, root) if root else os.pardir
         if below.split(os.sep)[0] == os.pardir:
             below = os.path.basename(path)
-    parts = [part for part in Path(below).parts if part not in (os.sep, os.pardir)]
-    return "/".join([*parts[:-1], Path(parts[-1]).stem])
+    parts = [part for part in below.split(os.sep) if part not in ("", os.curdir, os.pardir)]
+    *folders, name = parts or [path]
+    return "/".join([*folders, os.path.splitext(name)[0]])
 
 
 def same_names(named: Iterable[tuple[str, str]]) -> str | None:

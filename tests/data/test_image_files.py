@@ -106,6 +106,7 @@ def test_results_have_the_names_of_their_files(tree: dict[str, str]) -> None:
         assert check_dataset(opt, 1, "test") == []
         paths = [str(path) for path in list_images(root)]
         assert {f"{result_name(path, opt['dataroot_lq'])}.png" for path in paths} == written
+        assert [Path(result_name(path, root)).name for path in paths] == [Path(path).stem for path in paths]
         again = Path(root, sorted(written)[0]).with_suffix(".jpg")  # the same name with another ending
         again.write_bytes(image)
         (problem,) = check_dataset(opt, 1, "test")
@@ -116,7 +117,9 @@ def test_results_have_the_names_of_their_files(tree: dict[str, str]) -> None:
 @pytest.mark.parametrize(("path", "root", "name"), [
     ("/data/a.png", "/data", "a"), ("/data/a.b.png", "/data", "a.b"), ("/data/s/a.png", "/data/", "s/a"),
     ("data/../data/s/a.png", "data", "s/a"), ("/else/s/a.png", "/data", "a"), ("/database/a.png", "/data", "a"),
-    ("item 3", "/data", "item 3"), ("/data/s/a.png", None, "a"), ("a", "x.lmdb", "a"), ("s/a", "x.lmdb", "s/a"),
+    ("/data//s/./a.png", "/data", "s/a"), ("/a.png", "/", "a"), ("/data", "/data", "/data"),
+    ("", "x.lmdb", ""), ("item 3", "/data", "item 3"), ("/data/s/a.png", None, "a"),
+    ("a", "x.lmdb", "a"), ("s/a", "x.lmdb", "s/a"),
     ("/etc/a", "x.lmdb", "etc/a"), ("../../a", "x.lmdb", "a"),
 ])  # fmt: skip
 def test_result_name(path: str, root: str | None, name: str) -> None:
