@@ -176,7 +176,7 @@ def result_name(path: str, root: str | None) -> str:
         if below.split(os.sep)[0] == os.pardir:
             below = os.path.basename(path)
     parts = [part for part in below.split(os.sep) if part not in ("", os.curdir, os.pardir)]
-    *folders, name = parts or [path]
+    *folders, name = parts or ["image"]
     return "/".join([*folders, os.path.splitext(name)[0]])
 
 

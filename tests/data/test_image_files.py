@@ -117,8 +117,8 @@ def test_results_have_the_names_of_their_files(tree: dict[str, str]) -> None:
 @pytest.mark.parametrize(("path", "root", "name"), [
     ("/data/a.png", "/data", "a"), ("/data/a.b.png", "/data", "a.b"), ("/data/s/a.png", "/data/", "s/a"),
     ("data/../data/s/a.png", "data", "s/a"), ("/else/s/a.png", "/data", "a"), ("/database/a.png", "/data", "a"),
-    ("/data//s/./a.png", "/data", "s/a"), ("/a.png", "/", "a"), ("/data", "/data", "/data"),
-    ("", "x.lmdb", ""), ("item 3", "/data", "item 3"), ("/data/s/a.png", None, "a"),
+    ("/data//s/./a.png", "/data", "s/a"), ("/a.png", "/", "a"), ("/data", "/data", "image"),
+    ("/", "x.lmdb", "image"), ("item 3", "/data", "item 3"), ("/data/s/a.png", None, "a"),
     ("a", "x.lmdb", "a"), ("s/a", "x.lmdb", "s/a"),
     ("/etc/a", "x.lmdb", "etc/a"), ("../../a", "x.lmdb", "a"),
 ])  # fmt: skip
