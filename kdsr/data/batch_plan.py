@@ -102,9 +102,8 @@ _KEYS = ("after", "gt_size", "batch_size_per_gpu")
 
 
 def _is_count(value: Any) -> bool:
-    return (
-        not isinstance(value, bool) and isinstance(value, int | float) and value == int(value) and value > 0
-    )
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return whole and not isinstance(value, bool) and value > 0
 
 
 class PlannedBatches(Sampler[list[tuple[int, int, int | None]]]):

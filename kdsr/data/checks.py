@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from kdsr.data.image_info import ImageInfo, UnfitImage
 from kdsr.data.image_losses import describe_left_out, describe_losses
 from kdsr.data.image_roots import Images, listed_names, open_root, quote, result_name, same_names, spread
 from kdsr.data.pair_names import why_missing
+from kdsr.data.pairing import partners
 
 Size = tuple[int, int]
 
@@ -28,7 +28,8 @@ class _Report:
 
 def _template_fits(template: Any, problems: list[str]) -> bool:
     try:
-        fits = isinstance(template, str) and bool(template.format("name"))
+        # both names whole: without {} all GT images would have one partner
+        fits = isinstance(template, str) and all(name in template.format(name) for name in ("name", "other"))
     except (AttributeError, IndexError, KeyError, ValueError):  # what str.format raises
         fits = False
     if not fits:
@@ -40,48 +41,48 @@ def _template_fits(template: Any, problems: list[str]) -> bool:
 
 def _pairs(opt: Mapping[str, Any], gt: Images, lq: Images, problems: list[str]) -> list[tuple[str, str]]:
     """GT and LQ names as BasicSR pairs them; reports those without a partner."""
-    if gt.root.endswith(".lmdb"):
-        partners = {name: name for name in gt.names}
-        listed = None
+    template = opt.get("filename_tmpl", "{}")
+    if not _template_fits(template, problems):
+        return []
+    listed = listed_names(opt, problems)
+    names = gt.names if listed is None else listed
+    if gt.is_lmdb:
+        if template != "{}":
+            problems.append(f"filename_tmpl: {template!r} is for folders; images of LMDBs pair by equal keys")
+        pairs = {name: name for name in names}
     else:
-        listed = listed_names(opt, problems)
-        template = opt.get("filename_tmpl", "{}")
-        if not _template_fits(template, problems):
-            return []
-        names = gt.names if listed is None else listed
-        parts = {name: os.path.splitext(os.path.basename(name)) for name in names}
-        partners = {name: f"{template.format(stem)}{ending}" for name, (stem, ending) in parts.items()}
-    gt_names, lq_names = set(gt.names), set(lq.names)
+        pairs = partners(names, template, lq.root)
+    _report_shared(pairs, lq, problems)
+    gt_names = {*gt.names, *gt.in_folders(pairs)}
+    lq_names = {*lq.names, *lq.in_folders(pairs.values())}
     if listed is not None:
-        gt_names |= _files_below(gt, listed)
-        absent = [name for name in partners if name not in gt_names]
+        absent = [name for name in pairs if name not in gt_names]
         if absent:
             problems.append(f"meta_info_file: {gt.root} has no {quote(absent)}")
-    paired: dict[str, str] = {}
-    for name, partner in partners.items():
-        if paired.setdefault(partner, name) != name:
-            problems.append(
-                f"dataroot_lq: {partner} would be the counterpart of both {paired[partner]} and {name}: "
-                "LQ images are found by the GT image's file name alone"
-            )
-            break
-    widowed = [partner for name, partner in partners.items() if name in gt_names and partner not in lq_names]
-    if widowed:
+    without_lq = [partner for name, partner in pairs.items() if name in gt_names and partner not in lq_names]
+    if without_lq:
         hint = why_missing(
-            {name: partner for name, partner in partners.items() if name in gt_names},
+            {name: partner for name, partner in pairs.items() if name in gt_names},
             lq_names,
-            None if gt.root.endswith(".lmdb") else opt.get("filename_tmpl", "{}"),
+            None if gt.is_lmdb else template,
         )
-        problems.append(f"dataroot_lq: {lq.root} has no {quote(widowed)}, which {gt.root} asks for{hint}")
+        problems.append(f"dataroot_lq: {lq.root} has no {quote(without_lq)}, which {gt.root} asks for{hint}")
     elif listed is None and len(lq.names) != len(gt.names):
-        extra = sorted(lq_names - set(partners.values()))
+        extra = sorted(lq_names - set(pairs.values()))
         problems.append(f"dataroot_gt: {gt.root} has no counterpart of {quote(extra)} in {lq.root}")
-    return [(name, partner) for name, partner in partners.items() if name in gt_names and partner in lq_names]
+    return [(name, partner) for name, partner in pairs.items() if name in gt_names and partner in lq_names]
 
 
-def _files_below(images: Images, listed: Sequence[str]) -> set[str]:
-    """Those of the listed names that lie in folders below the root."""
-    return {name for name in listed if os.sep in name and os.path.isfile(os.path.join(images.root, name))}
+def _report_shared(pairs: Mapping[str, str], lq: Images, problems: list[str]) -> None:
+    """Reports an LQ image that several GT images are paired with."""
+    owners: dict[str, str] = {}
+    for name, partner in pairs.items():
+        if owners.setdefault(partner, name) != name:
+            problems.append(
+                f"dataroot_lq: {lq.shown(partner)} would be the partner of {owners[partner]} and of {name}; "
+                "give the LQ images the folders of the GT images, or names of their own"
+            )
+            return
 
 
 def _sizes(images: Images, key: str, names: Sequence[str], report: _Report) -> list[Size | None]:
@@ -219,7 +220,7 @@ def _check_single(
     names = images.names
     listed = None if recursive else listed_names(opt, problems)
     if listed is not None:
-        there = set(names) | _files_below(images, listed)
+        there = {*names, *images.in_folders(listed)}
         absent = [name for name in listed if name not in there]
         if absent:
             problems.append(f"meta_info_file: {images.root} has no {quote(absent)}")

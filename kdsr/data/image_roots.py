@@ -12,6 +12,7 @@ from typing import Any
 from kdsr.data.image_files import list_folder
 from kdsr.data.image_info import ImageInfo, UnfitImage, probe
 from kdsr.data.lmdb_client import first_bytes
+from kdsr.data.pairing import lmdb_key, names_in_list
 from kdsr.runtime.errors import DataError
 
 MOST_FILES = 2000  # of a larger set as many are looked at, evenly spaced
@@ -37,8 +38,18 @@ class Images:
     absent: frozenset[str] = frozenset()
     left_out: Sequence[str] = ()
 
+    @property
+    def is_lmdb(self) -> bool:
+        return self.root.endswith(".lmdb")
+
+    def in_folders(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that lie in folders below the root, which are not among its ``names``."""
+        if self.is_lmdb:
+            return []
+        return [name for name in names if "/" in name and os.path.isfile(os.path.join(self.root, name))]
+
     def shown(self, name: str) -> str:
-        return f"{self.root}: {name}" if self.root.endswith(".lmdb") else os.path.join(self.root, name)
+        return f"{self.root}: {name}" if self.is_lmdb else os.path.join(self.root, name)
 
 
 def quote(names: Sequence[str]) -> str:
@@ -142,9 +153,9 @@ def open_root(
 
 
 def listed_names(opt: Mapping[str, Any], problems: list[str]) -> list[str] | None:
-    """The names in ``meta_info_file``; None where the folder is scanned."""
+    """The names in ``meta_info_file``, of an LMDB the keys; None where all images are taken."""
     listing = opt.get("meta_info_file")
-    if not isinstance(listing, str) or (opt.get("io_backend") or {}).get("type") == "lmdb":
+    if not isinstance(listing, str):
         return None
     lines = _read_lines(listing, "meta_info_file", problems)
     if lines is None:
@@ -152,10 +163,11 @@ def listed_names(opt: Mapping[str, Any], problems: list[str]) -> list[str] | Non
     empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
     if empty and len(empty) < len(lines):
         problems.append(f"meta_info_file: line {empty[0]} of {listing} names no image")
-    names = [line.split(" ")[0] for line in lines if line.strip()]
+    names = names_in_list(lines)
     if not names:
         problems.append(f"meta_info_file: {listing} names no image")
-    return names
+    in_lmdb = (opt.get("io_backend") or {}).get("type") == "lmdb"
+    return list(map(lmdb_key, names)) if in_lmdb else names
 
 
 def result_name(path: str, root: str | None) -> str:

@@ -29,6 +29,7 @@ from kdsr.models.weight_schedule import ScheduledLoss, is_schedule
 from kdsr.runtime.distributed import share_weights, wrap_ddp
 from kdsr.runtime.errors import OptionError, TrainingError
 from kdsr.runtime.finite import StepGuard, Trained, fused_where_it_helps, keep_own_kernels
+from kdsr.runtime.option_values import count, number
 from kdsr.runtime.precision import Precision
 from kdsr.runtime.step_log import StepLog
 
@@ -40,17 +41,17 @@ class RestorationModel(StatefulModel):
 
     A subclass overrides ``build_training_networks`` (which networks), ``compute_losses`` (which losses) and
     ``after_step``; names the trained or remembered networks in ``state_networks``; and declares the option keys that
-    it consumes in ``TRAIN_KEYS`` and ``NETWORK_KEYS``, and those that need ground truth in ``GT_KEYS`` (merged over its
-    bases by the option check).
+    it consumes in ``TRAIN_KEYS`` and ``NETWORK_KEYS``, those that need ground truth in ``GT_KEYS``, and those that are
+    read for the sake of others only in ``READ_WITH`` (all merged over its bases by the option check).
 
     Args:
         opt: The parsed options, as BasicSR passes them.
     """
 
     TRAIN_KEYS: dict[str, Any] = {
-        "total_iter": int,
+        "total_iter": count(),
         "warmup_iter": int,
-        "ema_decay": Number,
+        "ema_decay": number(lowest=0, below=1),  # at 1 what is validated and saved would never change
         "ema_warmup": bool,
         "optim_g": dict,
         "scheduler": dict,
@@ -60,6 +61,8 @@ class RestorationModel(StatefulModel):
     }
     NETWORK_KEYS: frozenset[str] = frozenset({"g"})
     GT_KEYS: frozenset[str] = frozenset({"pixel_opt"})  # of train: what compares with the ground truth
+    # a key of train, or network_X -> the keys of train that make use of it
+    READ_WITH: dict[str, tuple[str, ...]] = {}
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:

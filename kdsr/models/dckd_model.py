@@ -10,7 +10,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
-from kdsr.data.degradations import degrade, probability_problems
+from kdsr.data.degradations import PROBABILITY_KEYS, degrade, probability_problems
 from kdsr.models.base_model import Number
 from kdsr.models.kd_model import KDModel
 from kdsr.models.moving_average import blend_weights
@@ -64,6 +64,13 @@ class DCKDModel(KDModel):
         "vqgan_chunk": (int, type(None)),
     }
     NETWORK_KEYS = frozenset({"his", "vqgan"})
+    READ_WITH = {
+        "vqgan_chunk": ("cl_opt", "ce_opt"),
+        **dict.fromkeys(
+            (*PROBABILITY_KEYS, "num_neg", "clean_negative", "update_decay", "step", "history_source"),
+            ("cl_opt",),
+        ),
+    }
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:

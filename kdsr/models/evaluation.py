@@ -13,7 +13,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
 from kdsr.data.image_roots import result_name, same_names
+from kdsr.metrics.calculation import calculate_metric
 from kdsr.runtime.distributed import gather_lists
 from kdsr.runtime.errors import DataError, TrainingError, is_out_of_memory
 from kdsr.runtime.files import write_whole

@@ -17,7 +17,7 @@ from kdsr.models.evaluation import mean_values, pad_and_restore
 from kdsr.models.pretrained import warm_start, weight_files
 from kdsr.models.tap_options import tap_problems
 from kdsr.models.terms import TERMS
-from kdsr.models.terms.term import Term, term_problems
+from kdsr.models.terms.term import Term, read_with, term_problems
 
 # what architectures call the number of channels of their input
 _CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_channel", "in_nc")
@@ -46,6 +46,11 @@ class KDModel(RestorationModel):
         **{key: kinds for term in TERMS for key, kinds in term.TRAIN_KEYS.items()},
     }
     NETWORK_KEYS = frozenset({"t"}).union(*(term.NETWORK_KEYS for term in TERMS))
+    READ_WITH = {
+        **read_with(TERMS),
+        "noisy": ("lcr_opt", "zoom_in_opt"),
+        "taps": tuple(term.KEY for term in TERMS if "taps" in term.NEEDS),
+    }
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:

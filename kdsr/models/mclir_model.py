@@ -42,6 +42,7 @@ class MCLIRModel(KDModel):
         "neg_start": Number,
     }
     NETWORK_KEYS = frozenset({"extractor"})
+    READ_WITH = {"network_extractor": ("neg_opt",)}
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:

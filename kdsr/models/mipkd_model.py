@@ -50,6 +50,12 @@ class MiPKDModel(KDModel):
         "mix_ratio": Number,
         "block_ratio": Number,
     }
+    READ_WITH = {
+        "taps": ("fm_opt",),
+        "blocks": ("bm_opt",),
+        "mix_ratio": ("fm_opt",),
+        "block_ratio": ("bm_opt",),
+    }
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:

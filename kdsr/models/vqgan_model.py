@@ -91,6 +91,7 @@ class VQGANModel(RestorationModel):
         "vq_start": int,
     }
     NETWORK_KEYS = frozenset({"d"})
+    READ_WITH = dict.fromkeys(("optim_d", "gan_start", "gan_adaptive_weight"), ("gan_opt",))
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:

@@ -9,7 +9,6 @@ declares nothing is foreign: its keys are not judged, everything else is.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from os import path as osp
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
+from kdsr.metrics.calculation import better_of
 from kdsr.models.moving_average import lag_warning
 from kdsr.models.pretrained import weight_files
 from kdsr.models.tiling import tile_problems
@@ -27,11 +27,12 @@ from kdsr.pipeline.option_check_data import check_datasets
 from kdsr.pipeline.option_check_geometry import check_geometry
 from kdsr.pipeline.option_check_gt import check_ground_truth, gives_gt
 from kdsr.pipeline.option_check_logger import check_logger
-from kdsr.pipeline.option_models import ModelKeys, read_by_others
+from kdsr.pipeline.option_models import ModelKeys, read_by_others, report_idle_keys, resumed_problems
 from kdsr.pipeline.option_names import (
     check_call,
     check_kind,
     check_table,
+    check_value,
     describe,
     find_type,
     folder_name_problems,
@@ -46,22 +47,6 @@ _SCHEDULERS = {
     "MultiStepLR": MultiStepRestartLR,
     "MultiStepRestartLR": MultiStepRestartLR,
     "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
-}
-# lowest values that make sense, by place
-_LIMITS = {
-    "scale": (1, math.inf),
-    "manual_seed": (0, 2**32 - 1024),  # NumPy's seeds have 32 bits; each rank adds its number
-    "train.total_iter": (1, math.inf),
-    "train.ema_decay": (0, 1),
-    "train.num_neg": (-math.inf, 256),  # images per image, through the VQGAN; DCKDModel knows the lowest
-    "val.val_freq": (1, math.inf),
-    "val.multiple_of": (1, math.inf),
-    "val.window_size": (1, math.inf),
-    "logger.print_freq": (1, math.inf),
-    "logger.save_checkpoint_freq": (1, math.inf),
-    "dist_params.port": (1, 65535),
-    "dist_params.timeout": (1, math.inf),
-    "logger.keep_last": (0, math.inf),
 }
 
 
@@ -78,10 +63,10 @@ def check(opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None
     keys = ModelKeys(model)
     _check_top(opt, keys, is_train, problems)
     _check_networks(opt, is_train, problems)
-    for section, check_section in (("train", _check_train), ("val", _check_val)):
-        options = opt.get(section)
-        if isinstance(options, dict):
-            check_section(options, keys, is_train, problems)
+    if isinstance(opt.get("train"), dict):
+        _check_train(opt["train"], keys, is_train, problems)
+    if isinstance(opt.get("val"), dict):
+        _check_val(opt["val"], keys, is_train, problems, warnings)
     _check_references(opt, keys, problems)
     _check_paths(opt, keys, is_train, problems)
     check_logger(opt, keys.ours, problems)
@@ -90,7 +75,8 @@ def check(opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None
     if keys.ours and isinstance(opt.get("precision"), dict):
         check_table(opt["precision"], Precision.KEYS, "precision", problems)
     problems += [f"stop_signals{problem}" for problem in signal_problems(opt.get("stop_signals"))]
-    _check_limits(opt, problems)
+    if is_train:
+        report_idle_keys(opt, model, problems, warnings)
     check_datasets(opt, is_train, problems, warnings)
     check_geometry(opt, is_train, problems)
     train = opt.get("train")
@@ -130,9 +116,25 @@ def _check_top(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: l
     check_table(opt, keys.top, "", problems, required=required, skip=[*unjudged, "num_gpu"])
     if isinstance(opt.get("name"), str):
         problems += folder_name_problems(opt["name"])
+    _check_older_keys(opt, problems)
     asked = opt.get("num_gpu", "auto")
     if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 0):
         problems.append(f"num_gpu: {asked!r} is neither auto nor a number of GPUs (0 means the CPU)")
+
+
+def _check_older_keys(opt: dict[str, Any], problems: list[str]) -> None:
+    """BasicSR's older test files also have options of ``val`` at the top, where nothing reads them."""
+    val = opt["val"] if isinstance(opt.get("val"), dict) else {}
+    metrics = val["metrics"] if isinstance(val.get("metrics"), dict) else {}
+    of_metrics = [metric.get("crop_border") for metric in metrics.values() if isinstance(metric, dict)]
+    for key, there, place in (
+        ("save_img", [val.get("save_img", False)], "val.save_img"),
+        ("suffix", [val.get("suffix")], "val.suffix"),
+        ("crop_border", of_metrics, "val.metrics.NAME.crop_border"),
+    ):
+        value = opt.get(key)
+        if value is not None and there and value not in there:
+            problems.append(f"{key}: nothing reads it here; set {place}, or take it out")
 
 
 def _check_networks(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
@@ -152,9 +154,16 @@ def _check_networks(opt: dict[str, Any], is_train: bool, problems: list[str]) ->
 def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
     needed = ("total_iter", "optim_g", "scheduler") if is_train and keys.strict else ()
     required = [key for key in needed if key in keys.train]
-    unjudged = [] if keys.strict else list(train)
+    unjudged = [] if keys.strict else [key for key in train if key not in tables.LOOP_TRAIN]
     unjudged += read_by_others("train", train, keys, problems)
-    check_table(train, keys.train, "train", problems, required=required, skip=unjudged)
+    check_table(
+        train,
+        keys.train if keys.strict else tables.LOOP_TRAIN,
+        "train",
+        problems,
+        required=required,
+        skip=unjudged,
+    )
     losses = registered(LOSS_REGISTRY)
     for key, options in train.items():
         place = f"train.{key}"
@@ -197,10 +206,14 @@ def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[st
         return
     before = len(problems)
     check_call(scheduler, options, place, problems, given=["optimizer", "last_epoch"])
-    for key in ("milestones", "periods", "restarts", "restart_weights"):
+    for key, allowed in tables.SCHEDULER_ITEMS.items():
         if key in options and check_kind(options[key], list, f"{place}.{key}", problems):
             for index, item in enumerate(options[key]):
-                check_kind(item, float, f"{place}.{key}.{index}", problems)
+                here = f"{place}.{key}.{index}"
+                _ = check_kind(item, float, here, problems) and check_value(item, allowed, here, problems)
+    for key, allowed in tables.SCHEDULER_NUMBERS.items():
+        if key in options:
+            check_value(options[key], allowed, f"{place}.{key}", problems)
     if len(problems) > before:
         return
     parts = "periods" if scheduler is CosineAnnealingRestartLR else "restarts"
@@ -213,13 +226,20 @@ def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[st
         problems.append(f"{place}.periods: last {whole} iterations, train.total_iter is {total_iter}")
 
 
-def _check_val(val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
+def _check_val(
+    val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str], warnings: list[str] | None
+) -> None:
     unjudged = [] if keys.strict else [key for key in val if key not in keys.val]
     unjudged += read_by_others("val", val, keys, problems)
     check_table(val, keys.val, "val", problems, required=["val_freq"] if is_train else [], skip=unjudged)
     problems += tile_problems(val) if keys.ours else []
     if "/" in str(val.get("suffix")):
         problems.append(f"val.suffix: {val['suffix']} is put into the names of files, and cannot contain /")
+    sizes = [val.get("multiple_of"), val.get("window_size")]
+    if keys.ours and None not in sizes and sizes[0] != sizes[1]:
+        problems.append(
+            f"val.window_size: {sizes[1]} is another name of val.multiple_of, which is {sizes[0]}"
+        )
     metrics = registered(METRIC_REGISTRY)
     if not isinstance(val.get("metrics"), Mapping):
         return
@@ -230,8 +250,26 @@ def _check_val(val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: l
         metric = find_type(options, metrics, place, problems)
         if metric is not None:
             check_call(metric, options, place, problems, given=["img", "img2"], extra=["better"])
-        if options.get("better", "higher") not in ("higher", "lower"):
-            problems.append(f"{place}.better: {options['better']!r} is neither higher nor lower")
+        for key, wanted in tables.STOCK_METRICS.get(str(options.get("type")), {}).items():
+            if key in options:
+                check_value(options[key], wanted, f"{place}.{key}", problems)
+        _check_direction(options, place, problems, warnings if is_train else None)
+
+
+def _check_direction(
+    options: dict[str, Any], place: str, problems: list[str], warnings: list[str] | None
+) -> None:
+    """Checks ``better``, by which the best validation is found."""
+    known = better_of({"type": options.get("type")})
+    if "better" not in options:
+        if known is None and warnings is not None:
+            warnings.append(
+                f"{place}.better: not given, and {options.get('type')} does not say it; higher is taken for better"
+            )
+    elif not check_value(options["better"], tables.BETTER, f"{place}.better", problems):
+        return
+    elif known not in (None, options["better"]):
+        problems.append(f"{place}.better: of {options['type']} the {known} values are better; take it out")
 
 
 def _check_references(opt: dict[str, Any], keys: ModelKeys, problems: list[str]) -> None:
@@ -257,6 +295,7 @@ def _check_paths(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems:
     unjudged = [] if keys.strict else [key for key in path if key not in keys.path]
     unjudged += read_by_others("path", path, keys, problems)
     check_table(path, keys.path, "path", problems, skip=unjudged)
+    problems += resumed_problems(path.get("ignore_resume_networks"), opt, keys)
     needed = ["resume_state"] if is_train else []
     for key in path:
         network = key.removeprefix("pretrain_")
@@ -270,14 +309,3 @@ def _check_paths(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems:
         if isinstance(file, str) and not osp.isfile(osp.expanduser(file)):
             away = "" if osp.isabs(osp.expanduser(file)) else " (relative to the working directory)"
             problems.append(f"path.{key}: there is no file {file}{away}")
-
-
-def _check_limits(opt: dict[str, Any], problems: list[str]) -> None:
-    for place, (lowest, highest) in _LIMITS.items():
-        value: Any = opt
-        for key in place.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float) and not isinstance(value, bool) and not lowest <= value <= highest:
-            problems.append(
-                f"{place}: {value} is {'below' if value < lowest else 'above'} {lowest if value < lowest else highest}"
-            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from os.path import expanduser, isabs
 from typing import Any
 
@@ -12,14 +11,16 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from kdsr.data.batch_plan import BatchPlan, progressive_problems
 from kdsr.data.checks import check_dataset
 from kdsr.pipeline import option_tables as tables
-from kdsr.pipeline.option_names import check_kind, check_table, find_type, is_kind, nearest, registered
-
-# key, lowest, highest; beyond these a machine is busy with starting processes, or a number has slipped
-_LOADER_LIMITS = (
-    ("batch_size_per_gpu", 1, 100_000),
-    ("num_worker_per_gpu", 0, 256),
-    ("num_prefetch_queue", 1, 1000),
+from kdsr.pipeline.option_names import (
+    check_kind,
+    check_table,
+    check_value,
+    find_type,
+    is_kind,
+    nearest,
+    registered,
 )
+from kdsr.runtime.option_values import number
 
 
 def check_datasets(
@@ -43,9 +44,9 @@ def check_datasets(
         phase = key.split("_")[0]
         if dataset is None:
             continue
-        if phase not in phases:
+        if phase not in phases or (phase == "train" and key != phase):  # one training set is read
             doing = "training" if is_train else "a test"
-            known = " or ".join(f"{phase}, {phase}_NAME" for phase in phases)
+            known = " or ".join("train" if each == "train" else f"{each}, {each}_NAME" for each in phases)
             problems.append(f"{place}: {doing} knows sets named {known}")
             continue
         if not check_kind(dataset, dict, place, problems):
@@ -71,6 +72,24 @@ def check_datasets(
             problems += _look_at_files(dataset, phase, opt.get("scale"), place, found)
             if warnings is not None:
                 warnings += [f"{place}.{warning}" for warning in found]
+    _check_colors(datasets, problems)
+
+
+def _check_colors(datasets: dict[str, Any], problems: list[str]) -> None:
+    """A network takes one channel or three: sets that are used together must be of one ``color``."""
+    colors = {}
+    for key, dataset in datasets.items():
+        known = isinstance(dataset, dict) and _declared(
+            registered(DATASET_REGISTRY).get(str(dataset.get("type")))
+        )
+        if known and dataset.get("color") in (None, "y", "rgb"):
+            colors[key] = dataset.get("color") or "rgb"
+    first = next(iter(colors), "")
+    problems += [
+        f"datasets.{key}.color: is {color}, but datasets.{first} is {colors[first]}; a network takes one or the other"
+        for key, color in colors.items()
+        if color != colors[first]
+    ]
 
 
 def _look_at_files(
@@ -82,8 +101,25 @@ def _look_at_files(
     if not (is_kind(scale, int) and scale >= 1):
         return []  # reported where it stands
     scale = int(scale)
-    roots = {key: expanduser(dataset[key]) for key in ("dataroot_gt", "dataroot_lq") if dataset.get(key)}
+    named = ("dataroot_gt", "dataroot_lq", "meta_info_file")
+    roots = {key: expanduser(dataset[key]) for key in named if dataset.get(key)}
     return [f"{place}.{problem}" for problem in check_dataset({**dataset, **roots}, scale, phase, warnings)]
+
+
+def _declared(cls: type | None) -> dict[str, Any] | None:
+    """The keys of a class of data sets, beside those of any; None where it does not say."""
+    if cls is not None and cls.__name__ in tables.STOCK_DATASETS:
+        return tables.STOCK_DATASETS[cls.__name__][0]
+    if cls is None or not hasattr(cls, "OPTION_KEYS"):
+        return None
+    return {
+        key: kind for base in reversed(cls.__mro__) for key, kind in vars(base).get("OPTION_KEYS", {}).items()
+    }
+
+
+def keys_of_dataset(kind: Any) -> dict[str, Any]:
+    """The keys of a type of data set as far as they are known, with what their values may be."""
+    return tables.ANY_DATASET | (_declared(registered(DATASET_REGISTRY).get(str(kind))) or {})
 
 
 def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[str]) -> None:
@@ -92,50 +128,62 @@ def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[
     required = ["name"]
     if phase == "train":
         required += ["batch_size_per_gpu", "num_worker_per_gpu"]
-    declared: dict[str, Any] | None = None
+    declared = _declared(cls)
     if cls is not None and cls.__name__ in tables.STOCK_DATASETS:
-        declared, always, in_training = tables.STOCK_DATASETS[cls.__name__]
+        _, always, in_training = tables.STOCK_DATASETS[cls.__name__]
         required += [*always, "io_backend"]
         required += in_training if phase == "train" else ()
-    elif cls is not None and hasattr(cls, "OPTION_KEYS"):
-        declared = {}
-        for base in reversed(cls.__mro__):
-            declared |= vars(base).get("OPTION_KEYS", {})
     table = tables.ANY_DATASET | (declared or {})
     unjudged = [] if declared is not None else [key for key in dataset if key not in table]
     check_table(dataset, table, place, problems, required=required, skip=[*unjudged, "io_backend"])
     if "io_backend" in dataset and check_kind(dataset["io_backend"], dict, f"{place}.io_backend", problems):
-        _check_backend(dataset["io_backend"], f"{place}.io_backend", problems)
-    _check_loader(dataset, place, problems)
-    choice = dataset.get("on_bad_image", "stop")
-    if choice not in ("stop", "skip"):
-        problems.append(f"{place}.on_bad_image: {choice!r} is neither stop nor skip")
-    elif choice == "skip" and phase != "train":
+        _check_backend(dataset, f"{place}.io_backend", problems)
+    if dataset.get("prefetch_mode") == "cuda" and dataset.get("pin_memory") is not True:
+        problems.append(f"{place}.pin_memory: must be true for prefetch_mode: cuda")
+    ratio = dataset.get("dataset_enlarge_ratio")
+    if phase == "train" and isinstance(ratio, float) and 0 < ratio < 1:
+        problems.append(
+            f"{place}.dataset_enlarge_ratio: {ratio} would leave the same images out of every epoch; set 1"
+        )
+    if phase == "train" and dataset.get("use_shuffle") is False:
+        problems.append(f"{place}.use_shuffle: training sets are always shuffled; take it out")
+    if dataset.get("on_bad_image") == "skip" and phase != "train":
         problems.append(f"{place}.on_bad_image: only a training set can skip; here every image counts")
+    if declared is not None:
+        _check_normalisation(dataset, place, problems)
 
 
-def _check_backend(options: dict[str, Any], place: str, problems: list[str]) -> None:
+def _check_backend(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
+    options = dataset["io_backend"]
     backend = options.get("type")
     if backend is None:
         problems.append(f"{place}.type: is required")
     elif backend not in tables.IO_BACKENDS:
-        offer = nearest(str(backend), tables.IO_BACKENDS)
-        problems.append(f"{place}.type: {backend!r} is not known; {offer}")
+        problems.append(
+            f"{place}.type: {backend!r} is not known; {nearest(str(backend), tables.IO_BACKENDS)}"
+        )
     check_table(options, tables.IO_BACKEND, place, problems, skip=["type"])
+    roots = [dataset[key] for key in ("dataroot_lq", "dataroot_gt") if key in dataset]
+    for key, filled_in in (("db_paths", roots), ("client_keys", ["lq", "gt"][: len(roots)])):
+        given = options.get(key, filled_in)
+        if given not in (filled_in, filled_in[0] if len(filled_in) == 1 else None):
+            problems.append(f"{place}.{key}: is filled in by the data set, from its dataroot_*; take it out")
+        elif key in options and backend == "disk":
+            problems.append(f"{place}.{key}: belongs to an LMDB; take it out, or set type: lmdb")
 
 
-def _check_loader(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
-    for key, lowest, highest in _LOADER_LIMITS:
-        value = dataset.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool) and not lowest <= value <= highest:
-            limit = f"below {lowest}" if value < lowest else f"above {highest:,d}"
-            problems.append(f"{place}.{key}: {value} is {limit}")
-    ratio = dataset.get("dataset_enlarge_ratio")
-    if isinstance(ratio, int | float) and not 0 < ratio < math.inf:
-        limit = "too much" if ratio > 0 else "not above 0"
-        problems.append(f"{place}.dataset_enlarge_ratio: {ratio} is {limit}")
-    mode = dataset.get("prefetch_mode")
-    if mode not in (None, "cpu", "cuda"):
-        problems.append(f"{place}.prefetch_mode: {mode!r} is neither cpu nor cuda nor null")
-    elif mode == "cuda" and dataset.get("pin_memory") is not True:
-        problems.append(f"{place}.pin_memory: must be true for prefetch_mode: cuda")
+def _check_normalisation(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
+    """Checks ``mean`` and ``std``, which are subtracted and divided by: both, with a number per channel."""
+    given = {key: dataset[key] for key in ("mean", "std") if isinstance(dataset.get(key), list)}
+    channels = 1 if dataset.get("color") == "y" else 3
+    for key, values in given.items():
+        here, other = f"{place}.{key}", "std" if key == "mean" else "mean"
+        sound = [
+            check_value(value, number(), f"{here}.{index}", problems) for index, value in enumerate(values)
+        ]
+        if len(values) not in (1, channels):
+            problems.append(f"{here}: {len(values)} numbers for images of {channels} channels")
+        elif all(sound) and key == "std" and not all(value > 0 for value in values):
+            problems.append(f"{here}: {values} must all be above 0; images are divided by them")
+        if other not in given:
+            problems.append(f"{place}.{other}: is required by {key}")

@@ -8,7 +8,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from kdsr.models.base_model import RestorationModel
 from kdsr.pipeline import option_tables as tables
-from kdsr.pipeline.option_names import registered
+from kdsr.pipeline.option_names import nearest, registered
 
 
 class ModelKeys:
@@ -69,3 +69,57 @@ def read_by_others(section: str, options: dict[str, Any], keys: ModelKeys, probl
             problems.append(f"{place}{key}: {keys.name} does not read it; {names}")
             told.append(key)
     return told
+
+
+def readers_of(model: type | None) -> dict[str, set[str]]:
+    """What a model reads for the sake of other options only: ``READ_WITH`` of its class and its bases, together.
+
+    Returns:
+        A key of ``train``, or ``network_X``, with the keys of ``train`` that make use of it.
+    """
+    readers: dict[str, set[str]] = {}
+    for base in model.__mro__ if model else ():
+        for key, more in vars(base).get("READ_WITH", {}).items():
+            readers.setdefault(key, set()).update(more)
+    return readers
+
+
+def report_idle_keys(
+    opt: dict[str, Any], model: type | None, problems: list[str], warnings: list[str] | None
+) -> None:
+    """Reports what a training does not read, for the option that makes use of it is not there.
+
+    A ``null`` is there: it switches that option off for a run, and what belongs to it may stay. Options of networks
+    that are not there are problems, for they name weights that the run would do without; others are warnings.
+    """
+    train, path = ({} if not isinstance(opt.get(key), dict) else opt[key] for key in ("train", "path"))
+    keys = ModelKeys(model)
+    for key, readers in readers_of(model).items():
+        of_network = key.startswith("network_")
+        if (opt if of_network else train).get(key) is not None and not readers & train.keys():
+            wanted = " or ".join(f"train.{reader}" for reader in sorted(readers))
+            place = key if of_network else f"train.{key}"
+            if warnings is not None:
+                warnings.append(f"{place}: nothing reads it without {wanted}")
+    for network in sorted(keys.networks) if keys.strict else ():
+        section = f"network_{network}"
+        if section in opt and not isinstance(opt[section], bool):
+            continue
+        why = f"{section} is a copy of the student" if section in opt else f"there is no {section}"
+        problems += [
+            f"path.{kind}_{network}: nothing reads it, {why}; take it out"
+            for kind in tables.PATH_OF_NETWORK
+            if path.get(f"{kind}_{network}") is not None
+        ]
+
+
+def resumed_problems(ignored: Any, opt: dict[str, Any], keys: ModelKeys) -> list[str]:
+    """What is wrong with ``path.ignore_resume_networks``: networks that are not there, or that a state brings back."""
+    place, problems = "path.ignore_resume_networks", []
+    networks = [key for key in opt if str(key).startswith("network_")]
+    for name in [ignored] if isinstance(ignored, str) else ignored if isinstance(ignored, list) else ():
+        if name not in networks:
+            problems.append(f"{place}: there is no {name!r}; {nearest(str(name), networks)}")
+        elif keys.ours and name in ("network_g", "network_d", "network_his"):
+            problems.append(f"{place}: {name} is trained, and always goes on from the state; take it out")
+    return problems

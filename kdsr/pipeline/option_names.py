@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from kdsr.runtime.names import nearest as nearest  # part of what the checks are made of
+from kdsr.runtime.option_values import Allowed
 
 NUMBER = (int, float)
 _LONGEST_NAME = 200  # bytes; file systems take 255, and logs and archived folders are named after the run
@@ -114,6 +115,31 @@ def check_kind(
     return False
 
 
+def check_value(value: Any, wanted: Any, place: str, problems: list[str]) -> bool:
+    """Reports a value that is not of the kinds, or not among those that are allowed; returns whether it is fine."""
+    if not isinstance(wanted, Allowed):
+        return check_kind(value, wanted, place, problems)
+    if not check_kind(value, wanted.kinds, place, problems):
+        return False
+    problem = wanted.problem(value)
+    if problem is not None:
+        problems.append(f"{place}: {problem}")
+    return problem is None
+
+
+def make_counts_whole(options: Any, table: Mapping[str, Any]) -> None:
+    """Turns whole floats into ints, in place, where a table wants whole numbers: 5e3 arrives as a float."""
+    for key, value in options.items() if isinstance(options, dict) else ():
+        wanted = table.get(key)
+        if isinstance(wanted, Mapping):
+            make_counts_whole(value, wanted)
+            continue
+        kinds = wanted.kinds if isinstance(wanted, Allowed) else wanted
+        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+        if int in kinds and float not in kinds and isinstance(value, float) and value.is_integer():
+            options[key] = int(value)
+
+
 def check_table(
     options: Any,
     table: Mapping[str, Any],
@@ -123,7 +149,7 @@ def check_table(
     required: Iterable[str] = (),
     skip: Iterable[str] = (),
 ) -> None:
-    """Checks a section against a table ``key -> kind, kinds, or a table of its own``.
+    """Checks a section against a table ``key -> kind, kinds, Allowed, or a table of its own``.
 
     Args:
         options: The section.
@@ -146,7 +172,7 @@ def check_table(
             if value is not None:
                 check_table(value, table[key], here, problems)
         else:
-            check_kind(value, table[key], here, problems)
+            check_value(value, table[key], here, problems)
     for key in required:
         if options.get(key) is None:
             problems.append(f"{place}.{key}: is required" if place else f"{key}: is required")

@@ -20,12 +20,15 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from kdsr.metrics.calculation import better_of
+from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.command_line import parse_arguments
 from kdsr.pipeline.option_check import check
+from kdsr.pipeline.option_check_data import keys_of_dataset
 from kdsr.pipeline.option_dump import dump, user_level
 from kdsr.pipeline.option_files import load, load_with_origin
 from kdsr.pipeline.option_models import ModelKeys
-from kdsr.pipeline.option_names import registered
+from kdsr.pipeline.option_names import make_counts_whole, registered
 from kdsr.pipeline.overrides import overrides_of
 from kdsr.pipeline.tested_run import as_test, describes_test, describes_training, option_file_of
 from kdsr.pipeline.training_data import cores_of_this_node, workers_warning
@@ -73,31 +76,21 @@ def _shared_seed(seed: int | None, world_size: int) -> int:
     return box[0]
 
 
-# written as 5e3, a number of iterations arrives as a float; loops and loaders want an int
-_COUNTS = {
-    "train": ("total_iter", "warmup_iter"),
-    "val": ("val_freq",),
-    "logger": ("print_freq", "save_checkpoint_freq", "keep_last"),
-}
-_DATASET_COUNTS = ("batch_size_per_gpu", "num_worker_per_gpu", "num_prefetch_queue", "gt_size")
-
-
-def _is_count(kind: Any) -> bool:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    return int in kinds and float not in kinds
-
-
 def _make_counts_whole(opt: dict[str, Any]) -> None:
-    """Turns whole floats into ints where a number counts something; the check has refused other floats."""
-    sections = [(opt.get(name), keys) for name, keys in _COUNTS.items()]
-    sections.append((opt, ("scale", "manual_seed")))
-    declared = ModelKeys(registered(MODEL_REGISTRY).get(opt["model_type"])).train
-    sections.append((opt.get("train"), tuple(key for key, kind in declared.items() if _is_count(kind))))
-    sections += [(dataset, _DATASET_COUNTS) for dataset in opt["datasets"].values()]
-    for section, keys in sections:
-        for key in keys:
-            if section and isinstance(section.get(key), float):
-                section[key] = int(section[key])
+    """Turns whole floats into ints wherever a number counts something; whatever is no such number stays."""
+    keys = ModelKeys(registered(MODEL_REGISTRY).get(str(opt.get("model_type"))))
+    make_counts_whole(opt, {key: kind for key, kind in keys.top.items() if not key.startswith("network_")})
+    for section, table in (
+        ("train", {**tables.LOOP_TRAIN, **keys.train}),
+        ("val", keys.val),
+        ("logger", tables.LOGGER | tables.OUR_LOGGER),
+        ("dist_params", tables.DIST_PARAMS),
+    ):
+        make_counts_whole(opt.get(section), table)
+    datasets = opt.get("datasets")
+    for dataset in datasets.values() if isinstance(datasets, dict) else ():
+        if isinstance(dataset, dict):
+            make_counts_whole(dataset, keys_of_dataset(dataset.get("type")))
 
 
 def _fill_datasets(opt: dict[str, Any]) -> None:
@@ -111,9 +104,11 @@ def _fill_datasets(opt: dict[str, Any]) -> None:
                 dataset.pop(key, None)
         if "scale" in opt:
             dataset["scale"] = opt["scale"]
-        for key in ("dataroot_gt", "dataroot_lq"):
+        for key in ("dataroot_gt", "dataroot_lq", "meta_info_file"):
             if dataset.get(key) is not None:
                 dataset[key] = osp.expanduser(dataset[key])
+        if dataset.get("meta_info_file", "") is None:
+            del dataset["meta_info_file"]  # BasicSR's SingleImageDataset opens whatever is there
 
 
 def _fill_paths(opt: dict[str, Any], root_path: str, is_train: bool) -> None:
@@ -176,11 +171,11 @@ def parse_options(
     if not is_train and describes_training(opt):
         opt, args.notes = as_test(opt, given, args.opt, overrides, root_path, problems)
     import_user_modules(opt, args.opt, warnings)
+    _make_counts_whole(opt)
     problems += check(opt, is_train, warnings)
     if problems:
         raise OptionError(problems)
 
-    _make_counts_whole(opt)
     if opt.get("scale") is None:
         opt.pop("scale", None)
     overridden = bool(overrides_of(overrides, "num_gpu"))
@@ -215,6 +210,9 @@ def parse_options(
     if opt.get("val"):
         opt["val"].setdefault("save_img", False)
         opt["val"].setdefault("suffix", None)
+        for metric in (opt["val"].get("metrics") or {}).values():
+            if better_of(metric) == "lower":
+                metric["better"] = "lower"  # BasicSR's default is higher, for any metric
     _fill_datasets(opt)
     _fill_paths(opt, root_path, is_train)
     if is_train and "debug" in opt["name"]:

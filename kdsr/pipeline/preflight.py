@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from kdsr.metrics.calculation import calculate_metric
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.evaluation import needs_reference
 from kdsr.models.pretrained import load_pretrained, warm_start, weight_files

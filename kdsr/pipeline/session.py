@@ -19,6 +19,7 @@ from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 from kdsr.data.batch_plan import BatchPlan
 from kdsr.data.image_roots import result_name, same_names
+from kdsr.data.pairing import keep_listed
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.measured_model import pad_in_tests
@@ -28,6 +29,7 @@ from kdsr.pipeline.event_log import EventLog, tell_no_writer
 from kdsr.pipeline.log_start import FileOnly, all_options, forget_logger, log_closed, opening
 from kdsr.pipeline.loop import Loop, LoopPrefetcher
 from kdsr.pipeline.option_names import registered
+from kdsr.pipeline.option_tables import STOCK_DATASETS
 from kdsr.pipeline.preflight import check_checkpoints, check_sizes, rehearse, try_metrics
 from kdsr.pipeline.progress import Batches, CudaBatches, Progress, ProgressMessageLogger
 from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
@@ -125,7 +127,10 @@ class Session:
         # Not BasicSR's build_dataset: it opens the log, whose file does not exist yet.
         cls = registered(DATASET_REGISTRY)[dataset_opt["type"]]
         try:
-            return SeededDataset(cls(deepcopy(dataset_opt)), seed)
+            dataset = cls(deepcopy(dataset_opt))
+            if cls.__name__ in STOCK_DATASETS:
+                keep_listed(dataset, dataset_opt)
+            return SeededDataset(dataset, seed)
         except (KeyError, IndexError, TypeError, ValueError, AssertionError, OSError) as error:
             what = f"the option {error} is missing" if isinstance(error, KeyError) else str(error)
             raise OptionError(f"datasets.{name}: {dataset_opt['type']} cannot be built: {what}") from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsr.runtime.errors import OptionError
+from kdsr.runtime.option_values import word
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,8 +31,8 @@ class Precision:
         OptionError: For another value of ``amp``, and for options that contradict each other.
     """
 
-    KEYS: dict[str, type | tuple[type, ...]] = {
-        "amp": (str, type(None)),
+    KEYS: dict[str, Any] = {
+        "amp": word(*AMP_DTYPES, null=True),
         "channels_last": bool,
         "cudnn_benchmark": bool,
         "deterministic": bool,

@@ -100,3 +100,13 @@ def term_problems(terms: Sequence[type[Term]], opt: dict[str, Any]) -> list[str]
     if untapped and not train.get("taps"):
         problems.append(missing_taps(opt, "taps", untapped))
     return problems
+
+
+def read_with(terms: Sequence[type[Term]]) -> dict[str, tuple[str, ...]]:
+    """The keys and networks that terms read beside their own ``KEY``, as a model's ``READ_WITH``."""
+    readers: dict[str, tuple[str, ...]] = {}
+    for term in terms:
+        further = [*(term.TRAIN_KEYS.keys() - {term.KEY}), *(f"network_{key}" for key in term.NETWORK_KEYS)]
+        for key in further:
+            readers[key] = (*readers.get(key, ()), term.KEY)
+    return readers

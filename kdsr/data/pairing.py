@@ -1,0 +1,101 @@
+"""Which LQ image belongs to which GT image, by their names.
+
+The rules are those of ``basicsr.data.data_util``. BasicSR looks each name up in a list, in a time that grows with the
+square of the number of images, and drops the folders that names in a ``meta_info_file`` may have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from os import path as osp
+from pathlib import Path
+from typing import Any
+
+
+def file_names(folder: str) -> list[str]:
+    """The files of a folder that are not hidden, as ``basicsr.utils.scandir`` lists them and in its order."""
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+
+
+def partners(gt_names: Iterable[str], template: str, lq_folder: str) -> dict[str, str]:
+    """The LQ name of each GT name: of the same folder and ending, its stem put into ``template``.
+
+    Names are relative to the two roots. Where ``lq_folder`` has none of the GT's folders, the LQ images lie in it
+    directly, as BasicSR has them.
+    """
+    names = list(gt_names)
+    folders = {osp.dirname(name) for name in names if "/" in name}
+    flat = not any(osp.isdir(osp.join(lq_folder, folder)) for folder in folders)
+    found = {}
+    for name in names:
+        folder, slash, file = name.rpartition("/")
+        stem, ending = osp.splitext(file)
+        found[name] = f"{'' if flat else folder + slash}{template.format(stem)}{ending}"
+    return found
+
+
+def names_in_list(lines: Iterable[str]) -> list[str]:
+    """The names in the lines of a ``meta_info_file``, each before the first space; empty lines have none."""
+    return [line.strip().split(" ")[0] for line in lines if line.strip()]
+
+
+def lmdb_key(name: str) -> str:
+    """The key of an image in an LMDB: its name up to the first dot."""
+    return name.split(".")[0]
+
+
+def _paths(pairs: Mapping[str, str], folders: Sequence[str], keys: Sequence[str]) -> list[dict[str, str]]:
+    (lq_folder, gt_folder), (lq, gt) = folders, keys
+    return [
+        {f"{lq}_path": osp.join(lq_folder, partner), f"{gt}_path": osp.join(gt_folder, name)}
+        for name, partner in pairs.items()
+    ]
+
+
+def paired_paths_from_folder(
+    folders: Sequence[str], keys: Sequence[str], filename_tmpl: str
+) -> list[dict[str, str]]:
+    """BasicSR's function of this name, in time that grows with the number of images.
+
+    Args:
+        folders: Of the LQ and of the GT images.
+        keys: What they are called: ``['lq', 'gt']``.
+        filename_tmpl: LQ name from GT name, without endings.
+
+    Returns:
+        ``{lq_path, gt_path}`` for each GT image, in the order in which the file system lists them.
+
+    Raises:
+        AssertionError: The folders do not pair.
+    """
+    lq_names, gt_names = (file_names(folder) for folder in folders)
+    assert len(lq_names) == len(gt_names), (
+        f"{keys[0]} and {keys[1]} datasets have different number of images: {len(lq_names)}, {len(gt_names)}."
+    )
+    there = set(lq_names)
+    pairs = partners(gt_names, filename_tmpl, folders[0])
+    for partner in pairs.values():
+        assert partner in there, f"{partner} is not in {keys[0]}_paths."
+    return _paths(pairs, folders, keys)
+
+
+def paired_paths_from_meta_info_file(
+    folders: Sequence[str], keys: Sequence[str], meta_info_file: str, filename_tmpl: str
+) -> list[dict[str, str]]:
+    """BasicSR's function of this name, which keeps the folders of the names; arguments as above."""
+    names = names_in_list(Path(meta_info_file).read_text(encoding="utf-8").splitlines())
+    pairs = partners(names, filename_tmpl, folders[0])
+    return _paths({name: pairs[name] for name in names}, folders, keys)
+
+
+def keep_listed(dataset: Any, opt: Mapping[str, Any]) -> None:
+    """Leaves an LMDB's data set with the images of its ``meta_info_file``, which BasicSR ignores there."""
+    listing = opt.get("meta_info_file")
+    if listing is None or (opt.get("io_backend") or {}).get("type") != "lmdb":
+        return
+    wanted = set(map(lmdb_key, names_in_list(Path(listing).read_text(encoding="utf-8").splitlines())))
+    dataset.paths = [
+        path for path in dataset.paths if (path["gt_path"] if isinstance(path, dict) else path) in wanted
+    ]

@@ -1,0 +1,81 @@
+"""Which values an option may have, beside their kind: words to choose from, and bounds of numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from kdsr.runtime.names import nearest
+
+NONE = type(None)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The kinds of an option's value and, of these, the valid values.
+
+    Attributes:
+        kinds: As in a table of options: ``(int, NONE)``.
+        choices: The valid words, where the value is one.
+        one_name: A text becomes (part of) the name of a file or folder, and may not lead into another folder.
+        lowest: The smallest number.
+        highest: The largest number.
+        above: Numbers must be larger than this.
+        below: Numbers must be smaller than this.
+    """
+
+    kinds: tuple[type, ...]
+    choices: tuple[str, ...] = ()
+    one_name: bool = False
+    lowest: float = -math.inf
+    highest: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def problem(self, value: Any) -> str | None:
+        """Why a value is none of these, for the end of a message; None if it is one, or of another kind."""
+        if isinstance(value, str) and self.choices:
+            return None if value in self.choices else self._other_word(value)
+        if self.one_name and isinstance(value, str) and ("/" in value or value in (".", "..")):
+            return f"{value!r} must be part of a file's name, not a path"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        if value == math.inf:
+            return f"{value} is too much"
+        if value < self.lowest or value == -math.inf:
+            return f"{value} is below {self.lowest:,}"
+        if value > self.highest:
+            return f"{value} is above {self.highest:,}"
+        if value <= self.above and value > -math.inf:
+            return f"{value} is not above {self.above:,}"
+        if value >= self.below:
+            return f"{value} is not below {self.below:,}"
+        return None
+
+    def _other_word(self, value: str) -> str:
+        words = [*self.choices, *(["null"] if NONE in self.kinds else [])]
+        meant = nearest(value, self.choices)
+        advice = f"; {meant}" if meant.startswith("did you mean") else ""
+        return f"{value!r} is neither {' nor '.join(words)}{advice}"
+
+
+def count(lowest: int = 1, highest: float = math.inf, *, null: bool = False) -> Allowed:
+    """A whole number within bounds, both included."""
+    return Allowed((int, NONE) if null else (int,), lowest=lowest, highest=highest)
+
+
+def number(
+    *,
+    lowest: float = -math.inf,
+    highest: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> Allowed:
+    """A finite number within bounds, of which ``lowest`` and ``highest`` are included."""
+    return Allowed((int, float), lowest=lowest, highest=highest, above=above, below=below)
+
+
+def word(*choices: str, null: bool = False) -> Allowed:
+    """One of some words."""
+    return Allowed((str, NONE) if null else (str,), choices=choices)
