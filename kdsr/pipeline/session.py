@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -287,6 +289,9 @@ class Session:
         """Builds the model and measures the teacher once, before it teaches."""
         self.model = model = self.build_tested_model(opt)
         model.run_record = self.record
+        if not self.ours and hasattr(model, "validation"):  # ours know by themselves
+            made = self.resume_state["iter"] if self.resume_state else 0
+            model.validation = up_to_iteration(max(int(opt["train"]["total_iter"]), made), model.validation)
         val = opt.get("val") or {}
         if val.get("teacher") and self.resume_state is None and hasattr(model, "validate_teacher"):
             model.validate_teacher(self.val_loaders)
@@ -329,3 +334,13 @@ class Session:
     def build_dataset(self, dataset_opt: dict[str, Any]) -> Any:
         """The data set that was made, and checked, with the options."""
         return next(made for made in self.datasets.values() if made.opt["name"] == dataset_opt["name"])
+
+
+def up_to_iteration(last: int, validation: Callable[..., None]) -> Callable[..., None]:
+    """A model's ``validation`` for BasicSR's loop, which makes its last one with an iteration past the end."""
+
+    @functools.wraps(validation)
+    def real(dataloader: Any, current_iter: int, *args: Any, **kwargs: Any) -> None:
+        validation(dataloader, min(current_iter, last), *args, **kwargs)
+
+    return real

@@ -57,7 +57,8 @@ class Allowed:
         words = [*self.choices, *(["null"] if NONE in self.kinds else [])]
         meant = nearest(value, self.choices)
         advice = f"; {meant}" if meant.startswith("did you mean") else ""
-        return f"{value!r} is neither {' nor '.join(words)}{advice}"
+        none_of = f"neither {' nor '.join(words)}" if len(words) > 1 else f"not {words[0]}"
+        return f"{value!r} is {none_of}{advice}"
 
 
 def count(lowest: int = 1, highest: float = math.inf, *, null: bool = False) -> Allowed:

@@ -33,13 +33,10 @@ def refused(options: dict[str, Any], override: str, capsys: pytest.CaptureFixtur
         ("network_g:num_block=100000", "network_g: more than 20,000 layers"),
         (
             "val:metrics:psnr:crop_border=-1.5",
-            "val.metrics.psnr: calculate_psnr cannot measure held_out: TypeError",
+            "val.metrics.psnr.crop_border: expected a whole number, got -1.5",
         ),
         ("val:metrics:psnr:crop_border=48", "nothing is left of 96×96 pixels"),
-        (
-            "val:metrics:psnr:input_order=XYZ",
-            "val.metrics.psnr: calculate_psnr cannot measure held_out: ValueError",
-        ),
+        ("val:metrics:psnr:input_order=XYZ", "val.metrics.psnr.input_order: 'XYZ' is not HWC"),
         (
             "datasets:train:num_worker_per_gpu=100000",
             "datasets.train.num_worker_per_gpu: 100000 is above 256",
