@@ -118,7 +118,9 @@ def _open_lmdb(key: str, root: str, problems: list[str]) -> Images | None:
     return Images(root, list(stated), info, missing)
 
 
-def _open_folder(key: str, root: str, problems: list[str], recursive: bool = False) -> Images | None:
+def _open_folder(
+    key: str, root: str, problems: list[str], recursive: bool = False, listed: bool = False
+) -> Images | None:
     if not os.path.isdir(root):
         problems.append(f"{key}: there is no folder {root}")
         return None
@@ -130,7 +132,7 @@ def _open_folder(key: str, root: str, problems: list[str], recursive: bool = Fal
     except DataError as error:
         problems += [f"{key}: {problem}" for problem in error.problems]
         return None
-    if not listing.images:
+    if not listing.images and not listed:  # those of a list may all lie in folders
         problems.append(f"{key}: there is no image in {root}")
         return None
     return Images(
@@ -147,9 +149,10 @@ def open_root(
     backend = (opt.get("io_backend") or {}).get("type")
     if backend is None:
         backend = "lmdb" if root.endswith(".lmdb") else "disk"
-    return (
-        _open_lmdb(key, root, problems) if backend == "lmdb" else _open_folder(key, root, problems, recursive)
-    )
+    if backend == "lmdb":
+        return _open_lmdb(key, root, problems)
+    listed = not recursive and isinstance(opt.get("meta_info_file"), str)
+    return _open_folder(key, root, problems, recursive, listed)
 
 
 def listed_names(opt: Mapping[str, Any], problems: list[str]) -> list[str] | None:

@@ -46,11 +46,13 @@ def lmdb_key(name: str) -> str:
     return name.split(".")[0]
 
 
-def _paths(pairs: Mapping[str, str], folders: Sequence[str], keys: Sequence[str]) -> list[dict[str, str]]:
+def _paths(
+    pairs: Iterable[tuple[str, str]], folders: Sequence[str], keys: Sequence[str]
+) -> list[dict[str, str]]:
     (lq_folder, gt_folder), (lq, gt) = folders, keys
     return [
         {f"{lq}_path": osp.join(lq_folder, partner), f"{gt}_path": osp.join(gt_folder, name)}
-        for name, partner in pairs.items()
+        for name, partner in pairs
     ]
 
 
@@ -78,7 +80,7 @@ def paired_paths_from_folder(
     pairs = partners(gt_names, filename_tmpl, folders[0])
     for partner in pairs.values():
         assert partner in there, f"{partner} is not in {keys[0]}_paths."
-    return _paths(pairs, folders, keys)
+    return _paths(pairs.items(), folders, keys)
 
 
 def paired_paths_from_meta_info_file(
@@ -87,7 +89,7 @@ def paired_paths_from_meta_info_file(
     """BasicSR's function of this name, which keeps the folders of the names; arguments as above."""
     names = names_in_list(Path(meta_info_file).read_text(encoding="utf-8").splitlines())
     pairs = partners(names, filename_tmpl, folders[0])
-    return _paths({name: pairs[name] for name in names}, folders, keys)
+    return _paths(((name, pairs[name]) for name in names), folders, keys)
 
 
 def keep_listed(dataset: Any, opt: Mapping[str, Any]) -> None:

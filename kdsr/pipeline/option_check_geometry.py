@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from kdsr.pipeline.option_names import parameters_of, registered
+from kdsr.pipeline.option_names import is_kind, parameters_of, registered
 
 _SCALE_PARAMETERS = ("upscale", "scale")
 
@@ -15,7 +15,7 @@ _SCALE_PARAMETERS = ("upscale", "scale")
 def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
     """Checks that data, student and teacher agree in scale, and that a training patch fits every network."""
     scale = opt.get("scale", 1)
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or scale < 1:
+    if not is_kind(scale, int) or scale < 1:
         return
     for key in ("network_g", "network_t"):
         _check_scale(opt, key, scale, problems)

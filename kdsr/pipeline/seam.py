@@ -70,8 +70,8 @@ TRAIN_SEAM: _Table = {
     ),
     "build_model": (
         lambda session: session.build_model,
-        "does not look at the teacher before it teaches, nor pad validation images (as in TEST_SEAM); its loop makes the "
-        "last validation with an iteration past the end",
+        "does not look at the teacher before it teaches, nor pad validation images (as in TEST_SEAM); its loop "
+        "makes the last validation with an iteration past the end",
     ),
     "CPUPrefetcher": (
         lambda session: session.make_prefetcher,

@@ -37,8 +37,8 @@ class Allowed:
         """Why a value is none of these, for the end of a message; None if it is one, or of another kind."""
         if isinstance(value, str) and self.choices:
             return None if value in self.choices else self._other_word(value)
-        if self.one_name and isinstance(value, str) and ("/" in value or value in (".", "..")):
-            return f"{value!r} must be part of a file's name, not a path"
+        if self.one_name and isinstance(value, str) and ("/" in value or value in ("", ".", "..")):
+            return f"{value!r} is no part of a file's name"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         if value == math.inf:
