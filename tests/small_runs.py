@@ -1,4 +1,4 @@
-"""Small models and runs from the options of a test."""
+"""Small models and runs from the options of a test, and what the check says of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from kdsr import train as train_entry
+from kdsr.pipeline.option_check import check
 
 
 def complete(options: dict[str, Any]) -> dict[str, Any]:
@@ -37,3 +38,18 @@ def seen(net: Any, x: torch.Tensor, *names: str) -> list[torch.Tensor]:
     for handle in handles:
         handle.remove()
     return [kept[name] for name in names]
+
+
+def problems_after(options: dict[str, Any], changes: dict[str, Any], is_train: bool = True) -> list[str]:
+    """The check's findings after ``{"train.optim_g.lrr": 1}`` and the like; ``...`` takes a key out."""
+    changed = copy.deepcopy(options)
+    for place, value in changes.items():
+        *above, last = place.split(".")
+        section = changed
+        for key in above:
+            section = section.setdefault(key, {})
+        if value is ...:
+            del section[last]
+        else:
+            section[last] = value
+    return check(changed, is_train)

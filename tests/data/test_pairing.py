@@ -43,7 +43,7 @@ def result(function: Any, *arguments: Any) -> Any:
         return str(error)
 
 
-@settings(deadline=None, derandomize=True, max_examples=80)
+@settings(deadline=None, derandomize=True, max_examples=40)
 @given(
     names=st.lists(FILES, unique=True, max_size=8),
     template=TEMPLATES,
@@ -89,7 +89,7 @@ def listed(root: Path, names: list[str], lq_names: list[str], template: str) -> 
     }  # fmt: skip
 
 
-@settings(deadline=None, derandomize=True, max_examples=30)
+@settings(deadline=None, derandomize=True, max_examples=15)
 @given(
     places=st.lists(
         st.tuples(FOLDERS, st.sampled_from(["0001", "0002", "a.b"])), unique=True, min_size=1, max_size=6
@@ -153,7 +153,7 @@ class _Set:
         self.paths = paths
 
 
-@settings(deadline=None, derandomize=True, max_examples=25)
+@settings(deadline=None, derandomize=True, max_examples=15)
 @given(st.sets(st.sampled_from("abcde")), st.booleans())
 def test_a_list_beside_an_lmdb_takes_a_part_of_it(wanted: set[str], paired: bool) -> None:
     with tempfile.TemporaryDirectory() as root:

@@ -14,21 +14,7 @@ from kdsr.pipeline.option_check import check
 from kdsr.pipeline.option_names import check_call, nearest
 from kdsr.pipeline.options import parse_options
 from kdsr.runtime.errors import OptionError
-
-
-def problems_after(options: dict[str, Any], changes: dict[str, Any], is_train: bool = True) -> list[str]:
-    """The check's findings after ``{"train.optim_g.lrr": 1}`` and the like; ``...`` takes a key out."""
-    changed = copy.deepcopy(options)
-    for place, value in changes.items():
-        *above, last = place.split(".")
-        section = changed
-        for key in above:
-            section = section.setdefault(key, {})
-        if value is ...:
-            del section[last]
-        else:
-            section[last] = value
-    return check(changed, is_train)
+from small_runs import problems_after
 
 
 def test_a_run_that_is_right_has_no_problems(run_options: dict[str, Any]) -> None:
