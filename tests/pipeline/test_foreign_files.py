@@ -273,7 +273,7 @@ def test_stock_models_read_what_the_check_has_read(kind: str) -> None:
     trained = torch.load("experiments/stock/models/net_g_latest.pth", weights_only=True)
     for weights in (trained["params"], trained["params_ema"]):
         torch.testing.assert_close(dict(weights), dict(state))
-    text = stock_test("SRModel", EDSR, TEST_DATA_WITHOUT_GT) + "\nval:\n  save_img: false\n  suffix: ~\n"
+    text = stock_test("SRModel", EDSR, TEST_DATA_WITHOUT_GT) + "\nval:\n  save_img: true\n  suffix: ~\n"
     text = text.replace("weights.pth", file).replace("param_key_g: params_ema", f"param_key_g: {key}")
     assert test_entry.main(["-opt", write(text)]) == 0
 

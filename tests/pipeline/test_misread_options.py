@@ -127,13 +127,14 @@ def test_the_last_validation_has_the_iteration_that_was_made(
     """And a line of BasicSR's on several sets, which is not true, is not in the log."""
     run_options["model_type"] = model
     run_options["datasets"]["val_2"] = {**copy.deepcopy(run_options["datasets"]["val"]), "name": "again"}
-    run_options["val"].update(val_freq=val_freq, save_img=True)
+    ours = model == "KDModel"  # BasicSR's would write the images of both sets to one place
+    run_options["val"].update(val_freq=val_freq, save_img=ours)
     assert run(run_options) == 0
     log = log_of_run()
     made = {iteration for iteration in (1, 2) if iteration % val_freq == 0} | {3}
     assert {int(number) for number in re.findall(r"Best: \S+ @ (\d+) iter", log)} <= made
     saved = {int(path.stem.rpartition("_")[2]) for path in (RUN / "visualization").rglob("*.png")}
-    assert saved == made
+    assert saved == (made if ours else set())
     assert "Multiple validation datasets" not in log
     assert log.count("Validation again") >= len(made)
     assert not logging.getLogger("basicsr").filters

@@ -198,16 +198,3 @@ def test_data_that_fail_are_not_taken_for_the_model(
     error = capsys.readouterr().err
     assert f"kdsr: error: datasets.train: {said}" in error and "cannot be built" not in error
     assert not Path("experiments").exists()
-
-
-@pytest.mark.parametrize("which", ["train", "val"])
-@pytest.mark.parametrize(("key", "value"), [("mean", [0.5, 0.5]), ("mean", ["a", "b", "c"])])
-def test_options_of_data_that_fail_at_the_first_image(
-    run_options: dict[str, Any], which: str, key: str, value: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_options["datasets"][which] |= {key: value, "std": [1.0, 1.0, 1.0]}
-    Path("run.yml").write_text(yaml.safe_dump(run_options), encoding="utf-8")
-    assert train_entry.main(["-opt", "run.yml"]) == 2
-    said = f"kdsr: error: datasets.{which}: PairedImageDataset fails at its first images: "
-    assert capsys.readouterr().err.splitlines()[-1].startswith(said)
-    assert not Path("experiments").exists()
