@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,6 +68,17 @@ def probe(image: str | Path | bytes | IO[bytes]) -> ImageInfo:
         return _probe(image)
     with open(image, "rb") as file:
         return _probe(file)
+
+
+def probe_on_disk(path: str) -> ImageInfo:
+    """As :func:`probe`, for a file, whose header is read once as long as it does not change."""
+    status = os.stat(path)
+    return _remembered(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=20_000)
+def _remembered(path: str, changed: int, length: int) -> ImageInfo:
+    return probe(path)
 
 
 def _probe(file: IO[bytes]) -> ImageInfo:

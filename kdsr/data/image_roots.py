@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsr.data.image_files import list_folder
-from kdsr.data.image_info import ImageInfo, UnfitImage, probe
+from kdsr.data.image_info import ImageInfo, UnfitImage, probe, probe_on_disk
 from kdsr.data.lmdb_client import first_bytes
 from kdsr.data.pairing import lmdb_key, names_in_list
 from kdsr.runtime.errors import DataError
@@ -136,7 +136,7 @@ def _open_folder(
         problems.append(f"{key}: there is no image in {root}")
         return None
     return Images(
-        root, listing.images, lambda name: probe(os.path.join(root, name)), left_out=listing.left_out
+        root, listing.images, lambda name: probe_on_disk(os.path.join(root, name)), left_out=listing.left_out
     )
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from kdsr.data.image_files import UnreadableImage, cannot_read, decode_color, image_size, sizes_match
+from kdsr.data.image_info import ImageInfo, probe_on_disk
+from kdsr.data.image_roots import open_root, spread
 from kdsr.data.lmdb_client import LmdbClient
 from kdsr.runtime.errors import DataError
 
@@ -85,6 +87,22 @@ class SeededDataset(Dataset):
         if _opt(self.dataset, "phase") == "train" and _opt(self.dataset, "on_bad_image") == "skip":
             return self._load_or_replace(epoch, position)
         return self._load_at(epoch, position)
+
+    def smallest(self) -> int:
+        """The index of the image with the shortest side, among those the one with the fewest pixels.
+
+        What a metric or a network asks of a size is asked of the shorter side. Headers are looked at, of a large set
+        some, evenly spaced; 0 where no size can be found out.
+        """
+        found = {}
+        lmdbs: dict[str, Any] = {}
+        for position in spread(list(range(len(self)))):
+            files = _files(self.dataset, self._order[position])
+            for role in ("lq", "gt"):
+                if role in files and (size := _stored_size(self.dataset, role, files[role][0], lmdbs)):
+                    found[position] = (min(size), max(size))
+                    break
+        return min(found, key=lambda position: found[position], default=0)
 
     def _load_at(self, epoch: int, position: int, ahead: int = 0) -> Any:
         """The item ``ahead`` positions further on, with the random numbers of this one."""
@@ -159,6 +177,20 @@ def _files(dataset: Any, index: int) -> dict[str, tuple[str, str]]:
         is_lmdb = (_opt(dataset, "io_backend") or {}).get("db_paths") is not None
         files[role] = (path, f"{_opt(dataset, f'dataroot_{role}')}: {path}" if is_lmdb else path)
     return files
+
+
+def _stored_size(dataset: Any, role: str, path: str, lmdbs: dict[str, Any]) -> tuple[int, int] | None:
+    """An image's size by its header or, in an LMDB, by meta_info.txt; None where neither says it."""
+    try:
+        if (_opt(dataset, "io_backend") or {}).get("db_paths") is None:
+            info: ImageInfo | None = probe_on_disk(path)
+        else:
+            if role not in lmdbs:
+                lmdbs[role] = open_root(dataset.opt, f"dataroot_{role}", [])
+            info = lmdbs[role].info(path) if lmdbs[role] is not None else None
+    except (KeyError, OSError, TypeError):
+        return None
+    return (info.height, info.width) if info else None
 
 
 def _bytes(dataset: Any, path: str, role: str) -> bytes | None:

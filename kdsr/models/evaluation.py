@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import inspect
-import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from basicsr.utils import tensor2img
-from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
 from kdsr.data.image_roots import result_name, same_names
-from kdsr.metrics.calculation import calculate_metric
+from kdsr.models.image_metrics import (
+    as_image,
+    baseline_image,
+    is_finite,
+    measured,
+    shape_problem,
+    without_normalisation,
+)
 from kdsr.runtime.distributed import gather_lists
-from kdsr.runtime.errors import DataError, TrainingError, is_out_of_memory
+from kdsr.runtime.errors import DataError, KdsrError, TrainingError, is_out_of_memory
 from kdsr.runtime.files import write_whole
-
-CSV_HEADER = ("iteration", "network", "set", "image", "metric", "value")
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,34 @@ class ImageResult:
         index: Position in the data set.
         image: Path below the data root without the ending (``result_name``).
         values: By the metric's name in the options.
+        baseline: The same of the image without a network, where it was asked for.
+        unmeasured: Why metrics of the baseline have no value.
     """
 
     index: int
     image: str
     values: dict[str, float]
+    baseline: dict[str, float] = field(default_factory=dict)
+    unmeasured: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured of each image, and how it is spoken of.
+
+    Args:
+        metrics: ``val.metrics`` of the options.
+        baseline: Those that are measured of the baseline too.
+        scale: Upscaling factor.
+        network: What restores the images, in messages: ``the student``.
+        colour: The option that sets the channels of the images, in messages.
+    """
+
+    metrics: dict[str, dict[str, Any]] | None = None
+    baseline: dict[str, dict[str, Any]] | None = None
+    scale: int = 1
+    network: str = "the network"
+    colour: str = "color of the data set"
 
 
 def extended(lq: Tensor, multiple_of: int) -> Tensor:
@@ -86,15 +109,10 @@ def _rank_share(dataloader: DataLoader, rank: int, world_size: int) -> Iterator[
         yield index, default_collate([dataset[index]])
 
 
-def needs_reference(metric: dict[str, Any]) -> bool:
-    """Whether a metric of the options compares with GT (PSNR) or looks at the image alone (NIQE)."""
-    return "img2" in inspect.signature(dict(iter(METRIC_REGISTRY))[metric["type"]]).parameters
-
-
 def evaluate(
     restore: Callable[[Tensor], Tensor],
     dataloader: DataLoader,
-    metrics: dict[str, dict[str, Any]] | None,
+    wanted: Wanted | dict[str, dict[str, Any]] | None,
     device: torch.device,
     *,
     rank: int = 0,
@@ -104,33 +122,37 @@ def evaluate(
     """Restores every image of a set and measures it with BasicSR's metrics on 8-bit images.
 
     Args:
-        restore: Maps an LQ batch (1, C, H, W) in [0, 1] to the restored batch.
-        dataloader: BasicSR validation or test loader.
-        metrics: ``val.metrics`` of the options; where the set has no GT, those that need none.
+        restore: Maps an LQ batch (1, C, H, W) as the set gives it to the restored batch.
+        dataloader: BasicSR validation or test loader. Its set's ``mean`` and ``std`` are undone before measuring.
+        wanted: What is measured, or the metrics alone; where the set has no GT, those that need none.
         device: Where ``restore`` runs.
         rank: This process among ``world_size``; each measures its share and all get all results.
         world_size: Number of processes.
         save_to: Gives the file for an image's name; the restored image is written there as PNG.
 
     Returns:
-        One result per image, in the order of the data set.
+        One result per image, in the order of the data set; every value is finite.
 
     Raises:
-        DataError: An image cannot be read, or written, or two have one name; on every rank.
+        DataError: An image cannot be read, written or measured, or two have one name; on every rank.
+        TrainingError: The output for an image is not finite; on every rank.
     """
+    if not isinstance(wanted, Wanted):
+        wanted = Wanted(metrics=wanted)
     results: list[ImageResult] = []
-    problems: list[str] = []
+    problems: list[tuple[type[KdsrError], str]] = []
     opt = getattr(dataloader.dataset, "opt", {})
     root = opt.get("dataroot_lq") or opt.get("dataroot_gt")
+    normalised = tuple(getattr(dataloader.dataset, key, None) for key in ("mean", "std"))
     try:
         for index, data in _rank_share(dataloader, rank, world_size):
             name = result_name(data["lq_path"][0], root)
-            results.append(_evaluate_one(restore, index, name, data, metrics, device, save_to))
+            results.append(_evaluate_one(restore, index, name, data, wanted, device, save_to, normalised))
     except (DataError, TrainingError) as error:
-        problems = error.problems
+        problems = [(type(error), problem) for problem in error.problems]
     problems = gather_lists(problems)
     if problems:  # on every rank: none must wait for one that is gone
-        raise DataError(problems)
+        raise problems[0][0]([problem for _, problem in problems])
     results = sorted(gather_lists(results), key=lambda result: result.index)
     problem = same_names((result.image, f"item {result.index}") for result in results)
     if problem:  # of a data set whose names were not known before
@@ -143,41 +165,88 @@ def _evaluate_one(
     index: int,
     name: str,
     data: dict[str, Any],
-    metrics: dict[str, dict[str, Any]] | None,
+    wanted: Wanted,
     device: torch.device,
     save_to: Callable[[str], Path] | None,
+    normalised: tuple[Any, ...],
 ) -> ImageResult:
-    try:
-        with torch.no_grad():
-            output = restore(data["lq"].to(device))
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        height, width = data["lq"].shape[-2:]
-        raise TrainingError(
-            f"{data['lq_path'][0]}: {width}x{height} pixels need more memory than there is; with val.tile they are "
-            "restored in tiles (make these smaller where it is set)"
-        ) from error
-    image = _as_image(output)
+    path = data["lq_path"][0]
+    output = restored(restore, data, wanted, device)
+    image, gt = images_to_compare(output, data, normalised)
     if save_to is not None:
         png = cv2.imencode(".png", image)[1].tobytes()  # BasicSR's imwrite names no file when it fails
         write_whole(save_to(name), lambda file: file.write(png))
-    values = {}
-    if metrics and "gt" in data:
-        pair = {"img": image, "img2": _as_image(data["gt"])}
-        values = {key: float(calculate_metric(pair, opt)) for key, opt in metrics.items()}
-    elif metrics:
-        values = {
-            key: float(calculate_metric({"img": image}, opt))
-            for key, opt in metrics.items()
-            if not needs_reference(opt)
-        }
-    return ImageResult(index, name, values)
+    if wanted.metrics and gt is not None and (problem := shape_problem(image, gt, wanted.colour)):
+        raise DataError(f"{path}: the output of {wanted.network} {problem}")
+    result, failed = measure(image, gt, data, index, name, wanted, normalised)
+    if failed:
+        metrics = wanted.metrics or {}
+        raise DataError(
+            [
+                f"{path}, restored by {wanted.network}: {metrics[key]['type']} (val.metrics.{key}) cannot measure "
+                f"{image.shape[0]}×{image.shape[1]} pixels: {why}"
+                for key, why in failed.items()
+            ]
+        )
+    return result
 
 
-def _as_image(batch: Tensor) -> np.ndarray:
-    """BasicSR's ``tensor2img`` of (1, C, H, W), by rows: at once it takes four times the tensor's memory."""
-    return np.concatenate([tensor2img([rows]) for rows in batch.split(256, dim=-2)])
+def restored(
+    restore: Callable[[Tensor], Tensor], data: dict[str, Any], wanted: Wanted, device: torch.device
+) -> Tensor:
+    """The network's output for an item of a set, (1, C, H, W).
+
+    Raises:
+        TrainingError: The output is not finite.
+        DataError: There is not enough memory for the image. Any other error of the network gets a note that names it.
+    """
+    path = data["lq_path"][0]
+    height, width = data["lq"].shape[-2:]
+    try:
+        with torch.no_grad():
+            output = restore(data["lq"].to(device))
+        finite = is_finite(output)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            error.add_note(f"while {wanted.network} restored {path} ({height}×{width} pixels)")
+            raise
+        raise DataError(
+            f"{path}: {width}x{height} pixels need more memory than there is; with val.tile they are "
+            "restored in tiles (make these smaller where it is set)"
+        ) from error
+    if not finite:
+        raise TrainingError(
+            f"{path}: the output of {wanted.network} is not finite (NaN or infinite); its weights hold such "
+            "values, or have grown too large: try another checkpoint, or a lower train.optim_g.lr"
+        )
+    return output
+
+
+def images_to_compare(
+    output: Tensor, data: dict[str, Any], normalised: tuple[Any, ...]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A network's output and the ground truth of an item as 8-bit images, a set's normalisation undone."""
+    gt = as_image(without_normalisation(data["gt"], *normalised)) if "gt" in data else None
+    return as_image(without_normalisation(output, *normalised)), gt
+
+
+def measure(
+    image: np.ndarray,
+    gt: np.ndarray | None,
+    data: dict[str, Any],
+    index: int,
+    name: str,
+    wanted: Wanted,
+    normalised: tuple[Any, ...],
+) -> tuple[ImageResult, dict[str, str]]:
+    """The metrics of a restored image and of its baseline; and of the metrics without a value, why there is none."""
+    values, failed = measured(image, gt, wanted.metrics)
+    result = ImageResult(index, name, values)
+    if wanted.baseline:
+        baseline = baseline_image(as_image(without_normalisation(data["lq"], *normalised)), wanted.scale)
+        found, without = measured(baseline, gt, wanted.baseline)
+        result = replace(result, baseline=found, unmeasured=without)
+    return result, failed
 
 
 def mean_values(results: list[ImageResult]) -> dict[str, float]:
@@ -187,77 +256,10 @@ def mean_values(results: list[ImageResult]) -> dict[str, float]:
     return {key: float(np.mean([result.values[key] for result in results])) for key in results[0].values}
 
 
-@dataclass(frozen=True)
-class MeasuredRow:
-    """One row of ``metrics.csv``: an image's value of a metric."""
-
-    iteration: int | str
-    network: str
-    set: str
-    image: str
-    metric: str
-    value: float
-
-
-def read_csv(path: Path) -> list[MeasuredRow]:
-    """The rows of ``metrics.csv``; none where there is no such file.
-
-    Raises:
-        DataError: The file is not one of ours.
-    """
-    if not path.exists():
-        return []
-    rows = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
-            if number == 1 or not row:
-                continue
-            try:
-                iteration, network, dataset, image, metric, value = row
-                at = int(iteration) if iteration.isdecimal() else iteration
-                rows.append(MeasuredRow(at, network, dataset, image, metric, float(value)))
-            except ValueError as error:
-                raise DataError(
-                    f"{path}, line {number}: is no row of {', '.join(CSV_HEADER)}; mend or remove the file"
-                ) from error
-    return rows
-
-
-def write_csv(path: Path, rows: list[MeasuredRow]) -> None:
-    """Writes ``metrics.csv``, whole or not at all (header: ``CSV_HEADER``)."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
-    for row in rows:
-        writer.writerow((row.iteration, row.network, row.set, row.image, row.metric, repr(row.value)))
-    write_whole(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def append_csv(
-    path: Path, iteration: int | str, network: str, dataset: str, results: list[ImageResult]
-) -> None:
-    """Adds one row per image and metric to ``metrics.csv``."""
-    # The whole file anew: of a validation that was killed while it was written no half may stay.
-    added = [
-        MeasuredRow(iteration, network, dataset, result.image, metric, value)
-        for result in results
-        for metric, value in result.values.items()
-    ]
-    write_csv(path, read_csv(path) + added)
-
-
-def forget_after(path: Path, iteration: int) -> None:
-    """Drops the rows later than ``iteration``: a resumed run measures those again."""
-    rows = read_csv(path)
-    kept = [row for row in rows if isinstance(row.iteration, int) and row.iteration <= iteration]
-    if len(kept) != len(rows):
-        write_csv(path, kept)
-
-
-def recorded_means(path: Path, iteration: int, dataset: str) -> dict[str, float]:
-    """The student's mean values on a set at an iteration, from ``metrics.csv``; empty where it was not measured."""
+def mean_baseline(results: list[ImageResult]) -> dict[str, float]:
+    """Mean of the baseline, per metric, over the images that have a value."""
     values: dict[str, list[float]] = {}
-    for row in read_csv(path):
-        if (row.iteration, row.network, row.set) == (iteration, "student", dataset):
-            values.setdefault(row.metric, []).append(row.value)
-    return {metric: float(np.mean(of_images)) for metric, of_images in values.items()}
+    for result in results:
+        for key, value in result.baseline.items():
+            values.setdefault(key, []).append(value)
+    return {key: float(np.mean(of_images)) for key, of_images in values.items()}

@@ -16,6 +16,7 @@ from kdsr.models.base_model import Number, RestorationModel
 from kdsr.models.evaluation import mean_values, pad_and_restore
 from kdsr.models.pretrained import warm_start, weight_files
 from kdsr.models.tap_options import tap_problems
+from kdsr.models.teacher_check import teacher_warnings
 from kdsr.models.terms import TERMS
 from kdsr.models.terms.term import Term, read_with, term_problems
 
@@ -200,6 +201,10 @@ class KDModel(RestorationModel):
         teacher = self.net_t
         for dataloader in dataloaders:
             name = dataloader.dataset.opt["name"]
-            results = self.measure_images(lambda lq: self.restore_with(teacher, lq), dataloader, 0)
+            results = self.measure_images(
+                lambda lq: self.restore_with(teacher, lq), dataloader, 0, network="the teacher"
+            )
             self.record(0, "teacher", name, results)
-            self.log_means(f"Validation of the teacher, {name}", mean_values(results))
+            self.log_means(f"Validation of the teacher, {name}", mean_values(results), name)
+            for line in teacher_warnings({name: results}, self.opt):
+                get_root_logger().warning(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +16,37 @@ from torch import Tensor, nn
 
 from kdsr.models.evaluation import (
     ImageResult,
-    append_csv,
+    Wanted,
     evaluate,
     extended,
+    mean_baseline,
     mean_values,
     pad_and_restore,
-    recorded_means,
 )
+from kdsr.models.image_metrics import baseline_name
+from kdsr.models.metrics_file import BASELINE, append_csv, recorded_means
 from kdsr.models.self_ensemble import self_ensemble
 from kdsr.models.tiling import tile_of, tiled
 from kdsr.runtime.distributed import on_first_rank
+from kdsr.runtime.errors import DataError
 
 
 class MeasuredModel(SRModel):
     """BasicSR's SRModel with another validation: of any image size, shared among ranks, keeping each image's values."""
 
     net_g: nn.Module
+    HAS_BASELINE = True  # False: the input of a validation is what its output is compared with
 
     def init_measures(self) -> None:
         self.best_metric_results: dict[str, dict[str, Any]] = {}
         self.metric_results: dict[str, float] = {}
         self._validated: set[tuple[str, Any]] = set()
+        self._baselines: dict[str, dict[str, float]] = {}  # mean values by set
         self._declared_multiples: dict[nn.Module, int] = {}  # asked at each step, found out once
         self.iteration = 0  # the last one trained
-        self.before_validation: Callable[[], None] | None = None  # set by what surrounds the loop
+        # set by what surrounds the loop
+        self.before_validation: Callable[[], None] | None = None
+        self.validation_failed: Callable[[], None] | None = None
 
     def size_multiple(self, net: nn.Module) -> int:
         """What an image's height and width must be divisible by for ``net``: what it declares, and ``val`` says."""
@@ -83,21 +91,34 @@ class MeasuredModel(SRModel):
         self._validated.add((dataset_name, current_iter))
         if self.before_validation is not None:
             self.before_validation()
-        results = self.measure_images(self.restore, dataloader, current_iter, save_img)
+        try:
+            results = self.measure_images(
+                self.restore, dataloader, current_iter, save_img, self.tested_network()
+            )
+        except (
+            DataError
+        ):  # on all ranks; the student is sound, and what it has learnt since its last state is kept
+            if self.validation_failed is not None:
+                self.validation_failed()
+            raise
         self.metric_results = mean_values(results)
         if self.metric_results and self.is_train:
             # The best checkpoint first: a validation that is in metrics.csv is not made again.
             self.note_best(dataset_name, self.metric_results, current_iter)
         self.record(current_iter, "student", dataset_name, results)
         if self.metric_results and self.is_train:
-            self._log_validation_metric_values(current_iter, dataset_name, tb_logger)
+            self.log_means(f"Validation {dataset_name}", self.metric_results, dataset_name, with_best=True)
             if tb_logger:
+                for metric, value in self.metric_results.items():
+                    tb_logger.add_scalar(f"metrics/{dataset_name}/{metric}", value, current_iter)
+                for metric, value in self._baselines.get(dataset_name, {}).items():
+                    tb_logger.add_scalar(f"baseline/{dataset_name}/{metric}", value, current_iter)
                 for result in results:
                     for metric, value in result.values.items():
                         tag = f"images/{dataset_name}/{metric}/{result.image}"
                         tb_logger.add_scalar(tag, value, current_iter)
         elif self.metric_results:
-            self.log_means(f"Validation {dataset_name}", self.metric_results)
+            self.log_means(f"Validation {dataset_name}", self.metric_results, dataset_name)
 
     def validate_due(self, dataloaders: list[Any], tb_logger: Any) -> None:
         """Makes, at a resume, the validations of the state's iteration that the killed run still owed.
@@ -135,34 +156,79 @@ class MeasuredModel(SRModel):
             if metric in values:
                 self._update_best_metric_result(dataset_name, metric, values[metric], current_iter)
 
+    def tested_network(self) -> str:
+        """What ``restore`` uses, in messages."""
+        if not self.is_train:
+            return "the tested network"
+        return "the student's EMA" if hasattr(self, "net_g_ema") else "the student"
+
     def measure_images(
         self,
         restore: Callable[[Tensor], Tensor],
         dataloader: Any,
         iteration: int | str,
         save_img: bool = False,
+        network: str = "the network",
     ) -> list[ImageResult]:
-        """The metrics of every image of a set, measured by all ranks together."""
+        """The metrics of every image of a set, measured by all ranks together; of the baseline those not known yet."""
         dataset_name = dataloader.dataset.opt["name"]
-        return evaluate(
+        metrics = self.opt["val"].get("metrics") or {}
+        if dataset_name not in self._baselines:
+            self._baselines[dataset_name] = on_first_rank(
+                lambda: recorded_means(self.metrics_file, 0, dataset_name, BASELINE)
+            )
+        known = self._baselines[dataset_name]
+        unknown = {key: metric for key, metric in metrics.items() if self.HAS_BASELINE and key not in known}
+        results = evaluate(
             restore,
             dataloader,
-            self.opt["val"].get("metrics"),
+            Wanted(metrics, unknown, self.opt.get("scale") or 1, network),
             self.device,
             rank=self.opt["rank"],
             world_size=self.opt["world_size"],
             save_to=(lambda image: self.image_path(dataset_name, image, iteration)) if save_img else None,
         )
+        known |= mean_baseline(results)
+        self._tell_of_unmeasured(dataset_name, results)
+        return results
+
+    def _tell_of_unmeasured(self, dataset_name: str, results: list[ImageResult]) -> None:
+        failed = [
+            f"{result.image} ({metric}: {why})"
+            for result in results
+            for metric, why in result.unmeasured.items()
+        ]
+        if failed:
+            more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+            get_root_logger().warning(
+                f"{dataset_name}: no {baseline_name(self.opt.get('scale') or 1)} baseline of "
+                f"{', '.join(failed[:3])}{more}; the baseline's mean is that of the other images. "
+                "An input that equals its ground truth may be in the wrong folder"
+            )
 
     def record(
         self, iteration: int | str, network: str, dataset_name: str, results: list[ImageResult]
     ) -> None:
-        """Adds the values of each image to ``metrics.csv``."""
+        """Adds the values of each image to ``metrics.csv``, in training those of a new baseline too."""
+        if not self.is_train:  # who reads a test's file expects the tested network alone
+            results = [replace(result, baseline={}) for result in results]
         on_first_rank(lambda: append_csv(self.metrics_file, iteration, network, dataset_name, results))
 
-    def log_means(self, title: str, values: dict[str, float]) -> None:
-        lines = "".join(f"\t # {metric}: {value:.4f}\n" for metric, value in values.items())
-        get_root_logger().info(f"{title}\n{lines}")
+    def log_means(
+        self, title: str, values: dict[str, float], dataset_name: str, with_best: bool = False
+    ) -> None:
+        """Logs mean values of a set, each beside the baseline's and, for the student, the best one so far."""
+        baseline, name = self._baselines.get(dataset_name, {}), baseline_name(self.opt.get("scale") or 1)
+        lines = [title]
+        for metric, value in values.items():
+            line = f"\t # {metric}: {value:.4f}"
+            if metric in baseline:
+                line += f" ({name} {baseline[metric]:.4f})"
+            if with_best:
+                best = self.best_metric_results[dataset_name][metric]
+                line += f"\tBest: {best['val']:.4f} @ {best['iter']} iter"
+            lines.append(line)
+        get_root_logger().info("\n".join(lines) + "\n")
 
     @property
     def metrics_file(self) -> Path:

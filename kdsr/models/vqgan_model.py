@@ -92,6 +92,7 @@ class VQGANModel(RestorationModel):
     }
     NETWORK_KEYS = frozenset({"d"})
     READ_WITH = dict.fromkeys(("optim_d", "gan_start", "gan_adaptive_weight"), ("gan_opt",))
+    HAS_BASELINE = False
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:

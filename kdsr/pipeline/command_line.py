@@ -44,6 +44,12 @@ def make_parser(is_train: bool = True) -> argparse.ArgumentParser:
         action="store_true",
         help="go on from a state although the networks or the training images have changed since",
     )
+    if not is_train:
+        parser.add_argument(
+            "--random_weights",
+            action="store_true",
+            help="test a network for which no weights are named, with random ones",
+        )
     parser.add_argument(
         "--debug", action="store_true", help="validate and save every 8 iterations, as debug_NAME"
     )

@@ -49,6 +49,7 @@ class Loop:
         self.saved = True  # whether the state of this iteration is on the disk
         if isinstance(model, RestorationModel):
             model.before_validation = self.save_if_asked
+            model.validation_failed = self.save_in_time
 
     def begin(self, val_loaders: list[Any], tb_logger: Any) -> None:
         """Before the first iteration: what a killed run left undone is done, what it left lying is removed."""
@@ -90,7 +91,12 @@ class Loop:
 
     def save_if_asked(self) -> None:
         """Before a validation, which may take longer than the time that is left: the state first."""
-        if self.stop.agreed() and self.iteration <= int(self.opt["train"]["total_iter"]):
+        if self.stop.agreed():
+            self.save_in_time()
+
+    def save_in_time(self) -> None:
+        """Saves the state of this iteration, unless the training is over."""
+        if self.iteration <= int(self.opt["train"]["total_iter"]):
             self._save()
 
     def stop_if_asked(self) -> None:

@@ -24,9 +24,10 @@ from kdsr.models.tiling import tile_problems
 from kdsr.models.weight_schedule import is_schedule, schedule_problems
 from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.option_check_data import check_datasets
-from kdsr.pipeline.option_check_geometry import check_geometry
+from kdsr.pipeline.option_check_geometry import check_geometry, has_parameters
 from kdsr.pipeline.option_check_gt import check_ground_truth, gives_gt
 from kdsr.pipeline.option_check_logger import check_logger
+from kdsr.pipeline.option_check_roles import normalisation_warnings
 from kdsr.pipeline.option_models import ModelKeys, read_by_others, report_idle_keys, resumed_problems
 from kdsr.pipeline.option_names import (
     check_call,
@@ -50,15 +51,19 @@ _SCHEDULERS = {
 }
 
 
-def check(opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None) -> list[str]:
+def check(
+    opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None, random_weights: bool = False
+) -> list[str]:
     """All problems of an option tree at the user's level; empty when it can be run.
 
     Args:
         opt: As the option file has it: pieces, overrides and references applied, nothing derived.
         is_train: Training needs ``train`` and a set ``train``; testing ``val`` and sets to test.
         warnings: Gets what the run can live with.
+        random_weights: Whether a test may do without the weights of its network.
     """
     problems: list[str] = []
+    warnings = [] if warnings is None else warnings
     model = _find_model(opt, problems)
     keys = ModelKeys(model)
     _check_top(opt, keys, is_train, problems)
@@ -78,13 +83,18 @@ def check(opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None
     if is_train:
         report_idle_keys(opt, model, problems, warnings)
     check_datasets(opt, is_train, problems, warnings)
+    if not problems:
+        warnings += normalisation_warnings(opt, keys.ours)
     check_geometry(opt, is_train, problems)
     train = opt.get("train")
     if is_train and warnings is not None and isinstance(train, dict) and "ema_decay" in keys.train:
         lag = lag_warning(train, has_warmup="ema_warmup" in keys.train)
         warnings += [lag] if lag else []
-    if not is_train and not problems and warnings is not None and "g" not in weight_files(opt):
-        warnings.append("path.pretrain_network_g: missing; what is tested is a network with random weights")
+    if not is_train and "g" not in weight_files(opt) and has_parameters(opt.get("network_g")):
+        (warnings if random_weights else problems).append(
+            "path.pretrain_network_g: missing; what is tested is a network with random weights"
+            + ("" if random_weights else ". Name its file, or give --random-weights")
+        )
     if is_train and model is not None:  # a test builds the student alone
         found = len(problems)
         try:

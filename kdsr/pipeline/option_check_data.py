@@ -11,6 +11,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from kdsr.data.batch_plan import BatchPlan, progressive_problems
 from kdsr.data.checks import check_dataset
 from kdsr.pipeline import option_tables as tables
+from kdsr.pipeline.option_check_roles import swap_warning
 from kdsr.pipeline.option_names import (
     check_kind,
     check_table,
@@ -72,6 +73,8 @@ def check_datasets(
             problems += _look_at_files(dataset, phase, opt.get("scale"), place, found)
             if warnings is not None:
                 warnings += [f"{place}.{warning}" for warning in found]
+                swapped = swap_warning(dataset, place, opt.get("scale"))
+                warnings += [swapped] if swapped else []
     _check_colors(datasets, problems)
 
 

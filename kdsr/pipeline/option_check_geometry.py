@@ -8,6 +8,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from kdsr.pipeline.option_names import is_kind, parameters_of, registered
+from kdsr.runtime.memory import sizes_watched
 
 _SCALE_PARAMETERS = ("upscale", "scale")
 
@@ -118,15 +119,30 @@ def _multiple_of(options: Any) -> int:
         facts = _facts(options)
         return facts.multiple_of if facts is not None else 1
     built = network
-    if not isinstance(getattr(network, "multiple_of", None), int):
-        arguments = {name: value for name, value in options.items() if name != "type"}
-        try:
-            with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                built = network(**arguments)
-        except Exception:  # whatever an architecture makes of its options
-            return 1
+    if (
+        not isinstance(getattr(network, "multiple_of", None), int)
+        and (built := _without_memory(options)) is None
+    ):
+        return 1
     declared = getattr(built, "window_size", None) or getattr(built, "multiple_of", 1)
     return declared if isinstance(declared, int) and declared > 0 else 1
+
+
+def has_parameters(options: Any) -> bool:
+    """Whether a network needs weights; one that cannot be built to find out is taken to (others say why)."""
+    net = _without_memory(options) if isinstance(options, dict) else None
+    return net is None or any(True for _ in net.parameters())
+
+
+def _without_memory(options: dict[str, Any]) -> Any:
+    """A network built without memory for its weights; None where that is not possible."""
+    network: Any = registered(ARCH_REGISTRY).get(str(options.get("type")))
+    arguments = {name: value for name, value in options.items() if name != "type"}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), sizes_watched("network"):
+            return network(**arguments)
+    except Exception:  # whatever an architecture makes of its options
+        return None
 
 
 def _check_vqgan(options: Any, size: int, place: str, problems: list[str]) -> None:

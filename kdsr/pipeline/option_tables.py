@@ -70,6 +70,7 @@ DIST_PARAMS: dict[str, Any] = {
 # What RestorationModel and its children read beside their TRAIN_KEYS.
 OUR_VAL: dict[str, Any] = {
     "teacher": bool,
+    "teacher_check": bool,
     "window_size": count(),
     "multiple_of": count(),
     "tile": (int, NONE),

@@ -172,7 +172,11 @@ def parse_options(
         opt, args.notes = as_test(opt, given, args.opt, overrides, root_path, problems)
     import_user_modules(opt, args.opt, warnings)
     _make_counts_whole(opt)
-    problems += check(opt, is_train, warnings)
+    random_weights = not is_train and args.random_weights
+    if random_weights:
+        problems.clear()  # a training that has saved no weights
+    has_weights = random_weights or bool(problems)  # or it has been said that there are none
+    problems += check(opt, is_train, warnings, has_weights)
     if problems:
         raise OptionError(problems)
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import random
 import sysconfig
 import traceback
-import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from basicsr.utils import tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from kdsr.metrics.calculation import calculate_metric
 from kdsr.models.base_model import RestorationModel
-from kdsr.models.evaluation import needs_reference
 from kdsr.models.pretrained import load_pretrained, warm_start, weight_files
 from kdsr.pipeline.option_check_gt import ground_truth_problems
 from kdsr.pipeline.option_names import registered
@@ -58,7 +54,7 @@ class _NotBuilt(Exception):
 
 
 def check_checkpoints(opt: dict[str, Any]) -> None:
-    """Loads every checkpoint that the options name into its network, and forgets both.
+    """Loads every checkpoint that the options of a training name into its network, and forgets both.
 
     Costs a second, and means that a file that does not fit is found before the run's folder is made and an older run
     of the same name is put aside.
@@ -72,8 +68,8 @@ def check_checkpoints(opt: dict[str, Any]) -> None:
         for key, value in opt.items()
         if key.startswith("network_") and isinstance(value, dict)
     }
-    wanted = sorted(named & weight_files(opt).keys()) if opt["is_train"] else ["g"]
-    if opt["is_train"] and files.get("init_from"):
+    wanted = sorted(named & weight_files(opt).keys())
+    if files.get("init_from"):
         wanted = sorted({*wanted, "g"})
     problems: list[str] = []
     built: dict[str, nn.Module] = {}
@@ -84,7 +80,7 @@ def check_checkpoints(opt: dict[str, Any]) -> None:
             load_pretrained(built[key], key, opt)
         except KdsrError as error:
             problems += error.problems
-    if opt["is_train"] and not problems and ("t" in built or files.get("init_from") != "teacher"):
+    if not problems and ("t" in built or files.get("init_from") != "teacher"):
         try:
             if "g" in built:
                 warm_start(built["g"], opt, built.get("t"))
@@ -105,15 +101,23 @@ def _build(options: dict[str, Any], key: str, failing: type[Exception] = OptionE
         except KdsrError:
             raise
         except Exception as error:  # whatever an architecture makes of numbers that do not go together
-            raise failing(f"network_{key}: {options['type']} cannot be built: {_said(error)}") from error
+            raise failing(
+                f"network_{key}: {options['type']} cannot be built: {describe_error(error)}"
+            ) from error
 
 
-def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
+def rehearse(opt: dict[str, Any], model: type, dataset: Any, before_step: Callable[[Any], None]) -> Any:
     """Makes the first step on one or two images with throw-away networks.
 
     What no look at single options can find shows here, before the run's folder is made: losses that get what they
     cannot take, networks whose outputs differ in size, optimizers that refuse their numbers. Costs one step of a
     small batch; draws nothing from the run's generators.
+
+    Args:
+        opt: The parsed options.
+        model: The model's class.
+        dataset: The training set.
+        before_step: Called with the model as it is built.
 
     Returns:
         The model after its step, to be thrown away.
@@ -123,14 +127,13 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
     """
     opt = copy.deepcopy(opt)
     opt["train"]["max_nonfinite"] = 2  # a first step that is not finite ends no run
-    devices = [torch.cuda.current_device()] if opt["num_gpu"] and torch.cuda.is_available() else []
     stage, rehearsed, batch = f"{opt['model_type']} cannot be built", None, None
-    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with generators_kept(opt):
             with sizes_watched("the networks"):
                 rehearsed = model(opt)
             batch = _first_batch(dataset, opt, issubclass(model, RestorationModel))
+            before_step(rehearsed)
             if "gt" not in batch and (problems := ground_truth_problems(opt, model)):
                 raise OptionError(problems)
             stage = "the first step fails"
@@ -144,7 +147,37 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any) -> Any:
         raise
     except Exception as error:
         what = _unlike_outputs(rehearsed, opt) or _at_fault(rehearsed, opt, batch)
-        raise OptionError(what or f"{stage}: {_said(error)}") from error
+        raise OptionError(what or f"{stage}: {describe_error(error)}") from error
+
+
+def build_for_test(opt: dict[str, Any], model: type) -> Any:
+    """Builds the model of a test with its weights, to be thrown away; draws nothing from the run's generators.
+
+    Raises:
+        OptionError: It cannot be built.
+        CheckpointError: Its weights cannot be read, or do not fit.
+    """
+    logging.disable(logging.WARNING)  # the model that is tested says the same, into the log
+    try:
+        with generators_kept(opt), sizes_watched("network_g"):
+            return model(copy.deepcopy(opt))
+    except KdsrError:
+        raise
+    except Exception as error:
+        what = _at_fault(None, opt, None)
+        raise OptionError(what or f"{opt['model_type']} cannot be built: {describe_error(error)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def generators_kept(opt: dict[str, Any]) -> Iterator[None]:
+    """Puts Python's, NumPy's and torch's generators back to where they were."""
+    devices = [torch.cuda.current_device()] if opt["num_gpu"] and torch.cuda.is_available() else []
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
@@ -162,7 +195,7 @@ def _first_items(name: str, options: dict[str, Any], load: Callable[[], T]) -> T
         raise
     except Exception as error:
         raise OptionError(
-            f"datasets.{name}: {options['type']} fails at its first images: {_said(error)}"
+            f"datasets.{name}: {options['type']} fails at its first images: {describe_error(error)}"
         ) from error
 
 
@@ -228,7 +261,7 @@ def _at_fault(model: Any, opt: dict[str, Any], batch: Any) -> list[str]:
                 continue
             said = f"gives {value.numel()} numbers"
         except Exception as error:
-            said = _said(error)
+            said = describe_error(error)
         problems.append(
             f"train.{key}.type: {opt['train'][key]['type']} does not compare two batches of images ({said}); "
             "L1Loss does"
@@ -240,41 +273,8 @@ def _size(images: Tensor) -> str:
     return "×".join(map(str, images.shape[1:]))
 
 
-def try_metrics(opt: dict[str, Any], datasets: dict[str, Any]) -> None:
-    """Measures the first ground truth of each validation or test set against itself, with every metric of the options.
-
-    What a metric makes of its arguments would else show at the first validation, hours later.
-
-    Raises:
-        OptionError: With all metrics that fail, or have nothing left to measure.
-    """
-    problems = []
-    for name, dataset in datasets.items():
-        metrics = (opt.get("val") or {}).get("metrics")
-        if name == "train" or not metrics or not len(dataset):
-            continue
-        item = _first_items(name, opt["datasets"][name], partial(dataset.__getitem__, 0))
-        if "gt" not in item:
-            continue  # metrics without a reference look at what is restored
-        image: np.ndarray = tensor2img([item["gt"]])
-        for key, metric in metrics.items():
-            pair = {"img": image, "img2": image} if needs_reference(metric) else {"img": image}
-            at_fault = f"val.metrics.{key}: {metric['type']} cannot measure {opt['datasets'][name]['name']}"
-            try:
-                with np.errstate(all="ignore"), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    value = float(calculate_metric(pair, metric))
-            except Exception as error:
-                problems.append(f"{at_fault}: {_said(error)}")
-                continue
-            if np.isnan(value) and needs_reference(metric):
-                height, width = image.shape[:2]
-                problems.append(f"{at_fault}: nothing is left of {height}×{width} pixels (crop_border?)")
-    if problems:
-        raise OptionError(problems)
-
-
-def _said(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """The kind and the first line of an error, with the user's own line of code that it came from."""
     if is_out_of_memory(error):
         return "the machine has not enough memory for it; is one of its numbers too large?"
     last = (str(error).strip().splitlines() or [""])[0]

@@ -7,7 +7,7 @@ import functools
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -32,8 +32,14 @@ from kdsr.pipeline.log_start import FileOnly, all_options, forget_logger, log_cl
 from kdsr.pipeline.loop import Loop, LoopPrefetcher
 from kdsr.pipeline.option_names import registered
 from kdsr.pipeline.option_tables import STOCK_DATASETS
-from kdsr.pipeline.preflight import check_checkpoints, check_sizes, rehearse, try_metrics
+from kdsr.pipeline.preflight import (
+    build_for_test,
+    check_checkpoints,
+    check_sizes,
+    rehearse,
+)
 from kdsr.pipeline.progress import Batches, CudaBatches, Progress, ProgressMessageLogger
+from kdsr.pipeline.rehearsal import ValidationRehearsal
 from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
 from kdsr.pipeline.run_folder import refuse_own_files, refuse_to_move
 from kdsr.pipeline.training_data import TrainingData, end_workers
@@ -116,13 +122,15 @@ class Session:
             )
         with log_closed():
             check_sizes(opt)
-            if self.ours:  # BasicSR's models read files by rules of their own
-                check_checkpoints(opt)
-            try_metrics(opt, self.datasets)
+            validation = ValidationRehearsal(opt, self.datasets)
             if is_train:
-                self.rehearsed = rehearse(
-                    opt, model, self._make_dataset("train", opt["datasets"]["train"], opt["manual_seed"])
-                )
+                if self.ours:  # BasicSR's models read files by rules of their own
+                    check_checkpoints(opt)
+                dataset = self._make_dataset("train", opt["datasets"]["train"], opt["manual_seed"])
+                self.rehearsed = rehearse(opt, model, dataset, validation.try_model)
+            else:
+                validation.try_model(build_for_test(opt, model))
+        self._warn(validation.conclude())
         return opt, self.args
 
     def _make_dataset(self, name: str, dataset_opt: dict[str, Any], seed: int) -> SeededDataset:
@@ -236,11 +244,14 @@ class Session:
             folders.append(Path(opt["root_path"], "tb_logger", opt["name"]))
         self.locks = [RunLock(folder) for folder in folders]
         wait = time_to_wait(opt["auto_resume"], (opt.get("dist_params") or {}).get("timeout"))
-        for warning in on_first_rank(lambda: [lock.take(wait) for lock in self.locks]):
-            if warning is not None:
-                opt["warnings"].append(warning)
-                if opt["rank"] == 0:
-                    print(f"Warning: {warning}", file=sys.stderr, flush=True)
+        self._warn(on_first_rank(lambda: [lock.take(wait) for lock in self.locks]))
+
+    def _warn(self, warnings: Sequence[str | None]) -> None:
+        """On the terminal now, where the log is not open yet; the file gets them with the other warnings."""
+        for warning in filter(None, warnings):
+            self.opt["warnings"].append(warning)
+            if self.opt["rank"] == 0:
+                print(f"Warning: {warning}", file=sys.stderr, flush=True)
 
     def make_exp_dirs(self, opt: dict[str, Any]) -> None:
         """BasicSR's folders, and no others: it would make one for any entry of ``path`` that it does not know."""

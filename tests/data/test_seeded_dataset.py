@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import tempfile
 from pathlib import Path
 
 import lmdb
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from basicsr.data import build_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.runtime.errors import DataError
@@ -181,3 +184,38 @@ def test_set_without_gt(pairs: Options, tmp_path: Path) -> None:
     (tmp_path / "LQ" / "im1.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="LQ/im1.png"):
         dataset[1]
+
+
+SIZES = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=6)
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(SIZES)
+def test_the_smallest_has_the_shortest_side(sizes: list[tuple[int, int]]) -> None:
+    """The first of equal ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        for index, (height, width) in enumerate(sizes):
+            write_pair(Path(folder), str(index), (height * SCALE, width * SCALE), (height, width), index)
+        opt = {
+            "name": "set", "type": "PairedImageDataset", "phase": "val", "scale": SCALE, "io_backend": {"type": "disk"},
+            "dataroot_gt": f"{folder}/GT", "dataroot_lq": f"{folder}/LQ",
+        }  # fmt: skip
+        found = SeededDataset(build_dataset(opt)).smallest()
+    assert found == min(range(len(sizes)), key=lambda index: (min(sizes[index]), max(sizes[index])))
+
+
+@pytest.mark.parametrize("backend", ["disk", "lmdb"])
+def test_the_smallest_is_found_on_disk_and_in_lmdb(pairs: Options, tmp_path: Path, backend: str) -> None:
+    pairs()
+    write_pair(tmp_path, "im3", (12, 40), (6, 20), 3)
+    assert SeededDataset(build_dataset(pairs(backend, "val"))).smallest() == 3
+
+
+def test_a_set_whose_sizes_are_not_known_has_its_first_image() -> None:
+    class Foreign(torch.utils.data.Dataset):
+        paths = [["a", "b"], ["c", "d"]]  # noqa: RUF012  folders of frames, say
+
+        def __len__(self) -> int:
+            return 2
+
+    assert SeededDataset(Foreign()).smallest() == 0

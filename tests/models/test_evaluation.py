@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -9,12 +10,24 @@ import numpy as np
 import pytest
 import torch
 from basicsr.utils import tensor2img
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import normalize
 
-from kdsr.models.evaluation import append_csv, evaluate, forget_after, mean_values, pad_and_restore
-from kdsr.runtime.errors import DataError
+from kdsr.data.resize import imresize
+from kdsr.models.evaluation import (
+    ImageResult,
+    Wanted,
+    evaluate,
+    mean_baseline,
+    mean_values,
+    pad_and_restore,
+)
+from kdsr.models.metrics_file import BASELINE, append_csv, forget_after, recorded_means
+from kdsr.runtime.errors import DataError, TrainingError
 
 PSNR = {"psnr": {"type": "calculate_psnr", "crop_border": 0, "test_y_channel": False}}
 
@@ -98,3 +111,165 @@ def test_an_image_that_does_not_fit_is_named_with_what_helps() -> None:
 def test_other_failures_of_a_network_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="must match the size"):
         evaluate(lambda lq: lq + torch.rand(7, 1), DataLoader(Greys()), PSNR, torch.device("cpu"))
+
+
+# ------------------------------------------------------------------------------------- values that are not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", range(5))
+def test_an_output_that_is_not_finite_names_its_image(tmp_path: Path, value: float, bad: int) -> None:
+    def net(lq: Tensor) -> Tensor:
+        output = lq.clone()
+        if round(float(lq.mean()) * 255) == 101 + bad:
+            output[0, 2, 7, 3] = value
+        return output
+
+    with pytest.raises(TrainingError, match=rf"/data/{bad}.png: the output of the student is not finite"):
+        evaluate(
+            net, DataLoader(Greys()), Wanted(PSNR, network="the student"), torch.device("cpu"),
+            save_to=lambda name: tmp_path / f"{name}.png",
+        )  # fmt: skip
+    assert not (tmp_path / f"{bad}.png").exists()  # no black picture
+
+
+def items(sizes: list[tuple[int, int]], scale: int = 1, channels: int = 3) -> DataLoader:
+    """A set of noise with images of these sizes; LQ is GT with less contrast."""
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for index, (height, width) in enumerate(sizes):
+        lq = torch.rand(channels, height, width, generator=generator)
+        gt = lq.repeat_interleave(scale, -1).repeat_interleave(scale, -2) * 0.8
+        made.append({"lq": lq, "gt": gt, "lq_path": f"/lq/{index}.png", "gt_path": f"/gt/{index}.png"})
+    return DataLoader(made)  # type: ignore[arg-type]
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.lists(st.tuples(st.integers(6, 30), st.integers(6, 30)), min_size=1, max_size=4), st.integers(0, 8))
+def test_the_mean_is_finite_or_an_image_is_named(sizes: list[tuple[int, int]], border: int) -> None:
+    metrics = {kind: {"type": f"calculate_{kind}", "crop_border": border} for kind in ("psnr", "ssim")}
+    loader = items(sizes)
+    too_small = [index for index, size in enumerate(sizes) if min(size) - 2 * border < 11]
+    if not too_small:
+        means = mean_values(evaluate(lambda lq: lq, loader, metrics, torch.device("cpu")))
+        assert set(means) == set(metrics) and all(np.isfinite(value) for value in means.values())
+        return
+    with pytest.raises(DataError) as caught:
+        evaluate(lambda lq: lq, loader, metrics, torch.device("cpu"))
+    assert all(f"/lq/{too_small[0]}.png" in problem for problem in caught.value.problems)
+
+
+def test_an_output_that_equals_its_ground_truth_is_named() -> None:
+    with pytest.raises(DataError, match=r"/lq/0.png, restored by the network.*equals the ground truth"):
+        evaluate(lambda lq: lq * 0.8, items([(12, 12)]), PSNR, torch.device("cpu"))
+
+
+def test_an_error_of_the_network_names_the_image() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        evaluate(lambda lq: lq @ torch.rand(5, 5), DataLoader(Greys()), PSNR, torch.device("cpu"))
+    assert "/data/0.png" in caught.value.__notes__[0]
+
+
+# ------------------------------------------------------------------------------------------------------- baselines
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_the_baseline_is_measured_beside_the_network(scale: int, channels: int) -> None:
+    loader = items([(12, 9), (7, 7)], scale, channels)
+
+    def bicubic(lq: Tensor) -> Tensor:
+        image = lq.squeeze(0).permute(1, 2, 0).mul(255).round().byte().numpy()
+        made = imresize(image, scale) if scale > 1 else image
+        return torch.from_numpy(made.astype("f4") / 255).permute(2, 0, 1)[None]
+
+    results = evaluate(bicubic, loader, Wanted(PSNR, PSNR, scale), torch.device("cpu"))
+    assert [result.values for result in results] == [result.baseline for result in results]
+    assert mean_baseline(results) == mean_values(results)
+
+
+def test_an_input_that_equals_its_ground_truth_has_no_baseline_and_is_named() -> None:
+    loader = items([(12, 12), (12, 12)])
+    loader.dataset[1]["gt"] = loader.dataset[1]["lq"]
+    results = evaluate(lambda lq: lq * 0.9, loader, Wanted(PSNR, PSNR), torch.device("cpu"))
+    assert results[1].baseline == {} and "equals the ground truth" in results[1].unmeasured["psnr"]
+    assert mean_baseline(results) == results[0].baseline
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 4)), max_size=3),
+)
+def test_a_run_that_was_killed_anywhere_leaves_the_same_file(
+    sets: int, validations: int, kills: list[tuple[int, int]]
+) -> None:
+    """Killed between any two writes and resumed from any state before: no order of rows tells of it."""
+
+    def whole_run(file: Path, kills: list[tuple[int, int]]) -> bytes:
+        start, kills = 0, list(kills)
+        while True:
+            forget_after(file, start)
+            writes = 0
+            for iteration in range(start + 1, validations + 1):
+                for name in map(str, range(sets)):
+                    new = not recorded_means(file, 0, name, BASELINE)
+                    result = ImageResult(0, "a", {"m": float(iteration)}, {"m": 0.5} if new else {})
+                    append_csv(file, iteration, "student", name, [result])
+                    writes += 1
+                    if kills and writes == kills[0][0]:
+                        break
+                else:
+                    continue
+                break
+            else:
+                return file.read_bytes()
+            start = min(kills.pop(0)[1], iteration - 1)
+
+    with tempfile.TemporaryDirectory() as folder:
+        one, other = Path(folder, "one.csv"), Path(folder, "other.csv")
+        assert whole_run(one, []) == whole_run(other, kills)
+
+
+# --------------------------------------------------------------------------------------------------- normalised sets
+
+
+class Photos(Dataset):
+    """Noise of one grey level more than its ground truth, normalised as BasicSR's sets do it."""
+
+    opt = {"name": "photos"}
+
+    def __init__(self, mean: list[float] | None, std: list[float] | None) -> None:
+        self.mean, self.std = mean, std
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        gt = torch.randint(0, 250, (3, 16, 16), generator=torch.Generator().manual_seed(index)) / 255
+        pair = {"lq": gt + 5 / 255, "gt": gt}
+        if self.mean is not None:
+            pair = {key: normalize(image.clone(), self.mean, self.std) for key, image in pair.items()}
+        return {**pair, "lq_path": f"/lq/{index}.png", "gt_path": f"/gt/{index}.png"}
+
+
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(
+    st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.lists(st.floats(0.1, 3), min_size=3, max_size=3)
+)
+def test_a_normalised_set_gives_the_values_and_pictures_of_the_images(
+    mean: list[float], std: list[float]
+) -> None:
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, photos in enumerate((Photos(None, None), Photos(mean, std))):
+            results = evaluate(
+                lambda lq: lq, DataLoader(photos), Wanted(PSNR, PSNR), torch.device("cpu"),
+                save_to=lambda name, number=number: Path(folder, f"{number}_{name}.png"),
+            )  # fmt: skip
+            pictures = [cv2.imread(str(Path(folder, f"{number}_{name}.png"))) for name in (0, 1)]
+            found.append(([(r.values["psnr"], r.baseline["psnr"]) for r in results], np.stack(pictures)))
+    (plain, images), (normalised, others) = found
+    np.testing.assert_allclose(normalised, plain, rtol=1e-9)
+    assert np.array_equal(images, others)

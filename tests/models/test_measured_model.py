@@ -6,6 +6,7 @@ import contextlib
 import copy
 import csv
 import itertools
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from kdsr import test as test_entry
 from kdsr import train as train_entry
+from kdsr.models import evaluation
 from kdsr.models.kd_model import KDModel
 from kdsr.models.self_ensemble import self_ensemble
 from small_runs import run
@@ -105,7 +107,7 @@ def test_a_test_in_tiles_gives_the_images_and_values_of_one_without(
     assert set(seen) == {(24, 24)}
     seen.clear()
     tiles = run_test({**test_options, "name": "tiles"}, **TILES)
-    assert seen == [(18, 18)] * 4 * 4
+    assert seen == [(18, 18)] * 4 * 5  # one image is rehearsed
     assert len(whole) == 4 and set(tiles) == set(whole)
     assert all(np.abs(tiles[name] - whole[name]).max() <= 1 for name in whole)  # a grey level: rounding
     assert measured("tiles") == pytest.approx(measured("whole"), abs=1e-2)
@@ -115,11 +117,11 @@ def test_a_test_of_eight_views(test_options: dict[str, Any], seen: list[tuple[in
     plain = run_test({**test_options, "name": "plain"})
     seen.clear()
     views = run_test({**test_options, "name": "views"}, self_ensemble=True)
-    assert seen == [(24, 24)] * 8 * 4
+    assert seen == [(24, 24)] * 8 * 5
     assert all(np.abs(views[name] - plain[name]).max() > 1 for name in plain)
     seen.clear()
     both = run_test({**test_options, "name": "both"}, self_ensemble=True, **TILES)
-    assert seen == [(18, 18)] * 8 * 4 * 4
+    assert seen == [(18, 18)] * 8 * 4 * 5
     assert all(np.abs(views[name] - both[name]).max() <= 1 for name in plain)
 
 
@@ -140,7 +142,7 @@ def test_validation_in_tiles_shows_no_network_more(
         assert train_entry.main(["-opt", "run.yml"]) == 0
         assert set(seen) == ({(22, 22)} if tiles else {(24, 24)})
         values[name] = measured(name)
-    assert {network for network, _ in values["tiles"]} == {"teacher", "student"}
+    assert {network for network, _ in values["tiles"]} == {"baseline", "teacher", "student"}
     assert values["tiles"] == pytest.approx(values["whole"], abs=1e-2)
 
 
@@ -285,3 +287,117 @@ def test_16_bits_reach_the_network(test_options: dict[str, Any], kind: str, tmp_
     assert any(torch.equal(image, expected) for image in shown)
     (log,) = Path("results", test_options["name"]).glob("*.log")
     assert log.read_text().count("dataroot_lq: 1 image has more than 8 bits per channel") == 1
+
+
+# ------------------------------------------------------------------------------------------------------- baselines
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with open(f"experiments/{name}/metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def train(options: dict[str, Any], *words: str) -> str:
+    """Trains; gives the newest log."""
+    Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    assert train_entry.main(["-opt", "run.yml", *words]) == 0
+    logs = Path(f"experiments/{options['name']}").glob("train_*.log")
+    return max(logs, key=lambda path: path.stat().st_mtime_ns).read_text("utf-8")
+
+
+def images_read_for_a_baseline(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls: list[int] = []
+    original = evaluation.baseline_image
+    monkeypatch.setattr(
+        evaluation, "baseline_image", lambda lq, scale: (calls.append(scale), original(lq, scale))[1]
+    )
+    return calls
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_a_baseline_is_measured_once_and_logged_beside_every_validation(
+    taught_options: dict[str, Any], taught: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sets, three validations, one of them after a resume."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = taught_options
+    options["datasets"]["val_2"] = {**options["datasets"]["val"], "name": "again"}
+    options["val"].update(val_freq=1, teacher=taught)
+    options["logger"].update(save_checkpoint_freq=1, use_tb_logger=True)
+    options["train"]["total_iter"] = 2
+    calls = images_read_for_a_baseline(monkeypatch)
+    rehearsed = 2  # the teacher's rehearsal of one image of each set
+    log = train(options)
+    assert len(calls) == rehearsed + 8
+    found = rows("run")
+    of_baseline = [row for row in found if row["network"] == "baseline"]
+    assert [(row["iteration"], row["image"]) for row in of_baseline] == [
+        ("0", image) for _ in range(2) for image in ("astronaut", "cat", "coffee", "rocket")
+    ]
+    mean = np.mean([float(row["value"]) for row in of_baseline if row["set"] == "again"])
+    assert len(re.findall(rf"# psnr: \d+\.\d+ \(bicubic {mean:.4f}\)", log)) == 2 * (2 + taught)
+    events = EventAccumulator("tb_logger/run")
+    events.Reload()
+    assert [event.value for event in events.Scalars("baseline/again/psnr")] == pytest.approx([mean] * 2)
+
+    options["train"]["total_iter"] = 3
+    log = train(options, "--auto_resume")
+    assert len(calls) == 2 * rehearsed + 8  # read from metrics.csv
+    assert rows("run")[: len(found)] == found
+    assert [row["network"] for row in rows("run")[len(found) :]] == ["student"] * 8
+    assert f"(bicubic {mean:.4f})" in log
+
+
+def test_a_new_metric_gets_its_baseline_at_a_resume(
+    taught_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = taught_options
+    options["logger"]["save_checkpoint_freq"] = 1
+    options["train"]["total_iter"] = 1
+    train(options)
+    options["val"]["metrics"]["ssim"] = {"type": "calculate_ssim", "crop_border": 4}
+    options["train"]["total_iter"] = 2
+    train(options, "--auto_resume")
+    kinds = [(row["network"], row["metric"]) for row in rows("run")]
+    assert kinds.count(("baseline", "psnr")) == kinds.count(("baseline", "ssim")) == 4
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_a_test_logs_the_baseline_and_keeps_its_file_to_the_network(
+    test_options: dict[str, Any], photos: Path, scale: int
+) -> None:
+    if scale == 1:
+        test_options.update(
+            scale=1, network_g={"type": "PReNet", "num_feat": 4, "recurrent_iter": 1, "num_block": 1}
+        )
+        folder = Path("blurred")
+        folder.mkdir()
+        for path in (photos / "GT").iterdir():
+            cv2.imwrite(str(folder / path.name), cv2.blur(cv2.imread(str(path)), (3, 3)))
+        test_options["datasets"]["test_1"]["dataroot_lq"] = str(folder)
+        torch.save({"params": build_network(dict(test_options["network_g"])).state_dict()}, "student.pth")
+    Path("test.yml").write_text(yaml.safe_dump(test_options), encoding="utf-8")
+    assert test_entry.main(["-opt", "test.yml"]) == 0
+    (log,) = Path("results/run").glob("*.log")
+    name = "input" if scale == 1 else "bicubic"
+    assert re.search(rf"# psnr: \d+\.\d+ \({name} \d\d\.\d+\)", log.read_text("utf-8"))
+    assert {network for network, _ in measured("run")} == {"student"}
+
+
+def test_a_student_whose_output_is_not_finite_ends_the_run_with_the_images_name(
+    run_options: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The step is finite; the weights that it leaves are too large for an image. No best is kept of it."""
+    monkeypatch.chdir(tmp_path)
+    run_options["train"].update(optim_g={"type": "Adam", "lr": 1e30}, ema_decay=0)
+    run_options["val"]["val_freq"] = 1
+    run_options["logger"]["save_best"] = {"set": "held_out", "metric": "psnr"}
+    Path("run.yml").write_text(yaml.safe_dump(run_options), encoding="utf-8")
+    assert train_entry.main(["-opt", "run.yml"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "astronaut.png: the output of the student is not finite" in last
+    assert not list(Path("experiments/run").rglob("metrics.csv")) + list(Path().rglob("net_g_best.pth"))

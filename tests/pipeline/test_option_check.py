@@ -220,11 +220,14 @@ def test_optimizers_are_torchs(run_options: dict[str, Any]) -> None:
 def test_what_a_test_needs(run_options: dict[str, Any]) -> None:
     train = run_options["datasets"].pop("train")
     warnings: list[str] = []
-    assert check(run_options, False, warnings) == []
+    assert check(run_options, False, warnings, random_weights=True) == []
     assert warnings == ["path.pretrain_network_g: missing; what is tested is a network with random weights"]
+    assert check(run_options, False, again := []) == [
+        f"{warnings[0]}. Name its file, or give --random-weights"
+    ]
+    assert again == []
     run_options["path"]["pretrain_network_g"] = __file__  # its contents are looked at later
     assert check(run_options, False, again := []) == again == []
-    run_options["path"]["pretrain_network_g"] = None
     assert problems_after(run_options, {"train": ...}, False) == []
     assert problems_after(run_options, {"val": ...}, False) == ["val: is required"]
     found = problems_after(run_options, {"datasets.train": train}, False)

@@ -284,7 +284,8 @@ def test_roots_name_the_folder_above_the_run(option_file: Path, tmp_path: Path) 
     opt, _ = parse(option_file, "--force_yml", "path:experiments_root=elsewhere", "path:results_root=r")
     assert opt["path"]["experiments_root"] == str(tmp_path / "elsewhere" / "run")
     assert "results_root" not in opt["path"]
-    opt, _ = parse(option_file, "--force_yml", "path:results_root=r", "datasets:train=~", is_train=False)
+    words = ["--random-weights", "--force_yml", "path:results_root=r", "datasets:train=~"]
+    opt, _ = parse(option_file, *words, is_train=False)
     assert opt["path"]["results_root"] == opt["path"]["log"] == str(tmp_path / "r" / "run")
     assert list(opt["datasets"]) == ["val"]  # a set that is null is off
 

@@ -35,7 +35,7 @@ def refused(options: dict[str, Any], override: str, capsys: pytest.CaptureFixtur
             "val:metrics:psnr:crop_border=-1.5",
             "val.metrics.psnr.crop_border: expected a whole number, got -1.5",
         ),
-        ("val:metrics:psnr:crop_border=48", "nothing is left of 96×96 pixels"),
+        ("val:metrics:psnr:crop_border=48", "nothing is left of 96×96 pixels without crop_border 48"),
         ("val:metrics:psnr:input_order=XYZ", "val.metrics.psnr.input_order: 'XYZ' is not HWC"),
         (
             "datasets:train:num_worker_per_gpu=100000",

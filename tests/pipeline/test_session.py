@@ -30,7 +30,8 @@ def saved(iteration: int | str = "latest", name: str = "run") -> dict[str, Any]:
 
 def validations(name: str = "run") -> list[tuple[str, str, str]]:
     with open(f"experiments/{name}/metrics.csv", newline="", encoding="utf-8") as file:
-        return [(row["iteration"], row["network"], row["image"]) for row in csv.DictReader(file)]
+        rows = [row for row in csv.DictReader(file) if row["network"] != "baseline"]
+    return [(row["iteration"], row["network"], row["image"]) for row in rows]
 
 
 IMAGES = ["astronaut", "cat", "coffee", "rocket"]

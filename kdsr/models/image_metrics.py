@@ -1,0 +1,137 @@
+"""The metrics of one restored image: what it is compared as, its baseline, and why a metric has no value."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.utils import tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
+from torch import Tensor
+
+from kdsr.data.resize import imresize
+from kdsr.metrics.calculation import calculate_metric
+from kdsr.runtime.errors import TrainingError, is_out_of_memory
+
+_ROWS = 256  # of an image at once: work on a whole one takes several times its memory
+_SSIM_WINDOW = 11
+_NIQE_BLOCK = 96
+
+
+def needs_reference(metric: Mapping[str, Any]) -> bool:
+    """Whether a metric of the options compares with GT (PSNR) or looks at the image alone (NIQE)."""
+    return "img2" in inspect.signature(dict(iter(METRIC_REGISTRY))[metric["type"]]).parameters
+
+
+def is_finite(batch: Tensor) -> bool:
+    """Whether no value of (1, C, H, W) is NaN or infinite; waits for the device."""
+    return all(bool(torch.isfinite(rows).all()) for rows in batch.split(_ROWS, dim=-2))
+
+
+def without_normalisation(batch: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """Undoes a data set's ``mean`` and ``std``: (N, C, H, W) as the network gives it -> images in [0, 1].
+
+    Images with another number of channels than the normalisation are returned as they are: their number is an error
+    of its own.
+    """
+    if mean is None or std is None or {len(mean), len(std)} - {1, batch.shape[1]}:
+        return batch
+    shift, factor = (batch.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return batch * factor + shift
+
+
+def as_image(batch: Tensor) -> np.ndarray:
+    """BasicSR's ``tensor2img`` of (1, C, H, W), by rows: at once it takes four times the tensor's memory."""
+    return np.concatenate([tensor2img([rows]) for rows in batch.split(_ROWS, dim=-2)])
+
+
+def baseline_name(scale: int) -> str:
+    return "bicubic" if scale > 1 else "input"
+
+
+def baseline_image(lq: np.ndarray, scale: int) -> np.ndarray:
+    """What no network is needed for: Matlab's bicubic interpolation, at scale 1 the input itself.
+
+    Args:
+        lq: (H, W) or (H, W, 3), uint8.
+        scale: Upscaling factor.
+
+    Returns:
+        (H·scale, W·scale) or the same with 3 channels, uint8.
+    """
+    return imresize(lq, scale) if scale > 1 else lq
+
+
+def shape_problem(image: np.ndarray, gt: np.ndarray, colour: str) -> str | None:
+    """Why a restored image cannot be compared with its ground truth; ``colour``: the option that sets the channels."""
+    if image.shape == gt.shape:
+        return None
+    (height, width, made), (gt_height, gt_width, wanted) = (
+        (*array.shape[:2], array.shape[2] if array.ndim == 3 else 1) for array in (image, gt)
+    )
+    if made != wanted:
+        cure = (
+            f"set {colour}: y" if made == 1 else f"take {colour} out" if wanted == 1 else "change one of them"
+        )
+        return f"has {made} channel{'s' * (made > 1)}, the ground truth has {wanted}; {cure}"
+    return f"has {height}×{width} pixels, the ground truth has {gt_height}×{gt_width}; another scale?"
+
+
+def measured(
+    image: np.ndarray, gt: np.ndarray | None, metrics: Mapping[str, Mapping[str, Any]] | None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Measures an image with every metric that can be had: without ground truth those that need none.
+
+    Args:
+        image: (H, W) or (H, W, C), uint8, BGR.
+        gt: Of the same shape.
+        metrics: ``val.metrics`` of the options.
+
+    Returns:
+        The finite values by the metric's name; of the other metrics, why there is none.
+    """
+    values: dict[str, float] = {}
+    problems: dict[str, str] = {}
+    for name, metric in (metrics or {}).items():
+        compares = needs_reference(metric)
+        if compares and gt is None:
+            continue
+        pair = {"img": image, "img2": gt} if compares else {"img": image}
+        try:
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # NumPy's, of a mean over nothing
+                value = float(calculate_metric(pair, metric))
+            why = "" if np.isfinite(value) else f"its value is {value}"
+        except Exception as error:  # whatever a metric makes of an image or of its options
+            if is_out_of_memory(error):
+                raise TrainingError(f"{metric['type']} needs more memory than there is") from error
+            value, why = np.nan, f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        if why:
+            problems[name] = _likely_cause(metric, image, value) or why
+        else:
+            values[name] = value
+    return values, problems
+
+
+def _likely_cause(metric: Mapping[str, Any], image: np.ndarray, value: float) -> str | None:
+    height, width = image.shape[:2]
+    border = metric.get("crop_border") or 0
+    if not isinstance(border, int) or border < 0:
+        return None
+    kind = str(metric["type"]).lower()
+    left = [max(0, side - 2 * border) for side in (height, width)]
+    whole = f"{height}×{width} pixels"
+    if min(left) == 0:
+        return f"nothing is left of {whole} without crop_border {border}"
+    rest = f"{left[0]}×{left[1]} of {whole} are left without crop_border {border}" if border else whole
+    if "ssim" in kind and min(left) < _SSIM_WINDOW:
+        return f"{rest}, SSIM needs {_SSIM_WINDOW}×{_SSIM_WINDOW}"
+    if "niqe" in kind and (left[0] // _NIQE_BLOCK) * (left[1] // _NIQE_BLOCK) < 2:
+        return f"{rest}, NIQE needs {_NIQE_BLOCK}×{2 * _NIQE_BLOCK}, two of its blocks"
+    if value == np.inf and "psnr" in kind:
+        return "its value is infinite: the image equals the ground truth exactly"
+    return None

@@ -1,0 +1,102 @@
+"""``metrics.csv``: the values of each image, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kdsr.models.evaluation import ImageResult
+from kdsr.runtime.errors import DataError
+from kdsr.runtime.files import write_whole
+
+CSV_HEADER = ("iteration", "network", "set", "image", "metric", "value")
+BASELINE = "baseline"  # the network of rows that were measured without one
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """One row of ``metrics.csv``: an image's value of a metric."""
+
+    iteration: int | str
+    network: str
+    set: str
+    image: str
+    metric: str
+    value: float
+
+
+def read_csv(path: Path) -> list[MeasuredRow]:
+    """The rows of ``metrics.csv``; none where there is no such file.
+
+    Raises:
+        DataError: The file is not one of ours.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.reader(file), start=1):
+            if number == 1 or not row:
+                continue
+            try:
+                iteration, network, dataset, image, metric, value = row
+                at = int(iteration) if iteration.isdecimal() else iteration
+                rows.append(MeasuredRow(at, network, dataset, image, metric, float(value)))
+            except ValueError as error:
+                raise DataError(
+                    f"{path}, line {number}: is no row of {', '.join(CSV_HEADER)}; mend or remove the file"
+                ) from error
+    return rows
+
+
+def write_csv(path: Path, rows: list[MeasuredRow]) -> None:
+    """Writes ``metrics.csv``, whole or not at all (header: ``CSV_HEADER``)."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for row in rows:
+        writer.writerow((row.iteration, row.network, row.set, row.image, row.metric, repr(row.value)))
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def append_csv(
+    path: Path, iteration: int | str, network: str, dataset: str, results: list[ImageResult]
+) -> None:
+    """Adds one row per image and metric to ``metrics.csv``; those of a baseline before all rows of an iteration."""
+
+    def made(at: int | str, who: str, which: str) -> list[MeasuredRow]:
+        return [
+            MeasuredRow(at, who, dataset, result.image, metric, value)
+            for result in results
+            for metric, value in getattr(result, which).items()
+        ]
+
+    # The whole file anew: of a validation that was killed while it was written no half may stay.
+    rows = read_csv(path)
+    # Where a resumed run, which forgets later iterations and keeps the baseline, would have it too.
+    start = next((place for place, row in enumerate(rows) if row.iteration != 0), len(rows))
+    write_csv(
+        path,
+        [*rows[:start], *made(0, BASELINE, "baseline"), *rows[start:], *made(iteration, network, "values")],
+    )
+
+
+def forget_after(path: Path, iteration: int) -> None:
+    """Drops the rows later than ``iteration``: a resumed run measures those again."""
+    rows = read_csv(path)
+    kept = [row for row in rows if isinstance(row.iteration, int) and row.iteration <= iteration]
+    if len(kept) != len(rows):
+        write_csv(path, kept)
+
+
+def recorded_means(path: Path, iteration: int, dataset: str, network: str = "student") -> dict[str, float]:
+    """A network's mean values on a set at an iteration, from ``metrics.csv``; empty where it was not measured."""
+    values: dict[str, list[float]] = {}
+    for row in read_csv(path):
+        if (row.iteration, row.network, row.set) == (iteration, network, dataset):
+            values.setdefault(row.metric, []).append(row.value)
+    return {metric: float(np.mean(of_images)) for metric, of_images in values.items()}

@@ -1,0 +1,187 @@
+"""A rehearsal of validation: before anything is written, images of every set go through networks and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from kdsr.models.evaluation import ImageResult, Wanted, images_to_compare, measure, restored
+from kdsr.models.image_metrics import baseline_image, measured, shape_problem
+from kdsr.models.measured_model import MeasuredModel
+from kdsr.models.teacher_check import teacher_warnings
+from kdsr.pipeline import option_tables as tables
+from kdsr.pipeline.preflight import describe_error, generators_kept
+from kdsr.runtime.errors import KdsrError, OptionError
+
+LARGEST = 128 * 128  # LQ pixels that a network is shown of an image: about a training patch
+
+Restore = Callable[[Tensor], Tensor]
+
+
+class ValidationRehearsal:
+    """Restores and measures the first and the smallest image of every validation or test set.
+
+    Of an image with more than ``LARGEST`` LQ pixels the network sees the upper left corner. A metric counts as failing
+    when it also fails on the whole image without a network: what an untrained student makes of an image is no fault
+    of the options.
+
+    Args:
+        opt: The parsed options.
+        datasets: The data sets of the run by their keys.
+    """
+
+    def __init__(self, opt: dict[str, Any], datasets: dict[str, Any]) -> None:
+        self.opt = opt
+        sets = datasets.items() if opt.get("val") else ()
+        self.datasets = {key: dataset for key, dataset in sets if key != "train" and len(dataset)}
+        self.problems: list[str] = []
+        self.results: dict[str, list[ImageResult]] = {}  # the teacher's, by set
+
+    def try_model(self, model: Any) -> None:
+        """Collects what goes wrong with a model that is thrown away, with the weights that the run begins with.
+
+        Models that are neither kdsr's nor BasicSR's for single images are not rehearsed.
+        """
+        networks = _networks(model)
+        with generators_kept(self.opt):
+            for key, dataset in self.datasets.items() if networks else ():
+                self._try_set(key, dataset, networks, model.device)
+
+    def _try_set(
+        self, key: str, dataset: Any, networks: dict[str, tuple[Restore, nn.Module]], device: torch.device
+    ) -> None:
+        smallest = dataset.smallest()
+        told: set[tuple[str, str]] = (
+            set()
+        )  # what went wrong on the first image is not repeated for the smallest
+        for index in dict.fromkeys((0, smallest)):
+            item = dataset[index]
+            if not isinstance(item, dict) or not isinstance(item.get("lq"), Tensor) or item["lq"].ndim != 3:
+                return  # a foreign set with rules of its own
+            for place, (restore, net) in networks.items():
+                if place == "network_t" and self._teacher_is_measured() and index != smallest:
+                    continue
+                image = _Image(self.opt, key, dataset, default_collate([item]), index)
+                found = image.try_network(place, restore, net, device)
+                self.problems += [text for topic, text in found.items() if (place, topic) not in told]
+                told |= {(place, topic) for topic in found}
+                if image.result is not None and image.result.baseline:
+                    self.results.setdefault(dataset.opt["name"], []).append(image.result)
+
+    def _teacher_is_measured(self) -> bool:
+        """Whether the run measures the teacher on all images before it trains."""
+        return bool(self.opt["val"].get("teacher"))
+
+    def conclude(self) -> list[str]:
+        """Warnings: sets on which the teacher is worse than the baseline, unless the run has it measured anyway.
+
+        Raises:
+            OptionError: With all problems of all sets, each with the image's name.
+        """
+        if self.problems:
+            raise OptionError(list(dict.fromkeys(self.problems)))
+        return (
+            []
+            if not self.results or self._teacher_is_measured()
+            else teacher_warnings(self.results, self.opt)
+        )
+
+
+def _networks(model: Any) -> dict[str, tuple[Restore, nn.Module]]:
+    """What restores images in a validation, by the key in the options."""
+    if isinstance(model, MeasuredModel):
+        found: dict[str, tuple[Restore, nn.Module]] = {"network_g": (model.restore, model.net_g)}
+        teacher = getattr(model, "net_t", None)
+        if teacher is not None:
+            found["network_t"] = (lambda lq: model.restore_with(teacher, lq), teacher)
+        return found
+    if type(model).__name__ in tables.STOCK_MODELS:
+        return {"network_g": (lambda lq: _restore_as_basicsr(model, lq), model.net_g)}
+    return {}
+
+
+def _restore_as_basicsr(model: Any, lq: Tensor) -> Tensor:
+    model.feed_data({"lq": lq})
+    model.test()
+    return model.output
+
+
+class _Image:
+    """An image of a set, with its problems by their topic: the network, or a metric."""
+
+    def __init__(self, opt: dict[str, Any], key: str, dataset: Any, data: dict[str, Any], index: int) -> None:
+        self.opt, self.key, self.data, self.index = opt, key, data, index
+        self.set = dataset.opt["name"]
+        self.normalised = tuple(getattr(dataset, name, None) for name in ("mean", "std"))
+        self.metrics = opt["val"].get("metrics") or {}
+        self.scale = opt.get("scale") or 1
+        self.path = data["lq_path"][0]
+        self.result: ImageResult | None = None
+
+    def try_network(
+        self, place: str, restore: Restore, net: nn.Module, device: torch.device
+    ) -> dict[str, str]:
+        kind = self.opt[place]["type"] if isinstance(self.opt.get(place), dict) else type(net).__name__
+        network = f"{place} ({kind})"
+        baseline = self.metrics if place == "network_t" else None
+        wanted = Wanted(self.metrics, baseline, self.scale, network, f"datasets.{self.key}.color")
+        patch = self.patch()
+        try:
+            output = restored(restore, patch, wanted, device)
+            image, gt = images_to_compare(output, patch, self.normalised)
+            if gt is not None and (problem := shape_problem(image, gt, wanted.colour)):
+                return {"network": f"datasets.{self.key}: {self.path}: the output of {network} {problem}"}
+            self.result, failed = measure(image, gt, patch, self.index, self.path, wanted, self.normalised)
+        except KdsrError as error:
+            return {"network": f"datasets.{self.key}: {'; '.join(error.problems)}"}
+        except Exception as error:  # whatever a network makes of an image
+            hint = _channel_hint(net, patch["lq"], wanted.colour)
+            height, width = patch["lq"].shape[-2:]
+            return {
+                "network": f"datasets.{self.key}: {network} fails on {self.path} ({height}×{width} pixels): "
+                f"{hint or describe_error(error)}"
+            }
+        return self.confirmed(failed)
+
+    def patch(self) -> dict[str, Any]:
+        """The image, cut down to ``LARGEST`` LQ pixels where it has more."""
+        height, width = self.data["lq"].shape[-2:]
+        if height * width <= LARGEST:
+            return self.data
+        short = min(height, width, int(LARGEST**0.5))
+        long = LARGEST // short
+        rows, columns = (short, long) if height <= width else (long, short)
+        cut = {**self.data, "lq": self.data["lq"][..., :rows, :columns]}
+        if "gt" in cut:
+            cut["gt"] = cut["gt"][..., : rows * self.scale, : columns * self.scale]
+        return cut
+
+    def confirmed(self, failed: dict[str, str]) -> dict[str, str]:
+        """Those metrics that fail on the whole image without a network too, each with a message."""
+        if not failed:
+            return {}
+        lq, gt = images_to_compare(self.data["lq"], self.data, self.normalised)
+        # one grey level away from the ground truth: it has a finite PSNR, as a restored image has
+        image = baseline_image(lq, self.scale) if gt is None else gt ^ np.uint8(1)
+        height, width = image.shape[:2]
+        metrics = {name: self.metrics[name] for name in failed}
+        return {
+            name: f"val.metrics.{name}: {metrics[name]['type']} cannot measure {self.path} of {self.set} "
+            f"({height}×{width} pixels): {why}"
+            for name, why in measured(image, gt, metrics)[1].items()
+        }
+
+
+def _channel_hint(net: nn.Module, lq: Tensor, colour: str) -> str | None:
+    """What to do where a network failed that takes another number of channels than the images have."""
+    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    taken, given = (first.in_channels if first is not None else 0), lq.shape[1]
+    if {taken, given} != {1, 3}:
+        return None
+    cure = f"set {colour}: y" if taken == 1 else f"take {colour} out"
+    return f"it takes {taken} channel{'s' * (taken > 1)}, the image has {given}; {cure}"
