@@ -89,7 +89,8 @@ def _check_colors(datasets: dict[str, Any], problems: list[str]) -> None:
             colors[key] = dataset.get("color") or "rgb"
     first = next(iter(colors), "")
     problems += [
-        f"datasets.{key}.color: is {color}, but datasets.{first} is {colors[first]}; a network takes one or the other"
+        f"datasets.{key}.color: is {color}, but datasets.{first} is {colors[first]}; a network takes one or the other: "
+        + (f"set datasets.{key}.color: y" if color == "rgb" else f"take datasets.{key}.color out")
         for key, color in colors.items()
         if color != colors[first]
     ]

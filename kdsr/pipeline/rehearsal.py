@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from kdsr.models.evaluation import ImageResult, Wanted, images_to_compare, measure, restored
 from kdsr.models.image_metrics import baseline_image, measured, shape_problem
-from kdsr.models.measured_model import MeasuredModel
+from kdsr.models.measured_model import MeasuredModel, pad_in_tests
 from kdsr.models.teacher_check import teacher_warnings
 from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.preflight import describe_error, generators_kept
@@ -47,6 +47,8 @@ class ValidationRehearsal:
 
         Models that are neither kdsr's nor BasicSR's for single images are not rehearsed.
         """
+        if type(model).__name__ in tables.STOCK_MODELS:
+            pad_in_tests(model, self.opt)
         networks = _networks(model)
         with generators_kept(self.opt):
             for key, dataset in self.datasets.items() if networks else ():

@@ -154,7 +154,7 @@ def values_of_metric(name: str) -> dict[int, float]:
     rows: dict[int, list[float]] = {}
     with (RUN / "metrics.csv").open() as file:
         for row in csv.DictReader(file):
-            if row["metric"] == name:
+            if row["metric"] == name and row["network"] == "student":
                 rows.setdefault(int(row["iteration"]), []).append(float(row["value"]))
     return {iteration: sum(values) / len(values) for iteration, values in rows.items()}
 
@@ -205,7 +205,7 @@ def test_the_best_by_a_metric_of_ones_own(run_options: Options, model: str, said
         assert run(options) == 0
     finally:
         del METRIC_REGISTRY._obj_map["my_error"]
-    found = re.findall(r"# error: (\S+)\tBest: (\S+) @ (\d+) iter", log_of_run())
+    found = re.findall(r"# error: (\S+)[^\t]*\tBest: (\S+) @ (\d+) iter", log_of_run())
     values = [float(value) for value, _, _ in found]
     assert values[-1] > values[0]  # ruined
     assert float(found[-1][1]) == min(values)

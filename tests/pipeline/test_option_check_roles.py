@@ -85,6 +85,7 @@ def test_no_shipped_file_raises_an_alarm(file: Path) -> None:
 
 def test_the_warning_is_the_option_checks(run_options: dict[str, Any], tmp_path: Path) -> None:
     run_options.update(scale=1, network_g={"type": "PReNet"})
+    run_options["train"]["ema_decay"] = 0
     photos = Path(run_options["datasets"]["val"]["dataroot_gt"])
     for name in ("rain", "norain"):
         (tmp_path / name).symlink_to(photos)
@@ -96,6 +97,7 @@ def test_the_warning_is_the_option_checks(run_options: dict[str, Any], tmp_path:
 
 def test_normalisation_that_differs_between_the_sets(run_options: dict[str, Any]) -> None:
     given = {"mean": [0.5] * 3, "std": [1.0] * 3}
+    run_options["train"]["ema_decay"] = 0
     run_options["datasets"]["train"].update(given)
     assert check(run_options, True, warnings := []) == []
     assert len(warnings) == 1 and warnings[0].startswith(

@@ -80,20 +80,19 @@ GREY = {
 
 
 @pytest.mark.parametrize("model", ["KDModel", "SRModel"])
-@pytest.mark.parametrize("train_on_y", [True, False])
+@pytest.mark.parametrize("grey_network", [True, False])
 def test_channels_that_the_network_does_not_take(
-    run_options: Options, model: str, train_on_y: bool, capsys: pytest.CaptureFixture[str]
+    run_options: Options, model: str, grey_network: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A network of one channel and a colour set, and the reverse."""
     run_options["model_type"] = model
-    if train_on_y:
+    if grey_network:
         run_options["network_g"] = dict(GREY)
-        run_options["datasets"]["train"]["color"] = "y"
     else:
         run_options["network_g"] = {**GREY, "num_in_ch": 3, "num_out_ch": 3}
         run_options["datasets"]["val"]["color"] = "y"
-    (line,) = refused(train_entry, run_options, capsys)
-    cure = "set datasets.val.color: y" if train_on_y else "take datasets.val.color out"
+    (line,) = refused(test_entry, test_set(run_options), capsys)
+    cure = "set datasets.test_1.color: y" if grey_network else "take datasets.test_1.color out"
     assert cure in line and "astronaut.png" in line and "network_g (SRVGGNetCompact)" in line
 
 
@@ -102,8 +101,8 @@ def test_channels_that_only_the_output_shows(
 ) -> None:
     """EDSR subtracts the mean of three channels, and so makes three of one."""
     run_options["datasets"]["val"]["color"] = "y"
-    (line,) = refused(train_entry, run_options, capsys)
-    assert "has 3 channels, the ground truth has 1; take datasets.val.color out" in line
+    (line,) = refused(test_entry, test_set(run_options), capsys)
+    assert "has 3 channels, the ground truth has 1; take datasets.test_1.color out" in line
 
 
 @pytest.mark.parametrize("model", ["KDModel", "SRModel"])

@@ -94,7 +94,7 @@ def test_a_folder_that_no_run_has_made_stays(
     else:
         run_options["datasets"] = {"val": run_options["datasets"]["val"]}
         Path("run.yml").write_text(yaml.safe_dump(run_options))
-        code = test_entry.main(["run.yml"])
+        code = test_entry.main(["run.yml", "--random-weights"])
     assert code == 2
     assert (
         f"name: {target.absolute()} is there already and is not the folder of a run"
