@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,11 +93,16 @@ def kill_a_worker(life: Life) -> None:
 
 
 def stop_a_worker_then_the_run(life: Life) -> None:
-    """A worker that does not answer, as one that waits for a server of files."""
+    """A worker that does not answer, as one that waits for a server of files, and a run that waits for its batch."""
     assert life.wait_until(lambda life: life.iteration >= 3)
     os.kill(life.workers()[0], signal.SIGSTOP)
+    made = -1
+    while life.iteration != made:  # until the batches that were loaded before are used up
+        made = life.iteration
+        time.sleep(1)
     os.kill(life.process.pid or 0, signal.SIGINT)
-    os.kill(life.process.pid or 0, signal.SIGTERM)
+    assert life.wait_until(lambda life: "SIGINT: finishing" in life.log.read_text())
+    os.kill(life.process.pid or 0, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ ENDS = {
     "image that cannot be read": End(1, damaged=True),
     "before the first iteration": End(143, prepare=stop_before_the_first_iteration),
     "worker that is killed": End(1, kill_a_worker, needs_workers=True),
-    "worker that does not answer": End(75, stop_a_worker_then_the_run, needs_workers=True),
+    "worker that does not answer": End(130, stop_a_worker_then_the_run, needs_workers=True),
     "interrupted while it shuts down": End(130, prepare=fail_to_shut_down, needs_workers=True),
 }
 # torch waits 5 seconds for a worker that does not answer; the others are like one that is quick
