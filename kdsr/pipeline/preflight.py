@@ -183,7 +183,7 @@ def generators_kept(opt: dict[str, Any]) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def _first_items(name: str, options: dict[str, Any], load: Callable[[], T]) -> T:
+def first_items(name: str, options: dict[str, Any], load: Callable[[], T]) -> T:
     """What ``load`` reads of the data set ``name``.
 
     Raises:
@@ -207,7 +207,7 @@ def _first_batch(dataset: Any, opt: dict[str, Any], ours: bool) -> Any:
     """
     train = opt["datasets"]["train"]
     samples = min(2, train["batch_size_per_gpu"])
-    batch = _first_items(
+    batch = first_items(
         "train", train, lambda: default_collate([dataset[0, position] for position in range(samples)])
     )
     if ours and not (isinstance(batch, dict) and isinstance(batch.get("lq"), Tensor)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from kdsr.models.image_metrics import baseline_image, measured, shape_problem
 from kdsr.models.measured_model import MeasuredModel, pad_in_tests
 from kdsr.models.teacher_check import teacher_warnings
 from kdsr.pipeline import option_tables as tables
-from kdsr.pipeline.preflight import describe_error, generators_kept
+from kdsr.pipeline.preflight import describe_error, first_items, generators_kept
 from kdsr.runtime.errors import KdsrError, OptionError
 
 LARGEST = 128 * 128  # LQ pixels that a network is shown of an image: about a training patch
@@ -45,39 +45,49 @@ class ValidationRehearsal:
     def try_model(self, model: Any) -> None:
         """Collects what goes wrong with a model that is thrown away, with the weights that the run begins with.
 
-        Models that are neither kdsr's nor BasicSR's for single images are not rehearsed.
+        Of models that are neither kdsr's nor BasicSR's for single images only the metrics are tried, without a network.
         """
         if type(model).__name__ in tables.STOCK_MODELS:
             pad_in_tests(model, self.opt)
         networks = _networks(model)
         with generators_kept(self.opt):
-            for key, dataset in self.datasets.items() if networks else ():
-                self._try_set(key, dataset, networks, model.device)
+            for key, dataset in self.datasets.items():
+                self._try_set(key, dataset, networks, getattr(model, "device", torch.device("cpu")))
 
     def _try_set(
         self, key: str, dataset: Any, networks: dict[str, tuple[Restore, nn.Module]], device: torch.device
     ) -> None:
         smallest = dataset.smallest()
-        told: set[tuple[str, str]] = (
+        reported: set[tuple[str, str]] = (
             set()
-        )  # what went wrong on the first image is not repeated for the smallest
+        )  # problems of the first image are not repeated for the smallest
         for index in dict.fromkeys((0, smallest)):
-            item = dataset[index]
+            options = self.opt["datasets"][key]
+            item = first_items(key, options, lambda index=index: dataset[index])  # type: ignore[misc]
             if not isinstance(item, dict) or not isinstance(item.get("lq"), Tensor) or item["lq"].ndim != 3:
                 return  # a foreign set with rules of its own
-            for place, (restore, net) in networks.items():
+            if networks and not isinstance(item.get("lq_path"), str):
+                self.problems.append(
+                    f"datasets.{key}: {options['type']} gives items without lq_path; it must be the name of the image, "
+                    "after which results are named"
+                )
+                return
+            for place in networks or ("",):
                 if place == "network_t" and self._teacher_is_measured() and index != smallest:
                     continue
                 image = _Image(self.opt, key, dataset, default_collate([item]), index)
-                found = image.try_network(place, restore, net, device)
-                self.problems += [text for topic, text in found.items() if (place, topic) not in told]
-                told |= {(place, topic) for topic in found}
+                if networks:
+                    found = image.try_network(place, *networks[place], device)
+                else:
+                    found = image.try_metrics(image.metrics)
+                self.problems += [text for topic, text in found.items() if (place, topic) not in reported]
+                reported |= {(place, topic) for topic in found}
                 if image.result is not None and image.result.baseline:
                     self.results.setdefault(dataset.opt["name"], []).append(image.result)
 
     def _teacher_is_measured(self) -> bool:
         """Whether the run measures the teacher on all images before it trains."""
-        return bool(self.opt["val"].get("teacher"))
+        return bool((self.opt.get("val") or {}).get("teacher"))
 
     def conclude(self) -> list[str]:
         """Warnings: sets on which the teacher is worse than the baseline, unless the run has it measured anyway.
@@ -87,11 +97,7 @@ class ValidationRehearsal:
         """
         if self.problems:
             raise OptionError(list(dict.fromkeys(self.problems)))
-        return (
-            []
-            if not self.results or self._teacher_is_measured()
-            else teacher_warnings(self.results, self.opt)
-        )
+        return [] if self._teacher_is_measured() else teacher_warnings(self.results, self.opt)
 
 
 def _networks(model: Any) -> dict[str, tuple[Restore, nn.Module]]:
@@ -122,7 +128,7 @@ class _Image:
         self.normalised = tuple(getattr(dataset, name, None) for name in ("mean", "std"))
         self.metrics = opt["val"].get("metrics") or {}
         self.scale = opt.get("scale") or 1
-        self.path = data["lq_path"][0]
+        self.path = data.get("lq_path", [f"item {index}"])[0]
         self.result: ImageResult | None = None
 
     def try_network(
@@ -148,7 +154,7 @@ class _Image:
                 "network": f"datasets.{self.key}: {network} fails on {self.path} ({height}×{width} pixels): "
                 f"{hint or describe_error(error)}"
             }
-        return self.confirmed(failed)
+        return self.try_metrics(failed)
 
     def patch(self) -> dict[str, Any]:
         """The image, cut down to ``LARGEST`` LQ pixels where it has more."""
@@ -163,15 +169,15 @@ class _Image:
             cut["gt"] = cut["gt"][..., : rows * self.scale, : columns * self.scale]
         return cut
 
-    def confirmed(self, failed: dict[str, str]) -> dict[str, str]:
-        """Those metrics that fail on the whole image without a network too, each with a message."""
-        if not failed:
+    def try_metrics(self, names: Iterable[str]) -> dict[str, str]:
+        """Those of the metrics that fail on the whole image without a network, each with a message."""
+        metrics = {name: self.metrics[name] for name in names}
+        if not metrics:
             return {}
         lq, gt = images_to_compare(self.data["lq"], self.data, self.normalised)
         # one grey level away from the ground truth: it has a finite PSNR, as a restored image has
         image = baseline_image(lq, self.scale) if gt is None else gt ^ np.uint8(1)
         height, width = image.shape[:2]
-        metrics = {name: self.metrics[name] for name in failed}
         return {
             name: f"val.metrics.{name}: {metrics[name]['type']} cannot measure {self.path} of {self.set} "
             f"({height}×{width} pixels): {why}"

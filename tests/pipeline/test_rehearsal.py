@@ -13,7 +13,9 @@ import pytest
 import torch
 import yaml
 from basicsr.archs import build_network
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -289,3 +291,54 @@ def test_a_normalised_test_gives_what_one_without_gives(
     assert np.abs(pictures[1] - pictures[0]).max() <= 1
     bicubic = imresize(cv2.imread(str(photos / "LR_x4/cat.png")), 4)
     assert np.abs(pictures[1][1] - bicubic).mean() < 20  # the picture of a cat, and not of normalised values
+
+
+@pytest.mark.parametrize("entry", [train_entry, test_entry])
+def test_the_metrics_of_a_foreign_model_are_tried(
+    run_options: Options, photos: Path, entry: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How it restores images is not known, whether its metrics fail on the smallest one is."""
+    with_small_image(run_options, photos, 4)
+    run_options["val"]["metrics"]["ssim"] = {"type": "calculate_ssim", "crop_border": 4}
+    options = run_options if entry is train_entry else test_set(run_options)
+    options["model_type"] = "ForeignModel"
+    MODEL_REGISTRY._obj_map["ForeignModel"] = type("ForeignModel", (SRModel,), {})
+    try:
+        (line,) = refused(entry, options, capsys)
+        del options["val"]["metrics"]["ssim"]
+        assert entry.main(write(options)) == 0
+    finally:
+        del MODEL_REGISTRY._obj_map["ForeignModel"]
+    assert "val.metrics.ssim: calculate_ssim cannot measure" in line and "small.png" in line
+
+
+class _FailingSet(PairedImageDataset):
+    def __getitem__(self, index: int) -> Options:
+        raise TypeError("no such crop")
+
+
+class _NamelessSet(PairedImageDataset):
+    def __getitem__(self, index: int) -> Options:
+        return {key: value for key, value in super().__getitem__(index).items() if key != "lq_path"}
+
+
+@pytest.mark.parametrize("entry", [train_entry, test_entry])
+@pytest.mark.parametrize(
+    ("cls", "problem"),
+    [
+        (_FailingSet, "_FailingSet fails at its first images: TypeError: no such crop"),
+        (_NamelessSet, "_NamelessSet gives items without lq_path"),
+    ],
+)
+def test_a_set_of_ones_own_is_named_when_it_fails(
+    run_options: Options, entry: Any, cls: type, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = run_options if entry is train_entry else test_set(run_options)
+    key = "val" if entry is train_entry else "test_1"
+    options["datasets"][key]["type"] = cls.__name__
+    DATASET_REGISTRY._obj_map[cls.__name__] = cls
+    try:
+        (line,) = refused(entry, options, capsys)
+    finally:
+        del DATASET_REGISTRY._obj_map[cls.__name__]
+    assert f"datasets.{key}: {problem}" in line
