@@ -6,17 +6,12 @@ square of the number of images, and drops the folders that names in a ``meta_inf
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from os import path as osp
 from pathlib import Path
 from typing import Any
 
-
-def file_names(folder: str) -> list[str]:
-    """The files of a folder that are not hidden, as ``basicsr.utils.scandir`` lists them and in its order."""
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+from kdsr.data.image_files import list_folder
 
 
 def partners(gt_names: Iterable[str], template: str, lq_folder: str) -> dict[str, str]:
@@ -67,12 +62,12 @@ def paired_paths_from_folder(
         filename_tmpl: LQ name from GT name, without endings.
 
     Returns:
-        ``{lq_path, gt_path}`` for each GT image, in the order in which the file system lists them.
+        ``{lq_path, gt_path}`` for each GT image, in the order of their names.
 
     Raises:
         AssertionError: The folders do not pair.
     """
-    lq_names, gt_names = (file_names(folder) for folder in folders)
+    lq_names, gt_names = (list_folder(folder, recursive=False).images for folder in folders)
     assert len(lq_names) == len(gt_names), (
         f"{keys[0]} and {keys[1]} datasets have different number of images: {len(lq_names)}, {len(gt_names)}."
     )

@@ -243,8 +243,6 @@ def _check_val(
     unjudged += read_by_others("val", val, keys, problems)
     check_table(val, keys.val, "val", problems, required=["val_freq"] if is_train else [], skip=unjudged)
     problems += tile_problems(val) if keys.ours else []
-    if "/" in str(val.get("suffix")):
-        problems.append(f"val.suffix: {val['suffix']} is put into the names of files, and cannot contain /")
     sizes = [val.get("multiple_of"), val.get("window_size")]
     if keys.ours and None not in sizes and sizes[0] != sizes[1]:
         problems.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from os.path import expanduser, isabs
+from os.path import expanduser
 from typing import Any
 
 import basicsr.data  # noqa: F401  registers its data sets
@@ -55,16 +55,8 @@ def check_datasets(
         before = len(problems)
         _check_keys(dataset, phase, place, problems)
         name = dataset.get("name")
-        if isinstance(name, str) and phase != "train" and ("/" in name or name in ("", ".", "..")):
-            problems.append(
-                f"{place}.name: {name!r} must be the name of a folder, not a path; results lie in it"
-            )
         if isinstance(name, str) and phase != "train" and names.setdefault(name, place) != place:
             problems.append(f"{place}.name: {name} names {names[name]} too; results are told apart by it")
-        if isinstance(name, str) and (isabs(name) or ".." in name.split("/")):
-            problems.append(
-                f"{place}.name: {name} leads out of the folder in which restored images are saved"
-            )
         problems += progressive_problems(dataset, f"{place}.progressive")
         if len(problems) == before:
             found: list[str] = []

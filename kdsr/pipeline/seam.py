@@ -1,7 +1,8 @@
 """The one place where names inside BasicSR are replaced, for the time of a call.
 
 BasicSR's modules import their helpers by name, so what is replaced are the names in ``basicsr.train``,
-``basicsr.test`` and the modules of its data sets and of SRModel. Everything else of BasicSR runs as it is.
+``basicsr.test`` and the modules of its data sets and of SRModel, and a method of the base class of its models.
+Everything else of BasicSR runs as it is.
 """
 
 from __future__ import annotations
@@ -99,9 +100,9 @@ TEST_SEAM["build_model"] = (
     "does not pad images for networks that need multiples of a window, unless the model is SwinIRModel",
 )
 
-# module of a BasicSR data set, or of its model -> name in it -> (what stands in for it, the defect that this cures)
 _IMFROMBYTES = (imfrombytes, "reduces 16 bits per channel to 8")
-DATA_SEAM: dict[Any, dict[str, tuple[Callable[..., Any], str]]] = {
+# module or class of BasicSR's data sets and models -> name in it -> (what stands in for it, the defect that this cures)
+PARTS_SEAM: dict[Any, dict[str, tuple[Callable[..., Any], str]]] = {
     paired_image_dataset: {
         "imfrombytes": _IMFROMBYTES,
         "paired_paths_from_folder": (
@@ -123,10 +124,6 @@ DATA_SEAM: dict[Any, dict[str, tuple[Callable[..., Any], str]]] = {
             "passes `better` on to the metric, which may have no such argument",
         ),
     },
-}
-
-# the same for what BasicSR's own models have of their base class
-MODEL_SEAM: dict[Any, dict[str, tuple[Callable[..., Any], str]]] = {
     BaseModel: {
         "load_network": (
             load_network,
@@ -162,7 +159,7 @@ def _lines_left_out() -> Iterator[None]:
 @contextmanager
 def _replaced(module: Any, table: _Table, session: Session) -> Iterator[None]:
     tables = {module: {name: make(session) for name, (make, _) in table.items()}}
-    for changed, names in (*DATA_SEAM.items(), *MODEL_SEAM.items()):
+    for changed, names in PARTS_SEAM.items():
         tables[changed] = {name: replacement for name, (replacement, _) in names.items()}
     with ExitStack() as stack:
         for changed, replacements in tables.items():

@@ -18,7 +18,7 @@ class Allowed:
     Attributes:
         kinds: As in a table of options: ``(int, NONE)``.
         choices: The valid words, where the value is one.
-        one_name: A text becomes (part of) the name of a file or folder, and may not lead into another folder.
+        one_name: A text becomes (part of) the name of a file or folder: it is not empty, and no path.
         lowest: The smallest number.
         highest: The largest number.
         above: Numbers must be larger than this.
@@ -38,7 +38,7 @@ class Allowed:
         if isinstance(value, str) and self.choices:
             return None if value in self.choices else self._other_word(value)
         if self.one_name and isinstance(value, str) and ("/" in value or value in ("", ".", "..")):
-            return f"{value!r} is no part of a file's name"
+            return f"{value!r} becomes part of the name of a file or folder, and must not be empty or a path"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         if value == math.inf:
