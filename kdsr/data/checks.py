@@ -103,7 +103,7 @@ def _sizes(images: Images, key: str, names: Sequence[str], report: _Report) -> l
             unreadable.setdefault(reason, []).append(images.shown(name))
         if info is not None:
             looks.append((name, info))
-        sizes.append((info.height, info.width) if info else None)
+        sizes.append(info.size if info else None)
     replaced = report.skips and sum(map(len, unreadable.values())) < len(names)
     for reason, shown in sorted(unreadable.items()):
         problem = f"{key}: cannot read image {quote(shown)}"
@@ -128,13 +128,11 @@ def _check_names(images: Images, key: str, names: Sequence[str], report: _Report
     """Refuses images whose results could not be told apart, or not be written down."""
     if report.training:
         return
-    root = images.root if images.root.endswith(".lmdb") else None
     shown = [images.shown(name) for name in names]
-    paths = names if root else shown
-    problem = same_names(
+    paths = names if images.is_lmdb else shown
+    if problem := same_names(
         (result_name(path, images.root), text) for path, text in zip(paths, shown, strict=True)
-    )
-    if problem:
+    ):
         report.problems.append(f"{key}: {problem}")
     try:
         "".join(names).encode()

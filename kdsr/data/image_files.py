@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -200,19 +200,6 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         if whole.ndim == 3 and whole.shape[2] == 4 and whole[..., 3].min() < 255:
             raise DataError(f"{path} is partly transparent; flatten it first")
     return np.ascontiguousarray(image)
-
-
-def image_size(image: str | Path | IO[bytes]) -> tuple[int, int]:
-    """Height and width of an encoded image from its header, as OpenCV would decode it (EXIF orientation applied).
-
-    Args:
-        image: File name or open file.
-
-    Raises:
-        OSError: It cannot be read, is not an image, or cannot be decoded.
-    """
-    info = probe(image)
-    return info.height, info.width
 
 
 def sizes_match(gt: tuple[int, int], lq: tuple[int, int], scale: int, *, allow_remainder: bool) -> bool:

@@ -51,6 +51,10 @@ class ImageInfo:
     white: int
     losses: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
 
 def probe(image: str | Path | bytes | IO[bytes]) -> ImageInfo:
     """Reads the header of an image of any size; pixels are not decoded.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from kdsr.data.image_files import UnreadableImage, cannot_read, decode_color, image_size, sizes_match
-from kdsr.data.image_info import ImageInfo, probe_on_disk
+from kdsr.data.image_files import UnreadableImage, cannot_read, decode_color, sizes_match
+from kdsr.data.image_info import ImageInfo, probe, probe_on_disk
 from kdsr.data.image_roots import open_root, spread
 from kdsr.data.lmdb_client import LmdbClient
 from kdsr.runtime.errors import DataError
@@ -190,7 +189,7 @@ def _stored_size(dataset: Any, role: str, path: str, lmdbs: dict[str, Any]) -> t
             info = lmdbs[role].info(path) if lmdbs[role] is not None else None
     except (KeyError, OSError, TypeError):
         return None
-    return (info.height, info.width) if info else None
+    return info.size if info else None
 
 
 def _bytes(dataset: Any, path: str, role: str) -> bytes | None:
@@ -224,7 +223,7 @@ def _size_problem(dataset: Any, index: int) -> DataError | None:
         path, name = files[role]
         content = _bytes(dataset, path, role)
         try:
-            sizes[role] = image_size(io.BytesIO(content or b""))
+            sizes[role] = probe(content or b"").size
         except OSError:  # OpenCV could decode it, only Pillow cannot
             return None
     return _mismatch(dataset, files, sizes)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from kdsr.data.checks import check_dataset
-from kdsr.data.image_files import image_size, list_folder, list_images, read_image
+from kdsr.data.image_files import list_folder, list_images, read_image
+from kdsr.data.image_info import probe
 from kdsr.data.image_roots import result_name
 
 PHOTOGRAPH = skimage.data.chelsea()[:40, :64]
@@ -41,7 +42,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, ending: s
     assert pixels.shape == expected.shape
     assert np.abs(pixels.astype(int) - expected).max() <= (16 if ending in ("jpg", "webp") else 0)
     loaded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)  # as BasicSR does
-    assert image_size(path) == pixels.shape[:2] == loaded.shape[:2]
+    assert probe(path).size == pixels.shape[:2] == loaded.shape[:2]
 
 
 SEGMENT = st.text(

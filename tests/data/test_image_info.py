@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kdsr.data.checks import check_dataset
-from kdsr.data.image_files import UnreadableImage, decode_color, image_size, read_image
+from kdsr.data.image_files import UnreadableImage, decode_color, read_image
 from kdsr.data.image_info import UnfitImage, probe
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.pipeline import seam
@@ -95,7 +95,7 @@ def images(draw: st.DrawFn) -> tuple[bytes, Pixels, int, bool, str]:
 def test_header_and_pixels_are_those_of_the_file(made: tuple[bytes, Pixels, int, bool, str]) -> None:
     content, upright, bits, has_alpha, form = made
     info = probe(content)
-    assert (info.height, info.width) == upright.shape[:2] == image_size(io.BytesIO(content))
+    assert info.size == upright.shape[:2]
     assert (info.bits, info.white) == (bits, (1 << bits) - 1)
     assert info.losses == (("alpha",) if has_alpha else ())
     decoded = decode_color(content, "")
@@ -175,11 +175,11 @@ def test_pillows_limit_changes_nothing(
     file = tmp_path / "image"
     photograph.save(file, form, exif=b"Exif\0\0" + exif(6))
     before = read_image(file)
-    assert before.shape[:2] == image_size(file) == (60, 40)
+    assert before.shape[:2] == probe(file).size == (60, 40)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert image_size(file) == (60, 40) and np.array_equal(read_image(file), before)
+        assert probe(file).size == (60, 40) and np.array_equal(read_image(file), before)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
@@ -188,7 +188,7 @@ def test_large_images_are_not_decoded() -> None:
     header = struct.pack(">II", 20000, 10000) + small[24:29]
     large = small[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + small[33:]
     tracemalloc.start()
-    assert image_size(io.BytesIO(with_chunk(large, b"eXIf", exif(6)))) == (20000, 10000)
+    assert probe(with_chunk(large, b"eXIf", exif(6))).size == (20000, 10000)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
@@ -197,7 +197,7 @@ def test_large_images_are_not_decoded() -> None:
 def test_a_real_image_of_182_megapixels(tmp_path: Path) -> None:
     file = tmp_path / "large.png"
     Image.new("1", (14000, 13000)).save(file, exif=b"Exif\0\0" + exif(6))
-    assert image_size(file) == read_image(file).shape == (14000, 13000)
+    assert probe(file).size == read_image(file).shape == (14000, 13000)
 
 
 @pytest.mark.parametrize(("values", "ending"), [
