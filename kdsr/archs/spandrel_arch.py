@@ -202,10 +202,10 @@ def _load(path: str) -> tuple[Any, Facts]:
     except Exception as error:  # whatever an architecture makes of weights that it does not expect
         _refuse_known_type(path, weights)
         # torch names the tensors in the second line, all of those that are missing
-        said = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        said = _NAMES.sub(lambda names: listing(names[0].split(", "), _SHOWN), said)
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        reason = _NAMES.sub(lambda names: listing(names[0].split(", "), _SHOWN), reason)
         raise CheckpointError(
-            f"{path}: looks like {architecture.name}, but spandrel cannot build it ({type(error).__name__}: {said})"
+            f"{path}: looks like {architecture.name}, but spandrel cannot build it ({type(error).__name__}: {reason})"
         ) from error
     refused = _refusal(descriptor, isinstance(descriptor, spandrel.ImageModelDescriptor))
     if refused:

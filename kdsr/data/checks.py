@@ -125,7 +125,7 @@ def _check_left_out(images: Images, key: str, recursive: bool, report: _Report) 
 
 
 def _check_names(images: Images, key: str, names: Sequence[str], report: _Report) -> None:
-    """Refuses images whose results could not be told apart, or not be written down."""
+    """Reports images whose results would have the same name, or one that cannot be written to a file."""
     if report.training:
         return
     shown = [images.shown(name) for name in names]

@@ -1,4 +1,4 @@
-"""Sentences about what a data set does not read: parts of images, and files."""
+"""Warnings about what a data set does not read: parts of images, and files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdsr.data.image_roots import quote, spread
 
 
 def describe_losses(looks: Sequence[tuple[str, ImageInfo]], total: int, results: bool = False) -> list[str]:
-    """Says what is lost when images are read.
+    """Sentences on what is lost when images are read.
 
     Args:
         looks: Names and headers.
@@ -31,7 +31,7 @@ def describe_losses(looks: Sequence[tuple[str, ImageInfo]], total: int, results:
 
 
 def describe_left_out(root: str, left_out: Sequence[str], recursive: bool = True) -> str:
-    """Says what lies in a folder and is not read; empty where everything is.
+    """A sentence on what lies in a folder and is not read; empty where everything is read.
 
     Args:
         root: The folder.

@@ -27,7 +27,7 @@ class Images:
     Attributes:
         root: The folder or LMDB.
         names: Paths below it, or keys.
-        info: Reads the header of an image; None where that cannot be told.
+        info: Reads the header of an image; None where it has none that can be read.
         absent: Those that an LMDB's meta_info.txt names and the LMDB does not hold.
         left_out: Entries of the folder that the data set does not read.
     """

@@ -52,9 +52,8 @@ def first_bytes(path: str, keys: Iterable[str], count: int) -> dict[str, bytes |
     was_open = path in _open and _open[path][0] == os.getpid()
     try:
         with (
-            _environment(path).begin(
-                buffers=True
-            ) as transaction,  # a buffer reads only the pages that are asked for
+            # buffers: only the pages that are asked for are read
+            _environment(path).begin(buffers=True) as transaction,
             transaction.cursor() as cursor,
         ):
             return {

@@ -12,7 +12,7 @@ _SAMPLES, _TRIED = 20, 5  # names that suggest templates, and templates that are
 
 
 def why_missing(partners: Mapping[str, str], present: Iterable[str], template: str | None) -> str:
-    """The end of a message about LQ images that are missing: as what they are there, and what helps.
+    """The end of a message about missing LQ images: the names under which they are there, and the remedy.
 
     Args:
         partners: GT name -> the LQ name that BasicSR looks for, of every pair.

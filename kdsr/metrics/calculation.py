@@ -12,16 +12,16 @@ _BETTER = {"calculate_psnr": "higher", "calculate_ssim": "higher", "calculate_ni
 
 
 def better_of(metric: Mapping[str, Any]) -> str | None:
-    """Which values of a metric of ``val.metrics`` are better, ``higher`` or ``lower``; None where nothing says it.
+    """Which values of a metric of ``val.metrics`` are better, ``higher`` or ``lower``; None where it is not declared.
 
-    What the options say in ``better`` counts first, then the attribute ``better`` of a registered function or class.
+    The option ``better`` counts first, then the attribute ``better`` of a registered function or class.
     (BasicSR takes higher values of any metric for better, those of NIQE as well.)
     """
     kind = str(metric.get("type"))
     entry = dict(iter(METRIC_REGISTRY)).get(kind)
-    for said in (metric.get("better"), _BETTER.get(kind), getattr(entry, "better", None)):
-        if said in ("higher", "lower"):
-            return said
+    for direction in (metric.get("better"), _BETTER.get(kind), getattr(entry, "better", None)):
+        if direction in ("higher", "lower"):
+            return direction
     return None
 
 

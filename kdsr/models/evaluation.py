@@ -49,7 +49,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is measured of each image, and how it is spoken of.
+    """What is measured of each image, and the words for messages about it.
 
     Args:
         metrics: ``val.metrics`` of the options.
@@ -216,8 +216,8 @@ def restored(
         ) from error
     if not finite:
         raise TrainingError(
-            f"{path}: the output of {wanted.network} is not finite (NaN or infinite); its weights hold such "
-            "values, or have grown too large: try another checkpoint, or a lower train.optim_g.lr"
+            f"{path}: the output of {wanted.network} is not finite (NaN or infinite); its weights are not "
+            "finite or too large: use another checkpoint, in training a lower train.optim_g.lr"
         )
     return output
 

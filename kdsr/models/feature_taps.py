@@ -61,7 +61,7 @@ def _list_length(module: nn.Module) -> int:
 
 
 def _instead(net: nn.Module, name: str, modules: set[str]) -> str:
-    """What a name that does not exist may have meant."""
+    """A suggestion for a name that does not exist."""
     parent, _, last = name.rpartition(".")
     length = _list_length(net.get_submodule(parent)) if parent in modules else 0
     if length and last.isdigit():

@@ -44,7 +44,7 @@ class MeasuredModel(SRModel):
         self._baselines: dict[str, dict[str, float]] = {}  # mean values by set
         self._declared_multiples: dict[nn.Module, int] = {}  # asked at each step, found out once
         self.iteration = 0  # the last one trained
-        # set by what surrounds the loop
+        # set by the pipeline's loop
         self.before_validation: Callable[[], None] | None = None
         self.validation_failed: Callable[[], None] | None = None
 
@@ -97,7 +97,7 @@ class MeasuredModel(SRModel):
             )
         except (
             DataError
-        ):  # on all ranks; the student is sound, and what it has learnt since its last state is kept
+        ):  # on all ranks; the network is sound: what it has learnt since its last state is saved
             if self.validation_failed is not None:
                 self.validation_failed()
             raise
@@ -157,7 +157,7 @@ class MeasuredModel(SRModel):
                 self._update_best_metric_result(dataset_name, metric, values[metric], current_iter)
 
     def tested_network(self) -> str:
-        """What ``restore`` uses, in messages."""
+        """The network that ``restore`` uses, for messages."""
         if not self.is_train:
             return "the tested network"
         return "the student's EMA" if hasattr(self, "net_g_ema") else "the student"
@@ -170,7 +170,7 @@ class MeasuredModel(SRModel):
         save_img: bool = False,
         network: str = "the network",
     ) -> list[ImageResult]:
-        """The metrics of every image of a set, measured by all ranks together; of the baseline those not known yet."""
+        """Measures every image of a set, all ranks together; the baseline only where its values are not known yet."""
         dataset_name = dataloader.dataset.opt["name"]
         metrics = self.opt["val"].get("metrics") or {}
         if dataset_name not in self._baselines:
@@ -189,10 +189,10 @@ class MeasuredModel(SRModel):
             save_to=(lambda image: self.image_path(dataset_name, image, iteration)) if save_img else None,
         )
         known |= mean_baseline(results)
-        self._tell_of_unmeasured(dataset_name, results)
+        self._warn_of_unmeasured(dataset_name, results)
         return results
 
-    def _tell_of_unmeasured(self, dataset_name: str, results: list[ImageResult]) -> None:
+    def _warn_of_unmeasured(self, dataset_name: str, results: list[ImageResult]) -> None:
         failed = [
             f"{result.image} ({metric}: {why})"
             for result in results
@@ -210,7 +210,7 @@ class MeasuredModel(SRModel):
         self, iteration: int | str, network: str, dataset_name: str, results: list[ImageResult]
     ) -> None:
         """Adds the values of each image to ``metrics.csv``, in training those of a new baseline too."""
-        if not self.is_train:  # who reads a test's file expects the tested network alone
+        if not self.is_train:  # programs that read a test's file expect the tested network alone
             results = [replace(result, baseline={}) for result in results]
         on_first_rank(lambda: append_csv(self.metrics_file, iteration, network, dataset_name, results))
 

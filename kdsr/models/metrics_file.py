@@ -48,7 +48,7 @@ def read_csv(path: Path) -> list[MeasuredRow]:
                 rows.append(MeasuredRow(at, network, dataset, image, metric, float(value)))
             except ValueError as error:
                 raise DataError(
-                    f"{path}, line {number}: is no row of {', '.join(CSV_HEADER)}; mend or remove the file"
+                    f"{path}, line {number}: is not a row of {', '.join(CSV_HEADER)}; correct or remove the file"
                 ) from error
     return rows
 
@@ -75,7 +75,7 @@ def append_csv(
             for metric, value in getattr(result, which).items()
         ]
 
-    # The whole file anew: of a validation that was killed while it was written no half may stay.
+    # The whole file anew: a run that is killed here must not leave half a validation.
     rows = read_csv(path)
     # Where a resumed run, which forgets later iterations and keeps the baseline, would have it too.
     start = next((place for place, row in enumerate(rows) if row.iteration != 0), len(rows))

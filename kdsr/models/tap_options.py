@@ -1,4 +1,4 @@
-"""Reads the options that list features: ``taps: [{student: body.3, teacher: body.7}, ...]``, and says what gives them.
+"""Reads options that list features, ``taps: [{student: body.3, teacher: body.7}, ...]``, and names files with them.
 
 The pieces of option files in ``options/_base_/taps`` and ``blocks`` are named after the networks that they are for:
 ``EDSR.yml``, or ``EDSR_something.yml``.
@@ -6,7 +6,6 @@ The pieces of option files in ``options/_base_/taps`` and ``blocks`` are named a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from kdsr.models.adapters import TapPair
 from kdsr.models.feature_taps import share_problem
+from kdsr.runtime.files import from_here
 
-PIECES = (
-    Path(__file__).resolve().parents[2] / "options" / "_base_"
-)  # of a checkout; an installed package has none
+# of a checkout; an installed package has none
+PIECES = Path(__file__).resolve().parents[2] / "options" / "_base_"
 
 
 def tap_problems(value: Any, option: str, what: str = "features") -> list[str]:
@@ -81,9 +80,9 @@ def missing_taps(opt: dict[str, Any], key: str, needed_by: Sequence[str], teache
     types = [str(network.get("type")) for network in networks if isinstance(network, dict)]
     fitting = [file for file in sorted(folder.glob("*.yml")) if _gives(file, key) and _is_for(file, types)]
     if fitting:
-        return f"{problem}; add {' or '.join(map(_shown, fitting))} to _base_"
+        return f"{problem}; add {' or '.join(map(from_here, fitting))} to _base_"
     both = " and ".join(dict.fromkeys(types)) or "these networks"
-    return f"{problem}; {_shown(folder)} has none for {both}: {pairs} (docs/new_backbone.md)"
+    return f"{problem}; {from_here(folder)} has none for {both}: {pairs} (docs/new_backbone.md)"
 
 
 def _gives(piece: Path, key: str) -> bool:
@@ -97,12 +96,6 @@ def _is_for(piece: Path, types: Sequence[str]) -> bool:
     name = piece.stem.partition("_")[0]
     bases = [[cls.__name__ for cls in known[one].__mro__] if one in known else [one] for one in types]
     return bool(types) and all(name in names for names in bases)
-
-
-def _shown(path: Path) -> str:
-    """Relative to the working directory where it lies below it."""
-    here = Path(os.getcwd())
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def tap_pairs(value: Any) -> list[TapPair]:

@@ -18,13 +18,13 @@ def teacher_warnings(results: Mapping[str, list[ImageResult]], opt: Mapping[str,
 
     Args:
         results: The teacher's, with the baseline's values, by set.
-        opt: The parsed options; ``val.teacher_check: false`` says that such a teacher is meant.
+        opt: The parsed options; with ``val.teacher_check: false`` there are no warnings.
     """
     val = opt.get("val") or {}
     if not val.get("teacher_check", True):
         return []
     scale = opt.get("scale") or 1
-    said = []
+    found = []
     for name, of_images in results.items():
         worse = []
         for key, metric in (val.get("metrics") or {}).items():
@@ -38,12 +38,12 @@ def teacher_warnings(results: Mapping[str, list[ImageResult]], opt: Mapping[str,
             if below:
                 worse.append(f"{key} {teacher:.4f} ({baseline_name(scale)} {baseline:.4f})")
         if worse:
-            said.append(_warning(name, len(of_images), worse, scale))
-    return said
+            found.append(_warning(name, len(of_images), worse, scale))
+    return found
 
 
 def _warning(dataset: str, images: int, worse: list[str], scale: int) -> str:
-    than = "bicubic interpolation" if scale > 1 else "the input that it is given"
+    than = "bicubic interpolation" if scale > 1 else "its input"
     swapped = "dataroot_gt and dataroot_lq swapped" if scale == 1 else f"another scale than {scale}"
     return (
         f"THE TEACHER IS WORSE THAN {than.upper()} on {dataset} ({images} image{'s' * (images > 1)}): "
@@ -53,5 +53,5 @@ def _warning(dataset: str, images: int, worse: list[str], scale: int) -> str:
         "\t- channel order: the weights were trained on BGR images, they get RGB\n"
         f"\t- {swapped}\n"
         "\t- the wrong file, or the wrong weights in it (path.pretrain_network_t, path.param_key_t)\n"
-        "\tA teacher that was trained with a GAN may be worse on purpose; val.teacher_check: false says so."
+        "\tA teacher that was trained with a GAN may be worse on purpose; val.teacher_check: false turns this off."
     )

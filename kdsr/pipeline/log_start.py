@@ -1,4 +1,4 @@
-"""How a log begins: on the terminal with what the run is, in the file with everything."""
+"""The beginning of a log: on the terminal what runs, in the file all options too."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 from basicsr.utils import get_env_info, get_root_logger
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.options import dict2str
+
+from kdsr.runtime.files import from_here
 
 _BASICSR = str(Path(basicsr.__file__).parent)
 _CREATES = ("build_dataset", "build_loss", "build_model", "build_network")  # "Network [EDSR] is created."
@@ -52,7 +54,7 @@ def opening(opt: dict[str, Any]) -> str:
     lines = [
         f"{'Training' if opt['is_train'] else 'Testing'} {opt['name']}",
         f"Model: {opt['model_type']}{steps}, on {device}",
-        f"Folder: {_from_here(opt['path']['log'])}",
+        f"Folder: {from_here(opt['path']['log'])}",
         *(f"Log, with all options: {os.path.basename(file)}" for file in files),
     ]
     return "\n\t".join(lines)
@@ -78,15 +80,10 @@ def forget_logger() -> None:
 
 @contextmanager
 def log_closed() -> Iterator[None]:
-    """For what is tried before the run and logs what the run will log again: only errors are shown."""
+    """For trials before the run, which log what the run logs again: only errors are shown."""
     forget_logger()
     logging.getLogger("basicsr").setLevel(logging.ERROR)
     try:
         yield
     finally:
         forget_logger()
-
-
-def _from_here(path: str) -> str:
-    """Relative to the working directory where it lies below it."""
-    return os.path.relpath(path) if Path(path).is_relative_to(os.getcwd()) else path

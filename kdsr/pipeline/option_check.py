@@ -87,14 +87,15 @@ def check(
         warnings += normalisation_warnings(opt, keys.ours)
     check_geometry(opt, is_train, problems)
     train = opt.get("train")
-    if is_train and warnings is not None and isinstance(train, dict) and "ema_decay" in keys.train:
+    if is_train and isinstance(train, dict) and "ema_decay" in keys.train:
         lag = lag_warning(train, has_warmup="ema_warmup" in keys.train)
         warnings += [lag] if lag else []
     if not is_train and "g" not in weight_files(opt) and has_parameters(opt.get("network_g")):
-        (warnings if random_weights else problems).append(
-            "path.pretrain_network_g: missing; what is tested is a network with random weights"
-            + ("" if random_weights else ". Name its file, or give --random-weights")
-        )
+        missing = "path.pretrain_network_g: missing; a network with random weights "
+        if random_weights:
+            warnings.append(f"{missing}is tested")
+        else:
+            problems.append(f"{missing}would be tested; name its file, or give --random-weights")
     if is_train and model is not None:  # a test builds the student alone
         found = len(problems)
         try:
@@ -154,9 +155,8 @@ def _check_networks(opt: dict[str, Any], is_train: bool, problems: list[str]) ->
             network = find_type(options, known, key, problems)
             if network is not None:
                 check_call(network, options, key, problems)
-                built = (
-                    is_train or key == "network_g"
-                )  # a file that a network reads may be elsewhere in a test
+                # a test does not build the others, and may run where a file that they read is not
+                built = is_train or key == "network_g"
                 if built and hasattr(network, "option_problems"):  # what the signature cannot tell
                     problems += [f"{key}.{problem}" for problem in network.option_problems(options)]
 
@@ -237,7 +237,7 @@ def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[st
 
 
 def _check_val(
-    val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str], warnings: list[str] | None
+    val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str], warnings: list[str]
 ) -> None:
     unjudged = [] if keys.strict else [key for key in val if key not in keys.val]
     unjudged += read_by_others("val", val, keys, problems)
@@ -261,23 +261,24 @@ def _check_val(
         for key, wanted in tables.STOCK_METRICS.get(str(options.get("type")), {}).items():
             if key in options:
                 check_value(options[key], wanted, f"{place}.{key}", problems)
-        _check_direction(options, place, problems, warnings if is_train else None)
+        _check_direction(options, place, problems, warnings if is_train else [])
 
 
-def _check_direction(
-    options: dict[str, Any], place: str, problems: list[str], warnings: list[str] | None
-) -> None:
+def _check_direction(options: dict[str, Any], place: str, problems: list[str], warnings: list[str]) -> None:
     """Checks ``better``, by which the best validation is found."""
     known = better_of({"type": options.get("type")})
     if "better" not in options:
-        if known is None and warnings is not None:
+        if known is None:
             warnings.append(
-                f"{place}.better: not given, and {options.get('type')} does not say it; higher is taken for better"
+                f"{place}.better: not given, and {options.get('type')} does not declare it; set higher or lower "
+                "(higher is assumed)"
             )
     elif not check_value(options["better"], tables.BETTER, f"{place}.better", problems):
         return
     elif known not in (None, options["better"]):
-        problems.append(f"{place}.better: of {options['type']} the {known} values are better; take it out")
+        problems.append(
+            f"{place}.better: {known} values of {options['type']} are better; take this option out"
+        )
 
 
 def _check_references(opt: dict[str, Any], keys: ModelKeys, problems: list[str]) -> None:

@@ -24,9 +24,7 @@ from kdsr.pipeline.option_names import (
 from kdsr.runtime.option_values import number
 
 
-def check_datasets(
-    opt: dict[str, Any], is_train: bool, problems: list[str], warnings: list[str] | None = None
-) -> None:
+def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str], warnings: list[str]) -> None:
     """Checks every set of ``datasets`` and asks whether its files are there; null switches a set off.
 
     ``warnings`` gets what a run can live with: unreadable training images that it has been told to skip.
@@ -63,10 +61,9 @@ def check_datasets(
             if dataset.get("progressive"):  # the files must give the largest patches
                 dataset = {**dataset, "gt_size": max(BatchPlan(dataset).patches, default=None)}
             problems += _look_at_files(dataset, phase, opt.get("scale"), place, found)
-            if warnings is not None:
-                warnings += [f"{place}.{warning}" for warning in found]
-                swapped = swap_warning(dataset, place, opt.get("scale"))
-                warnings += [swapped] if swapped else []
+            warnings += [f"{place}.{warning}" for warning in found]
+            swapped = swap_warning(dataset, place, opt.get("scale"))
+            warnings += [swapped] if swapped else []
     _check_colors(datasets, problems)
 
 

@@ -1,4 +1,4 @@
-"""The part of the option check that doubts what images are said to be: folders that may be swapped, normalisation."""
+"""The part of the option check that looks for swapped folders and for sets that are normalised differently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DEGRADED = re.compile(
 
 
 def _leaning(parts: list[str]) -> int:
-    """1 where the deepest folder that says something says clean images, -1 for degraded ones, 0 for neither or both."""
+    """1 where the deepest folder with a known word names clean images, -1 for degraded ones, 0 for neither or both."""
     for part in reversed(parts):
         words = {word.removesuffix("s") for word in re.findall("[a-z]+", part.lower())}
         clean, degraded = (any(map(kind.fullmatch, words)) for kind in (_CLEAN, _DEGRADED))
@@ -25,9 +25,9 @@ def _leaning(parts: list[str]) -> int:
 
 
 def swap_warning(dataset: dict[str, Any], place: str, scale: Any) -> str | None:
-    """Says that ``dataroot_gt`` and ``dataroot_lq`` look swapped, by the names of the folders in which they differ.
+    """The warning that ``dataroot_gt`` and ``dataroot_lq`` look swapped, by the names of their folders that differ.
 
-    At other scales than 1 the sizes of the images tell.
+    At other scales than 1 the sizes of the images show it.
     """
     roots = [dataset.get(key) for key in ("dataroot_gt", "dataroot_lq")]
     if scale not in (None, 1) or not all(isinstance(root, str) for root in roots):

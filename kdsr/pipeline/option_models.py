@@ -85,9 +85,9 @@ def readers_of(model: type | None) -> dict[str, set[str]]:
 
 
 def report_idle_keys(
-    opt: dict[str, Any], model: type | None, problems: list[str], warnings: list[str] | None
+    opt: dict[str, Any], model: type | None, problems: list[str], warnings: list[str]
 ) -> None:
-    """Reports what a training does not read, for the option that makes use of it is not there.
+    """Reports options that a training does not read because the option that makes use of them is not there.
 
     A ``null`` is there: it switches that option off for a run, and what belongs to it may stay. Options of networks
     that are not there are problems, for they name weights that the run would do without; others are warnings.
@@ -99,8 +99,7 @@ def report_idle_keys(
         if (opt if of_network else train).get(key) is not None and not readers & train.keys():
             wanted = " or ".join(f"train.{reader}" for reader in sorted(readers))
             place = key if of_network else f"train.{key}"
-            if warnings is not None:
-                warnings.append(f"{place}: nothing reads it without {wanted}")
+            warnings.append(f"{place}: nothing reads it without {wanted}")
     for network in sorted(keys.networks) if keys.strict else ():
         section = f"network_{network}"
         if section in opt and not isinstance(opt[section], bool):

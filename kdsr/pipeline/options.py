@@ -169,14 +169,11 @@ def parse_options(
             f"{args.opt} describes a test (it has no datasets.train): use kdsr test -opt {args.opt}"
         )
     if not is_train and describes_training(opt):
-        opt, args.notes = as_test(opt, given, args.opt, overrides, root_path, problems)
+        opt, args.notes = as_test(opt, given, args, root_path, problems)
     import_user_modules(opt, args.opt, warnings)
     _make_counts_whole(opt)
-    random_weights = not is_train and args.random_weights
-    if random_weights:
-        problems.clear()  # a training that has saved no weights
-    has_weights = random_weights or bool(problems)  # or it has been said that there are none
-    problems += check(opt, is_train, warnings, has_weights)
+    may_lack_weights = not is_train and (args.random_weights or bool(problems))  # as_test() reports them
+    problems += check(opt, is_train, warnings, may_lack_weights)
     if problems:
         raise OptionError(problems)
 

@@ -93,9 +93,8 @@ def check_checkpoints(opt: dict[str, Any]) -> None:
 def _build(options: dict[str, Any], key: str, failing: type[Exception] = OptionError) -> nn.Module:
     # Not BasicSR's build_network: it opens the log, whose file does not exist yet.
     arguments = {name: value for name, value in options.items() if name != "type"}
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # initial weights must not depend on whether there was a file to look at
+    # initial weights must not depend on whether there was a file to look at
+    with torch.random.fork_rng(devices=[]):
         try:
             return registered(ARCH_REGISTRY)[options["type"]](**arguments)
         except KdsrError:

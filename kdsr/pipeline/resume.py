@@ -267,23 +267,23 @@ def changes(
 
 
 def _other_images(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Says that the training images are not the same, and which options may be why."""
+    """The message that the training images are not the same, with the options that may be the cause."""
     was, now = ((options.get("datasets") or {}).get("train") or {} for options in (old, new))
     keys = ("type", "dataroot_gt", "dataroot_lq", "meta_info_file")
-    said = "datasets.train: the images have changed (names, number or sizes)"
+    message = "datasets.train: the images have changed (names, number or sizes)"
     for key, before, after in _differences(was, now):
         if key in keys:
-            said += f"; {key}: {_shown(before)} -> {_shown(after)}"
+            message += f"; {key}: {_shown(before)} -> {_shown(after)}"
     kinds = [
         "an LMDB" if any(str(options.get(key)).endswith(".lmdb") for key in keys) else "a folder of files"
         for options in (was, now)
     ]
     if kinds[0] != kinds[1]:
-        said += (
+        message += (
             f"; it was {kinds[0]} and is {kinds[1]} now, which cannot be compared: if the images are the same, "
             "--force_resume does no harm"
         )
-    return said
+    return message
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:

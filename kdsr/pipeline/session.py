@@ -88,7 +88,7 @@ class Session:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         logging.raiseExceptions = self.raises
         threading.excepthook = self.hook
-        # Upwards, and each of them also when one before it has failed.
+        # The last one first, and each of them also when one before it has failed.
         with ExitStack() as last:
             last.callback(leave_distributed, orderly=error is None or issubclass(error, Stopped))
             for lock in self.locks:
@@ -333,7 +333,7 @@ class Session:
     # ------------------------------------------------------------------------------ names of basicsr.test
 
     def build_tested_model(self, opt: dict[str, Any]) -> Any:
-        """Builds the model, after what is to be said in the log; one of BasicSR's gets images of any size."""
+        """Logs the notes, and builds the model; one of BasicSR's is made to take images of any size."""
         log = get_root_logger()
         for note in self.args.notes:
             log.info(note)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from kdsr.pipeline.option_files import read_file
 from kdsr.pipeline.option_names import registered
 from kdsr.pipeline.overrides import overrides_of
 from kdsr.runtime.errors import OptionError
+from kdsr.runtime.files import from_here
 
 # sections that only a training reads, beside the networks that are not the student
 _OF_TRAINING = ("train", "logger")
@@ -66,27 +67,27 @@ def _is_training(file: Path) -> bool:
 def as_test(
     opt: dict[str, Any],
     source: str,
-    file: str,
-    overrides: Sequence[str],
+    args: argparse.Namespace,
     root_path: str,
     problems: list[str],
 ) -> tuple[dict[str, Any], list[str]]:
     """Makes the options of a test from those of a training.
 
-    The validation sets are what is tested, the student with the weights that its run has saved. ``train``, ``logger``,
+    The student is tested on the validation sets, with the weights that its run has saved. ``train``, ``logger``,
     the other networks and the paths of the student's initial weights are left out.
 
     Args:
         opt: The options of the training, overrides applied.
         source: What the user gave: an option file, or the folder of a run.
-        file: The option file.
-        overrides: Those of the command line. ``path:pretrain_network_g=FILE`` chooses other weights.
+        args: The command line; ``opt`` is the option file. Of its overrides ``path:pretrain_network_g=FILE`` chooses
+            other weights.
         root_path: Folder that has ``experiments``.
         problems: Gets what is missing for a test.
 
     Returns:
         The options, at the user's level, and lines for the log.
     """
+    file, overrides = args.opt, args.force_yml
     opt = {
         key: value
         for key, value in opt.items()
@@ -103,13 +104,15 @@ def as_test(
             key in _OF_STUDENT and overrides_of(overrides, "path", key)
         ):
             del path[key]
-    notes = [f"{file} describes a training: what is tested is its student, on its validation sets"]
+    notes = [f"{file} describes a training: its student is tested, on its validation sets"]
     if "pretrain_network_g" in path:
         return opt, notes
     beside = Path(file).expanduser().absolute().parent
     root = Path(path.get("experiments_root") or os.path.join(root_path, "experiments")).expanduser()
     runs = [beside] if os.path.isdir(os.path.expanduser(source)) else [beside, root / str(opt.get("name"))]
     run = next((run for run in runs if _weights(run)), None)
+    if run is None and args.random_weights:
+        return opt, notes
     if run is None:
         problems.append(
             f"path.pretrain_network_g: {file} describes a training, and there are no weights that it has saved "
@@ -120,14 +123,10 @@ def as_test(
     if run == beside and not overrides_of(overrides, "name"):
         opt["name"] = run.name  # of a run that was moved aside: its results are not those of the newer one
     weights, *others = _weights(run)
-    path["pretrain_network_g"] = (
-        os.path.relpath(weights) if weights.is_relative_to(Path.cwd()) else str(weights)
-    )
+    path["pretrain_network_g"] = from_here(weights)
     model = registered(MODEL_REGISTRY).get(str(opt.get("model_type")))
     if not (isinstance(model, type) and issubclass(model, RestorationModel)):
-        path.setdefault(
-            "param_key_g", "params_ema"
-        )  # what ours take by themselves; BasicSR falls back to params
+        path.setdefault("param_key_g", "params_ema")  # the default of our models; BasicSR's is params
     also = f"; also there: {', '.join(file.name for file in others)}" if others else ""
     notes.append(f"weights: {path['pretrain_network_g']}{also} (path:pretrain_network_g=FILE chooses)")
     return opt, notes

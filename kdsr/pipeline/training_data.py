@@ -69,7 +69,7 @@ class TrainingData:
         self.last_epoch = last_epoch(self.sampler, self.plan, done, total)
         workers = train_opt["num_worker_per_gpu"]
         first = partial(worker_init_fn, num_workers=workers, rank=opt["rank"], seed=opt["manual_seed"])
-        # workers_warning has said it, once and for all processes; torch says it twice, in each of them
+        # workers_warning covers this, once for all processes; torch warns twice in each of them
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         # Not BasicSR's build_dataloader: it knows no batches that grow, and its reading thread ("cpu") dies
         # of an unreadable image in silence, and the run hangs.

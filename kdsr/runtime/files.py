@@ -79,6 +79,11 @@ def sweep_temporaries(folder: str | Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def from_here(path: str | Path) -> str:
+    """A path for messages: relative to the working directory where it lies below it."""
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else str(path)
+
+
 def begin_anew(folder: str | Path) -> None:
     """Makes a folder; one that is there already is renamed to ``NAME_archived_DATE``, with ``_2``, ... if need be."""
     folder = Path(folder)
@@ -86,6 +91,6 @@ def begin_anew(folder: str | Path) -> None:
         name = f"{folder}_archived_{datetime.now():%Y%m%d_%H%M%S}"
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         archive = next(name for name in names if not os.path.lexists(name))
-        print(f"Path already exists. Rename it to {archive}", flush=True)
+        print(f"{from_here(folder)} exists and is renamed to {from_here(archive)}", flush=True)
         folder.rename(archive)
     folder.mkdir(parents=True, exist_ok=True)

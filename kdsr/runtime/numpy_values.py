@@ -97,7 +97,7 @@ def stand_ins(size: int) -> list[tuple[Callable[..., Any], str]]:
         size: Bytes of the file; the bytes unpickled from it are no more.
 
     Returns:
-        Functions and classes, each with the name in the pickle that it stands for.
+        Functions and classes, each with the name in the pickle that it replaces.
     """
     left = size
 

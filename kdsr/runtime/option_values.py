@@ -42,7 +42,7 @@ class Allowed:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         if value == math.inf:
-            return f"{value} is too much"
+            return f"{value} is not finite"
         if value < self.lowest or value == -math.inf:
             return f"{value} is below {self.lowest:,}"
         if value > self.highest:

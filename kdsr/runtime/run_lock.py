@@ -63,7 +63,7 @@ class RunLock:
             OptionError: Another run holds the lock.
         """
         deadline = time.monotonic() + wait
-        told = False
+        announced = False
         while True:
             try:
                 holder = self._try()
@@ -77,13 +77,13 @@ class RunLock:
             used = f"{self.folder} is in use by another run ({_described(holder)})"
             if time.monotonic() >= deadline:
                 raise OptionError(f"name: {used}; {self._advice(holder)}")
-            if not told:
+            if not announced:
                 print(f"kdsr: {used}; waiting up to {wait:.0f} s for its end", file=sys.stderr, flush=True)
-                told = True
+                announced = True
             time.sleep(min(1, max(0, deadline - time.monotonic())))
 
     def release(self) -> None:
-        """Gives the folder free and removes the file. Without effect when the lock is not held by this process."""
+        """Releases the lock and removes its file; without effect when this process does not hold it."""
         if self._pid != os.getpid():
             return
         descriptor, self._descriptor = self._descriptor, None
@@ -98,7 +98,7 @@ class RunLock:
                 folder.rmdir()
 
     def _try(self) -> dict[str, Any] | None:
-        """Takes the lock, or tells who holds it.
+        """Takes the lock, or returns its holder.
 
         Raises:
             OSError: The file cannot be made, or this file system has no locks.
@@ -124,7 +124,7 @@ class RunLock:
                     os.close(descriptor)
             if holder is not None:
                 return holder
-        raise OSError(errno.EAGAIN, "it is removed again and again", str(self.file))
+        raise OSError(errno.EAGAIN, "it is removed each time", str(self.file))
 
     def _make_folder(self) -> None:
         missing = [folder for folder in self.file.parents if not folder.exists()]

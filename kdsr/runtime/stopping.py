@@ -137,7 +137,7 @@ def spare_worker(worker_id: int = 0) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     others = _numbers(_POSSIBLE)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where any SIGTERM ends a worker
-        # A Python handler is not told who has sent a signal; who waits for it is. The thread inherits the mask.
+        # A Python handler does not learn who has sent a signal, sigwaitinfo() does. The thread inherits the mask.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         main = multiprocessing.parent_process()
         pid = os.getppid() if main is None else main.pid
@@ -155,9 +155,9 @@ def _wait_for_sigterm(main: int | None) -> None:
 
 
 def _in_other_process(number: int) -> None:
-    """A signal to a process that was forked by others than our loaders, and has inherited the handlers.
+    """A signal to a process that others than our loaders have forked, with our handlers.
 
-    SIGTERM ends it, for who forked it may have sent that and wait for its end. The others are for the main process.
+    SIGTERM ends it: the process that forked it may have sent it, and wait. The others are for the main process.
     """
     if number == signal.SIGTERM:
         signal.signal(number, signal.SIG_DFL)

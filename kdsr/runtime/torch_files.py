@@ -121,7 +121,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _called_instead(stubs: Sequence[tuple[Callable[..., Any], str]]) -> Iterator[None]:
-    """Lets ``torch.load`` call these functions where a pickle asks for the names that they stand for."""
+    """Lets ``torch.load`` call these functions where a pickle asks for the names that they replace."""
     allowed = _allowed_by_torch()  # where torch looks first; it has ``_codecs.encode``
     replaced = {name: allowed[name] for _, name in stubs if name in allowed}
     allowed.update((name, stub) for stub, name in stubs if name in replaced)

@@ -74,7 +74,7 @@ def test_a_test_begins_with_what_it_is(
     Path("run.yml").write_text(yaml.safe_dump(run_options), encoding="utf-8")
     assert test_entry.main(["-opt", "run.yml", "--random-weights"]) == 0
     shown, kept = (without_times(text) for text in (capsys.readouterr().err, log("results/run")))
-    warning = "path.pretrain_network_g: missing; what is tested is a network with random weights"
+    warning = "path.pretrain_network_g: missing; a network with random weights is tested"
     assert shown.splitlines()[:4] == [
         f"Warning: {warning}",
         "INFO: Testing run",

@@ -221,7 +221,7 @@ def test_what_a_test_needs(run_options: dict[str, Any]) -> None:
     train = run_options["datasets"].pop("train")
     warnings: list[str] = []
     assert check(run_options, False, warnings, random_weights=True) == []
-    assert warnings == ["path.pretrain_network_g: missing; what is tested is a network with random weights"]
+    assert warnings == ["path.pretrain_network_g: missing; a network with random weights is tested"]
     assert check(run_options, False, again := []) == [
         f"{warnings[0]}. Name its file, or give --random-weights"
     ]

@@ -125,7 +125,7 @@ def test_numbers_out_of_bounds_are_refused(run_options: Options, place: str, val
         ("suffix", "x4", "suffix: nothing reads it here; set val.suffix"),
         ("val.suffix", "a/b", "val.suffix: 'a/b' becomes part of the name of a file"),
         ("val", {"val_freq": 1, "multiple_of": 4, "window_size": 8}, "val.window_size: 8 is another name of val.mul"),
-        ("val.metrics.psnr.better", "lower", "better: of calculate_psnr the higher values are better"),
+        ("val.metrics.psnr.better", "lower", "better: higher values of calculate_psnr are better"),
         ("val.metrics.psnr.input_order", "CHW", "input_order: 'CHW' is not HWC"),
         ("val.metrics.psnr.crop_border", True, "crop_border: expected a whole number, got True"),
         ("val.metrics.psnr.crop_border", -1, "val.metrics.psnr.crop_border: -1 is below 0"),
@@ -280,7 +280,8 @@ def test_a_metric_that_does_not_say_which_way_is_better(run_options: Options, ow
     warnings: list[str] = []
     assert check(run_options, True, warnings) == []
     assert [warning for warning in warnings if "ema_decay" not in warning] == [
-        "val.metrics.mine.better: not given, and without_a_word does not say it; higher is taken for better"
+        "val.metrics.mine.better: not given, and without_a_word does not declare it; set higher or lower "
+        "(higher is assumed)"
     ]
     run_options["logger"]["save_best"] = {"set": "held_out", "metric": "mine"}
     assert check(run_options, True) == [

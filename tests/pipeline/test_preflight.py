@@ -43,7 +43,7 @@ def refused(options: dict[str, Any], override: str, capsys: pytest.CaptureFixtur
         ),
         (
             "datasets:train:dataset_enlarge_ratio=.inf",
-            "datasets.train.dataset_enlarge_ratio: inf is too much",
+            "datasets.train.dataset_enlarge_ratio: inf is not finite",
         ),
         ("train:optim_g:lr=.nan", "nan"),
         ("train:optim_g:lr=fast", "train.optim_g.lr: expected a number, got the text 'fast'"),

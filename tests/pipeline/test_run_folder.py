@@ -103,7 +103,7 @@ def test_a_folder_that_no_run_has_made_stays(
     assert sorted(path.name for path in Path().iterdir()) == ["precious", "run.yml"]
 
 
-def test_a_runs_folder_and_an_empty_one_are_moved_as_ever(run_options: Options) -> None:
+def test_a_runs_folder_and_an_empty_one_are_moved_aside(run_options: Options) -> None:
     run_options["train"]["total_iter"] = 1
     Path("experiments/run").mkdir(parents=True)
     for before in (1, 2):

@@ -65,7 +65,7 @@ def test_a_test_of_a_training_measures_what_its_run_did(trained: Options, words:
     assert values and values == measured(RUN / "metrics.csv")
     log = log_of()
     assert "weights: experiments/run/models/net_g_latest.pth; also there: net_g_2.pth, net_g_1.pth" in log
-    assert "describes a training: what is tested is its student, on its validation sets" in log
+    assert "describes a training: its student is tested, on its validation sets" in log
     assert "net_t" not in log and sorted(path.name for path in Path("experiments").iterdir()) == ["run"]
 
 
