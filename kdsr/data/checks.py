@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from kdsr.data.pair_names import why_missing
 from kdsr.data.pairing import partners
 
 Size = tuple[int, int]
+_NOT_TEXT = re.compile("[\ud800-\udfff]")  # bytes of a name that are not UTF-8
 
 
 @dataclass
@@ -134,19 +136,8 @@ def _check_names(images: Images, key: str, names: Sequence[str], report: _Report
         (result_name(path, images.root), text) for path, text in zip(paths, shown, strict=True)
     ):
         report.problems.append(f"{key}: {problem}")
-    try:
-        "".join(names).encode()
-    except UnicodeEncodeError:
-        strange = [repr(name) for name in names if not _is_text(name)]
+    if strange := [repr(name) for name in names if _NOT_TEXT.search(name)]:
         report.problems.append(f"{key}: {quote(strange)}: rename it, the name of a result must be UTF-8 text")
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_patch(

@@ -132,6 +132,7 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any, before_step: Callab
             with sizes_watched("the networks"):
                 rehearsed = model(opt)
             batch = _first_batch(dataset, opt, issubclass(model, RestorationModel))
+            stage = "the rehearsal of validation fails"
             before_step(rehearsed)
             if "gt" not in batch and (problems := ground_truth_problems(opt, model)):
                 raise OptionError(problems)
