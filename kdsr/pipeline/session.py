@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,8 @@ from basicsr.data import build_dataloader
 from basicsr.models import build_model
 from basicsr.train import init_tb_loggers
 from basicsr.utils import check_resume, get_root_logger
-from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import MODEL_REGISTRY
 
-from kdsr.data.batch_plan import BatchPlan
-from kdsr.data.image_roots import result_name, same_names
-from kdsr.data.pairing import keep_listed
-from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.measured_model import pad_in_tests
 from kdsr.models.state_check import taken_over
@@ -31,7 +26,6 @@ from kdsr.pipeline.event_log import EventLog, tell_no_writer
 from kdsr.pipeline.log_start import FileOnly, all_options, forget_logger, log_closed, opening
 from kdsr.pipeline.loop import Loop, LoopPrefetcher
 from kdsr.pipeline.option_names import registered
-from kdsr.pipeline.option_tables import STOCK_DATASETS
 from kdsr.pipeline.preflight import (
     build_for_test,
     check_checkpoints,
@@ -41,6 +35,7 @@ from kdsr.pipeline.preflight import (
 from kdsr.pipeline.progress import Batches, CudaBatches, Progress, ProgressMessageLogger
 from kdsr.pipeline.rehearsal import ValidationRehearsal
 from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
+from kdsr.pipeline.run_data import make_dataset, require_a_batch, require_own_names
 from kdsr.pipeline.run_folder import refuse_own_files, refuse_to_move
 from kdsr.pipeline.training_data import TrainingData, end_workers
 from kdsr.runtime.distributed import leave_distributed, on_first_rank
@@ -50,8 +45,6 @@ from kdsr.runtime.run_lock import RunLock, time_to_wait
 from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest
 
 _FOLDERS = ("models", "training_states", "log", "visualization")
-
-LONGEST_EPOCH = 100_000_000  # positions; their order takes 800 MB
 
 
 class Session:
@@ -110,12 +103,12 @@ class Session:
         if is_train:
             self.stop = StopRequest(opt.get("stop_signals", STOP_SIGNALS)).__enter__()
         for name, dataset_opt in opt["datasets"].items():
-            self.datasets[name] = self._make_dataset(name, dataset_opt, opt["manual_seed"])
+            self.datasets[name] = make_dataset(name, dataset_opt, opt["manual_seed"])
         if is_train:
-            self._require_a_batch(opt)
+            require_a_batch(opt, len(self.datasets["train"]))
         model = registered(MODEL_REGISTRY)[opt["model_type"]]
         self.ours = issubclass(model, RestorationModel)
-        self._require_own_names(opt)
+        require_own_names(opt, self.datasets, self.ours)
         if opt["dist"] and not self.ours and opt["num_gpu"] == 0:
             raise OptionError(
                 f"--launcher: BasicSR's own {opt['model_type']} needs a GPU under a launcher; use KDModel"
@@ -124,63 +117,14 @@ class Session:
             check_sizes(opt)
             validation = ValidationRehearsal(opt, self.datasets)
             if is_train:
-                if self.ours:  # BasicSR's models read files by rules of their own
+                if self.ours:  # others read their files when the rehearsal builds them
                     check_checkpoints(opt)
-                dataset = self._make_dataset("train", opt["datasets"]["train"], opt["manual_seed"])
+                dataset = make_dataset("train", opt["datasets"]["train"], opt["manual_seed"])
                 self.rehearsed = rehearse(opt, model, dataset, validation.try_model)
             else:
                 validation.try_model(build_for_test(opt, model))
         self._warn(validation.conclude())
         return opt, self.args
-
-    def _make_dataset(self, name: str, dataset_opt: dict[str, Any], seed: int) -> SeededDataset:
-        # Not BasicSR's build_dataset: it opens the log, whose file does not exist yet.
-        cls = registered(DATASET_REGISTRY)[dataset_opt["type"]]
-        try:
-            dataset = cls(deepcopy(dataset_opt))
-            if cls.__name__ in STOCK_DATASETS:
-                keep_listed(dataset, dataset_opt)
-            return SeededDataset(dataset, seed)
-        except (KeyError, IndexError, TypeError, ValueError, AssertionError, OSError) as error:
-            what = f"the option {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise OptionError(f"datasets.{name}: {dataset_opt['type']} cannot be built: {what}") from error
-
-    def _require_a_batch(self, opt: dict[str, Any]) -> None:
-        train = opt["datasets"]["train"]
-        images, ratio = len(self.datasets["train"]), train.get("dataset_enlarge_ratio", 1)
-        needed = BatchPlan(train).largest_batch * opt["world_size"]
-        if images * ratio > LONGEST_EPOCH:
-            raise OptionError(
-                f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} make an epoch of more than "
-                f"{LONGEST_EPOCH:,d} positions, whose order does not fit into memory; lower dataset_enlarge_ratio"
-            )
-        if images * ratio < needed:
-            raise OptionError(
-                f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} are fewer than one batch of "
-                f"{needed}; raise dataset_enlarge_ratio or lower batch_size_per_gpu"
-            )
-
-    def _require_own_names(self, opt: dict[str, Any]) -> None:
-        """Refuses sets in which the results of two images would have one name."""
-        named: dict[str, list[tuple[str, str]]] = {}
-        for key, dataset in self.datasets.items():
-            if key.split("_")[0] == "train" or not isinstance(getattr(dataset, "paths", None), list):
-                continue
-            listed: list[Any] = [
-                entry.get("lq_path") if isinstance(entry, dict) else entry for entry in dataset.paths
-            ]
-            paths = [path for path in listed if isinstance(path, str)]
-            root = dataset.opt.get("dataroot_lq") or dataset.opt.get("dataroot_gt")
-            if self.ours:
-                named[f"datasets.{key}"] = [(result_name(path, root), path) for path in paths]
-            elif (opt.get("val") or {}).get("save_img"):
-                # BasicSR's own models drop the folders, and in training the set's name.
-                place = "datasets" if opt["is_train"] else f"datasets.{key}"
-                named.setdefault(place, []).extend((result_name(path, None), path) for path in paths)
-        found = {place: same_names(names) for place, names in named.items()}
-        problems = [f"{place}: {problem}" for place, problem in found.items() if problem]
-        if problems:
-            raise OptionError(problems)
 
     # ------------------------------------------------------------------------------ names of basicsr.train
 

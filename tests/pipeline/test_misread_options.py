@@ -24,6 +24,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from kdsr import test as test_entry
 from kdsr.data.resize import imresize
 from kdsr.pipeline import seam
+from kdsr.pipeline.run_data import make_dataset
 from kdsr.pipeline.session import Session, up_to_iteration
 from small_runs import run
 
@@ -49,9 +50,8 @@ def test_the_y_channel_of_images_alone_is_that_of_pairs(photos: Path) -> None:
     common = {"name": "photos", "io_backend": {"type": "disk"}, "color": "y", "phase": "val", "scale": 1}
     single = {**common, "type": "SingleImageDataset", "dataroot_lq": str(photos / "GT")}
     paired = {**single, "type": "PairedImageDataset", "dataroot_gt": str(photos / "GT")}
-    session = Session([])
-    with seam._replaced(basicsr.test, {}, session):
-        alone, pairs = (session._make_dataset("val", opt, 1) for opt in (single, paired))
+    with seam._replaced(basicsr.test, {}, Session([])):
+        alone, pairs = (make_dataset("val", opt, 1) for opt in (single, paired))
         for index in range(len(pairs)):
             assert torch.equal(alone[index]["lq"], pairs[index]["lq"])
             red, green, blue = cv2.imread(pairs[index]["lq_path"])[..., ::-1].transpose(2, 0, 1) / 255

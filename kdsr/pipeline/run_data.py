@@ -1,0 +1,79 @@
+"""The data sets of a run: built before anything is written, and checked where only the built sets show it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from basicsr.utils.registry import DATASET_REGISTRY
+
+from kdsr.data.batch_plan import BatchPlan
+from kdsr.data.image_roots import result_name, same_names
+from kdsr.data.pairing import keep_listed
+from kdsr.data.seeded_dataset import SeededDataset
+from kdsr.pipeline.option_names import registered
+from kdsr.pipeline.option_tables import STOCK_DATASETS
+from kdsr.runtime.errors import OptionError
+
+LONGEST_EPOCH = 100_000_000  # positions; their order takes 800 MB
+
+
+def make_dataset(name: str, dataset_opt: dict[str, Any], seed: int) -> SeededDataset:
+    """Builds the set ``datasets.<name>``.
+
+    Raises:
+        OptionError: It cannot be built.
+    """
+    # Not BasicSR's build_dataset: it opens the log, whose file does not exist yet.
+    cls = registered(DATASET_REGISTRY)[dataset_opt["type"]]
+    try:
+        dataset = cls(deepcopy(dataset_opt))
+        if cls.__name__ in STOCK_DATASETS:
+            keep_listed(dataset, dataset_opt)
+        return SeededDataset(dataset, seed)
+    except (KeyError, IndexError, TypeError, ValueError, AssertionError, OSError) as error:
+        what = f"the option {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise OptionError(f"datasets.{name}: {dataset_opt['type']} cannot be built: {what}") from error
+
+
+def require_a_batch(opt: dict[str, Any], images: int) -> None:
+    """Refuses a training set whose epoch is shorter than a batch, or too long to be ordered."""
+    train = opt["datasets"]["train"]
+    ratio = train.get("dataset_enlarge_ratio", 1)
+    needed = BatchPlan(train).largest_batch * opt["world_size"]
+    if images * ratio > LONGEST_EPOCH:
+        raise OptionError(
+            f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} make an epoch of more than "
+            f"{LONGEST_EPOCH:,d} positions, whose order does not fit into memory; lower dataset_enlarge_ratio"
+        )
+    if images * ratio < needed:
+        raise OptionError(
+            f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} are fewer than one batch of "
+            f"{needed}; raise dataset_enlarge_ratio or lower batch_size_per_gpu"
+        )
+
+
+def require_own_names(opt: dict[str, Any], datasets: dict[str, Any], ours: bool) -> None:
+    """Refuses sets in which the results of two images would have the same name.
+
+    For our models the option check has done this already where it knows the type of a set.
+    """
+    named: dict[str, list[tuple[str, str]]] = {}
+    for key, dataset in datasets.items():
+        if key.split("_")[0] == "train" or not isinstance(getattr(dataset, "paths", None), list):
+            continue
+        listed: list[Any] = [
+            entry.get("lq_path") if isinstance(entry, dict) else entry for entry in dataset.paths
+        ]
+        paths = [path for path in listed if isinstance(path, str)]
+        root = dataset.opt.get("dataroot_lq") or dataset.opt.get("dataroot_gt")
+        if ours:
+            named[f"datasets.{key}"] = [(result_name(path, root), path) for path in paths]
+        elif (opt.get("val") or {}).get("save_img"):
+            # BasicSR's own models drop the folders, and in training the set's name.
+            place = "datasets" if opt["is_train"] else f"datasets.{key}"
+            named.setdefault(place, []).extend((result_name(path, None), path) for path in paths)
+    found = {place: same_names(names) for place, names in named.items()}
+    problems = [f"{place}: {problem}" for place, problem in found.items() if problem]
+    if problems:
+        raise OptionError(problems)
