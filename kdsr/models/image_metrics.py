@@ -126,12 +126,12 @@ def _likely_cause(metric: Mapping[str, Any], image: np.ndarray, value: float) ->
     left = [max(0, side - 2 * border) for side in (height, width)]
     whole = f"{height}×{width} pixels"
     if min(left) == 0:
-        return f"nothing is left of {whole} without crop_border {border}"
+        return f"nothing is left of {whole} without crop_border {border}; lower it, or leave the image out"
     rest = f"{left[0]}×{left[1]} of {whole} are left without crop_border {border}" if border else whole
     if "ssim" in kind and min(left) < _SSIM_WINDOW:
-        return f"{rest}, SSIM needs {_SSIM_WINDOW}×{_SSIM_WINDOW}"
+        return f"{rest}, SSIM needs {_SSIM_WINDOW}×{_SSIM_WINDOW}; leave the image or the metric out"
     if "niqe" in kind and (left[0] // _NIQE_BLOCK) * (left[1] // _NIQE_BLOCK) < 2:
-        return f"{rest}, NIQE needs {_NIQE_BLOCK}×{2 * _NIQE_BLOCK}, two of its blocks"
+        return f"{rest}, NIQE needs {_NIQE_BLOCK}×{2 * _NIQE_BLOCK}, two of its blocks; leave the image or the metric out"
     if value == np.inf and "psnr" in kind:
-        return "its value is infinite: the image equals the ground truth exactly"
+        return "its value is infinite: the image equals the ground truth exactly; is it in the right folder?"
     return None

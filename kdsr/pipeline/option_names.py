@@ -64,7 +64,7 @@ def folder_name_problems(name: str) -> list[str]:
         return ["name: is required" if not name else f"name: {name!r} is empty but for spaces"]
     if name in (".", ".."):
         return [
-            f"name: {name!r} is no name of a folder of its own: a run would move aside the folder that it means"
+            f"name: {name!r} is not the name of a new folder; choose another (a run moves aside a folder of its name)"
         ]
     if "/" in name:
         return [f"name: {name} must be the name of a folder, not a path (path.experiments_root says where)"]

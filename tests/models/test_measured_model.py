@@ -256,7 +256,10 @@ def test_names_of_sets_are_names_of_folders(
     test_options["datasets"]["test_1"]["name"] = name
     Path("test.yml").write_text(yaml.safe_dump(test_options), encoding="utf-8")
     assert test_entry.main(["-opt", "test.yml"]) == 2
-    assert f"datasets.test_1.name: {name!r} becomes part of the name of a file or folder" in capsys.readouterr().err
+    assert (
+        f"datasets.test_1.name: {name!r} becomes part of the name of a file or folder"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("kind", ["PairedImageDataset", "SingleImageDataset"])

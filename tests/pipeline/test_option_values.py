@@ -118,7 +118,7 @@ def test_numbers_out_of_bounds_are_refused(run_options: Options, place: str, val
         ("datasets.train.progressive", [{"after": float("inf")}], "progressive.0.after: inf is no whole number"),
         ("datasets.train_2", {"name": "more"}, "datasets.train_2: training knows sets named train or val, val_NAME"),
         ("datasets.val.name", "../x", "datasets.val.name: '../x' becomes part of the name of a file"),
-        ("name", "..", "name: '..' is no name of a folder"),
+        ("name", "..", "name: '..' is not the name of a new folder"),
         ("scale", float("inf"), "scale: expected a whole number or null, got inf"),
         ("save_img", True, "save_img: nothing reads it here; set val.save_img"),
         ("crop_border", 8, "crop_border: nothing reads it here; set val.metrics.NAME.crop_border"),

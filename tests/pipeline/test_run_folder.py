@@ -49,8 +49,8 @@ def test_names_that_are_right(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("..", "no name of a folder of its own"),
-        (".", "no name of a folder of its own"),
+        ("..", "not the name of a new folder"),
+        (".", "not the name of a new folder"),
         ("", "is required"),
         ("  ", "empty but for spaces"),
         ("../other", "not a path"),
