@@ -131,7 +131,7 @@ def _likely_cause(metric: Mapping[str, Any], image: np.ndarray, value: float) ->
     if "ssim" in kind and min(left) < _SSIM_WINDOW:
         return f"{rest}, SSIM needs {_SSIM_WINDOW}×{_SSIM_WINDOW}; leave the image or the metric out"
     if "niqe" in kind and (left[0] // _NIQE_BLOCK) * (left[1] // _NIQE_BLOCK) < 2:
-        return f"{rest}, NIQE needs {_NIQE_BLOCK}×{2 * _NIQE_BLOCK}, two of its blocks; leave the image or the metric out"
+        return f"{rest}, NIQE needs {_NIQE_BLOCK}×{2 * _NIQE_BLOCK}; leave the image or the metric out"
     if value == np.inf and "psnr" in kind:
         return "its value is infinite: the image equals the ground truth exactly; is it in the right folder?"
     return None

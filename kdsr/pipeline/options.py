@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import path as osp
 from typing import Any
 
@@ -36,7 +36,7 @@ from kdsr.pipeline.user_modules import import_user_modules
 from kdsr.runtime.distributed import init_distributed
 from kdsr.runtime.errors import OptionError
 
-__all__ = ["dump", "load", "parse_options"]
+__all__ = ["dump", "load", "parse_options", "warn"]
 
 
 def _resolve_num_gpu(
@@ -134,6 +134,14 @@ def _apply_debug(opt: dict[str, Any]) -> None:
     opt["logger"]["save_checkpoint_freq"] = 8
 
 
+def warn(opt: dict[str, Any], warnings: Iterable[str | None]) -> None:
+    """Shows warnings on the terminal, where the log is not open yet; ``opt["warnings"]`` keeps them for its file."""
+    for warning in filter(None, warnings):
+        opt["warnings"].append(warning)
+        if opt["rank"] == 0:
+            print(f"Warning: {warning}", file=sys.stderr, flush=True)
+
+
 def parse_options(
     root_path: str, is_train: bool = True, argv: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], argparse.Namespace]:
@@ -201,7 +209,7 @@ def parse_options(
     set_random_seed(opt["manual_seed"] + opt["rank"])
     args.resolved = user_level(opt)
 
-    opt.update(num_gpu=num_gpu, auto_resume=args.auto_resume, is_train=is_train, warnings=warnings)
+    opt.update(num_gpu=num_gpu, auto_resume=args.auto_resume, is_train=is_train, warnings=[])
     opt["path"] = opt.get("path") or {}
     if is_train:
         # BasicSR's loop reads these without a default
@@ -218,7 +226,5 @@ def parse_options(
     _fill_paths(opt, root_path, is_train)
     if is_train and "debug" in opt["name"]:
         _apply_debug(opt)
-    if opt["rank"] == 0:
-        for warning in warnings:
-            print(f"Warning: {warning}", file=sys.stderr, flush=True)
+    warn(opt, warnings)
     return opt, args

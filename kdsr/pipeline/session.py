@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ class Session:
                 self.rehearsed = rehearse(opt, model, dataset, validation.try_model)
             else:
                 validation.try_model(build_for_test(opt, model))
-        self._warn(validation.conclude())
+        options.warn(opt, validation.conclude())
         return opt, self.args
 
     # ------------------------------------------------------------------------------ names of basicsr.train
@@ -188,14 +187,7 @@ class Session:
             folders.append(Path(opt["root_path"], "tb_logger", opt["name"]))
         self.locks = [RunLock(folder) for folder in folders]
         wait = time_to_wait(opt["auto_resume"], (opt.get("dist_params") or {}).get("timeout"))
-        self._warn(on_first_rank(lambda: [lock.take(wait) for lock in self.locks]))
-
-    def _warn(self, warnings: Sequence[str | None]) -> None:
-        """On the terminal now, where the log is not open yet; the file gets them with the other warnings."""
-        for warning in filter(None, warnings):
-            self.opt["warnings"].append(warning)
-            if self.opt["rank"] == 0:
-                print(f"Warning: {warning}", file=sys.stderr, flush=True)
+        options.warn(opt, on_first_rank(lambda: [lock.take(wait) for lock in self.locks]))
 
     def make_exp_dirs(self, opt: dict[str, Any]) -> None:
         """BasicSR's folders, and no others: it would make one for any entry of ``path`` that it does not know."""
