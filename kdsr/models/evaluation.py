@@ -239,7 +239,7 @@ def measure(
     wanted: Wanted,
     normalised: tuple[Any, ...],
 ) -> tuple[ImageResult, dict[str, str]]:
-    """The metrics of a restored image and of its baseline; and of the metrics without a value, why there is none."""
+    """The metrics of a restored image and of its baseline; for metrics that failed on the former, the reason."""
     values, failed = measured(image, gt, wanted.metrics)
     result = ImageResult(index, name, values)
     if wanted.baseline:

@@ -1,4 +1,4 @@
-"""The metrics of one restored image: what it is compared as, its baseline, and why a metric has no value."""
+"""The metrics of one restored image and of its baseline, with the reason where a metric has no value."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def baseline_name(scale: int) -> str:
 
 
 def baseline_image(lq: np.ndarray, scale: int) -> np.ndarray:
-    """What no network is needed for: Matlab's bicubic interpolation, at scale 1 the input itself.
+    """The image that needs no network: Matlab's bicubic interpolation, at scale 1 the input itself.
 
     Args:
         lq: (H, W) or (H, W, 3), uint8.

@@ -15,7 +15,7 @@ WORTH_A_WARNING = 0.01
 
 
 def ema_decay_at(iteration: int, decay: float, warmup: bool) -> float:
-    """The share of the old average that an iteration keeps, a function of nothing else: a resumed run goes on alike.
+    """The share of the old average that an iteration keeps; it depends on nothing else, so a resumed run gets the same.
 
     With ``warmup`` it is ``min(decay, (1 + t) / (10 + t))`` after t iterations, as in TensorFlow's
     ``ExponentialMovingAverage``: the average follows closely at first.
