@@ -27,8 +27,8 @@ class ValidationRehearsal:
     """Restores and measures the first and the smallest image of every validation or test set.
 
     Of an image with more than ``LARGEST`` LQ pixels the network sees the upper left corner. A metric counts as failing
-    only when it also fails on the whole image without a network: the output of an untrained student is no mistake in the
-    options.
+    only when it also fails on the whole image without a network: the output of an untrained student is not a mistake in
+    the options.
 
     Args:
         opt: The parsed options.
