@@ -104,6 +104,22 @@ def run_options(photos: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
+def taught_options(
+    run_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """``run_options`` with a teacher, whose weights lie in the working directory, ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    from basicsr.archs import build_network
+
+    teacher = {**run_options["network_g"], "num_feat": 12, "num_block": 2}
+    torch.manual_seed(7)
+    torch.save({"params": build_network(teacher).state_dict()}, "teacher.pth")
+    run_options["network_t"] = teacher
+    run_options["path"]["pretrain_network_t"] = "teacher.pth"
+    return run_options
+
+
+@pytest.fixture
 def dckd_options(run_options: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """``run_options`` with a teacher, a VQGAN and DCKD's losses; the teacher's file lies in ``tmp_path``."""
     from basicsr.archs import build_network

@@ -15,6 +15,8 @@ FLOORS = (
     {"compat"},
     {"runtime"},
     {"archs", "losses", "data", "metrics"},
+    {"distill"},
+    {"terms"},
     {"models"},
     {"pipeline"},
     {"tools", "cli", "train", "test"},

@@ -28,9 +28,10 @@ import pytest
 import skimage.data
 import torch
 from basicsr.archs import build_network
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
 from kdsr import cli
+from kdsr.distill.term import TERM_REGISTRY
 from kdsr.pipeline.options import load
 from kdsr.pipeline.user_modules import import_user_modules
 from kdsr.tools.demo_tasks import TASKS
@@ -185,15 +186,22 @@ def call(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture
 def registered(workspace: Path) -> Iterator[None]:
-    """Networks that the documents tell a reader to add, known in this process while a test runs."""
-    before = dict(ARCH_REGISTRY._obj_map)
+    """Networks, losses and terms that the documents tell a reader to add, known in this process while a test runs."""
+    registries = (ARCH_REGISTRY, LOSS_REGISTRY, TERM_REGISTRY)
+    before = [dict(registry._obj_map) for registry in registries]
     for file in (workspace / "kdsr" / "archs").glob("*_arch.py"):
         if not (ROOT / "kdsr" / "archs" / file.name).exists():
             runpy.run_path(str(file))
     yield
-    ARCH_REGISTRY._obj_map.clear()
-    ARCH_REGISTRY._obj_map.update(before)
-    sys.modules.pop("my_archs", None)  # docs/new_backbone.md has it imported
+    for registry, entries in zip(registries, before, strict=True):
+        registry._obj_map.clear()
+        registry._obj_map.update(entries)
+    for name in (
+        "my_archs",
+        "my_methods",
+        "my_state",
+    ):  # docs/new_backbone.md and new_method.md have them imported
+        sys.modules.pop(name, None)
 
 
 # ---------------------------------------------------------------------------------------------------- the commands

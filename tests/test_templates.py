@@ -14,8 +14,8 @@ from basicsr.archs import build_network
 
 from kdsr import test as test_entry
 from kdsr import train as train_entry
-from kdsr.models.feature_taps import module_names
-from kdsr.models.tap_options import tap_pairs
+from kdsr.distill.tap_options import tap_pairs
+from kdsr.distill.taps import module_names
 from kdsr.pipeline.option_check import check
 from kdsr.pipeline.option_files import load
 from small_networks import SMALL

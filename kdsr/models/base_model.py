@@ -9,6 +9,7 @@ validation keeps the value of each image, is shared among ranks and pads any net
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -22,10 +23,10 @@ from basicsr.losses import build_loss
 from basicsr.models.base_model import BaseModel
 from torch import Tensor, nn
 
-from kdsr.models.moving_average import blend_weights, ema_decay_at
+from kdsr.distill.moving_average import blend_weights, ema_decay_at
+from kdsr.distill.weight_schedule import ScheduledLoss, is_schedule
 from kdsr.models.pretrained import load_pretrained, tell_of
 from kdsr.models.stateful_model import StatefulModel
-from kdsr.models.weight_schedule import ScheduledLoss, is_schedule
 from kdsr.runtime.distributed import share_weights, wrap_ddp
 from kdsr.runtime.errors import OptionError, TrainingError
 from kdsr.runtime.finite import StepGuard, Trained, fused_where_it_helps, keep_own_kernels
@@ -39,10 +40,10 @@ Number = (int, float)
 class RestorationModel(StatefulModel):
     """Base of the package's models.
 
-    A subclass overrides ``build_training_networks`` (which networks), ``compute_losses`` (which losses) and
+    A subclass overrides ``build_training_networks`` (which networks), ``forward_step`` (which losses) and
     ``after_step``; names the trained or remembered networks in ``state_networks``; and declares the option keys that
-    it consumes in ``TRAIN_KEYS`` and ``NETWORK_KEYS``, those that need ground truth in ``GT_KEYS``, and those that are
-    read for the sake of others only in ``READ_WITH`` (all merged over its bases by the option check).
+    it consumes in ``TRAIN_KEYS`` and ``NETWORK_KEYS``, and those that are read for the sake of others only in
+    ``READ_WITH`` (all merged over its bases by the option check).
 
     Args:
         opt: The parsed options, as BasicSR passes them.
@@ -55,20 +56,17 @@ class RestorationModel(StatefulModel):
         "ema_warmup": bool,
         "optim_g": dict,
         "scheduler": dict,
-        "pixel_opt": (dict, type(None)),
         "clip_grad_norm": (*Number, type(None)),
         "max_nonfinite": int,
     }
     NETWORK_KEYS: frozenset[str] = frozenset({"g"})
-    GT_KEYS: frozenset[str] = frozenset({"pixel_opt"})  # of train: what compares with the ground truth
     # a key of train, or network_X -> the keys of train that make use of it
     READ_WITH: dict[str, tuple[str, ...]] = {}
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
         """The keys of ``train`` that are on and need ground truth, each with what to do where there is none."""
-        keys = {key for base in cls.__mro__ for key in vars(base).get("GT_KEYS", ())}
-        return {key: "take it out" for key in sorted(keys) if train.get(key)}
+        return {}
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
@@ -146,8 +144,7 @@ class RestorationModel(StatefulModel):
         return self.net_g
 
     def build_losses(self, train_opt: dict[str, Any]) -> None:
-        """Builds the losses that the options name, as attributes ``cri_*`` (None where there is none)."""
-        self.cri_pix = self.build_loss("pixel_opt")
+        """Builds the losses that the options name."""
 
     def build_loss(self, key: str) -> nn.Module | None:
         """The loss that ``train.<key>`` names; its ``loss_weight`` may be a schedule (``weight_schedule``)."""
@@ -195,10 +192,10 @@ class RestorationModel(StatefulModel):
         self.restore_generators_once()
         self.images: Sequence[str] = data.get("lq_path") or data.get("gt_path") or ()
         self.lq = data["lq"].to(self.device, non_blocking=True, memory_format=self.precision.memory_format)
-        if "gt" in data:
-            self.gt = data["gt"].to(
-                self.device, non_blocking=True, memory_format=self.precision.memory_format
-            )
+        gt = data.get("gt")
+        if gt is not None:
+            gt = gt.to(self.device, non_blocking=True, memory_format=self.precision.memory_format)
+        self.gt: Any = gt
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One training step: the losses by name, backward, the update where all of it is finite, the EMA."""
@@ -217,24 +214,19 @@ class RestorationModel(StatefulModel):
             self.tell_of_skipped_steps()
 
     def compute_gradients(self, current_iter: int) -> dict[str, Tensor]:
-        """The student, the losses, and backward; gives all losses of the step."""
+        """All losses of the step by name, after their backward pass."""
         for loss in self.scheduled_losses:
             loss.begin(current_iter)
         with self.precision.autocast():
-            self.output = self.run_student().to(self.lq.dtype)
-            losses = self.compute_losses(current_iter)
+            losses = self.forward_step(current_iter)
         if not losses:
             raise OptionError("train: names no loss; give pixel_opt, or the options of a method")
         self.guard.backward(torch.stack(list(losses.values())).sum())
         return losses
 
-    def run_student(self) -> Tensor:
-        """The student's output for ``lq``, and whatever else of it this step needs."""
-        return self.bundle(self.lq)
-
-    def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
-        """The weighted losses of this step by name (scalars); their sum is what is minimised."""
-        return {"l_pix": self.cri_pix(self.output, self.gt)} if self.cri_pix else {}
+    @abstractmethod
+    def forward_step(self, current_iter: int) -> dict[str, Tensor]:
+        """Runs the networks on the batch and returns the weighted losses by name (scalars); their sum is minimised."""
 
     def statistics(self) -> dict[str, Tensor]:
         """What is logged of a step beside its losses, by name (scalars on the device)."""

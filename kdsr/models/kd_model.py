@@ -1,24 +1,28 @@
-"""KDModel: response distillation, and the template that every method of the package fills in."""
+"""KDModel: trains a student with the terms that the options switch on. The methods are its presets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from basicsr.archs import build_network
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
-from kdsr.data.label_consistency import LabelConsistency
-from kdsr.models.adapters import StudentBundle, TapGroup
-from kdsr.models.base_model import Number, RestorationModel
-from kdsr.models.evaluation import mean_values, pad_and_restore
-from kdsr.models.pretrained import warm_start, weight_files
-from kdsr.models.tap_options import tap_problems
+import kdsr.terms  # noqa: F401  registers them
+from kdsr.distill.adapters import TapGroup
+from kdsr.distill.bundle import StudentBundle
+from kdsr.distill.step import Step, X
+from kdsr.distill.tap_options import tap_problems
+from kdsr.distill.teacher import Teacher
+from kdsr.distill.term import Setup, Term, all_terms, term_problems
+from kdsr.distill.weight_files import weight_files
+from kdsr.models.base_model import RestorationModel
+from kdsr.models.evaluation import mean_values
+from kdsr.models.pretrained import warm_start
 from kdsr.models.teacher_check import teacher_warnings
-from kdsr.models.terms import TERMS
-from kdsr.models.terms.term import Term, read_with, term_problems
+from kdsr.runtime.distributed import share_weights
 
 # what architectures call the number of channels of their input
 _CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_channel", "in_nc")
@@ -26,83 +30,91 @@ _CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_ch
 
 @MODEL_REGISTRY.register()
 class KDModel(RestorationModel):
-    """A student ``net_g`` that learns from the ground truth and from the outputs of a frozen teacher ``net_t``.
+    """A student ``net_g`` that learns from the terms of ``kdsr.terms`` and of the user's modules.
 
-    ``L = L1(S(x), y) + L1(S(x), T(x)) [+ L1(S(x), A⁻¹ T(A x))]`` — logits KD and, where ``lcr_opt`` is given, label
-    consistency (A flips, transposes or inverts). Without ``network_t`` it trains from scratch. In test mode only the
-    student is built.
+    Each term is a key ``*_opt`` of ``train``: ``pixel_opt`` compares with the ground truth, ``logits_opt`` with the
+    output of a frozen teacher ``net_t``, and so on; their sum is minimised. Without ``network_t`` it trains from
+    scratch. In test mode only the student is built.
 
-    Options (``train``): ``pixel_opt`` → ``l_pix``; ``logits_opt`` → ``l_ts``; ``lcr_opt`` → ``l_lcr``;
-    ``noisy.prob``: probability of each augmentation of the label consistency (0.5). ``path.init_from``: ``teacher``
-    (its matching blocks) or a checkpoint, from which the student starts. ``val.teacher``: validate the teacher once
-    at the start. Each of ``kdsr.models.terms`` adds a loss by an option of its own; ``taps`` names the features that
-    these compare.
+    Options: ``path.init_from``: ``teacher`` (its matching blocks) or a checkpoint, from which the student starts.
+    ``val.teacher``: validate the teacher once at the start. ``train.taps`` names the features that terms compare.
+
+    A method of a paper is a preset, a subclass that names the terms of which it wants one at least
+    (``REQUIRED_TERMS``). The same options under ``model_type: KDModel`` give the same numbers.
     """
 
-    TRAIN_KEYS: dict[str, Any] = {
-        "logits_opt": (dict, type(None)),
-        "lcr_opt": (dict, type(None)),
-        "noisy": {"prob": Number},
-        "taps": (list, dict, type(None)),
-        **{key: kinds for term in TERMS for key, kinds in term.TRAIN_KEYS.items()},
-    }
-    NETWORK_KEYS = frozenset({"t"}).union(*(term.NETWORK_KEYS for term in TERMS))
-    READ_WITH = {
-        **read_with(TERMS),
-        "noisy": ("lcr_opt", "zoom_in_opt"),
-        "taps": tuple(term.KEY for term in TERMS if "taps" in term.NEEDS),
-    }
+    NETWORK_KEYS = frozenset({"t"})
+    REQUIRED_TERMS: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def declared_terms(cls) -> list[type[Term]]:
+        """The terms that it takes; they declare option keys of their own."""
+        return [*all_terms().values()]
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
         """Problems that show only when several options are seen together."""
         train, path = opt.get("train") or {}, opt.get("path") or {}
         problems = super().check_options(opt)
-        if not opt.get("network_t"):
-            problems += [
-                f"train.{key}: needs a teacher; give network_t and path.pretrain_network_t"
-                for key in ("logits_opt", "lcr_opt")
-                if train.get(key)
-            ]
-            if path.get("init_from") == "teacher":
-                problems.append("path.init_from: teacher: there is no teacher; give network_t")
-        elif "t" not in weight_files(opt):
+        if opt.get("network_t") and "t" not in weight_files(opt):
             problems.append(
                 "path.pretrain_network_t: missing; a teacher with random weights has nothing to teach"
             )
+        if not opt.get("network_t") and path.get("init_from") == "teacher":
+            problems.append("path.init_from: teacher: there is no teacher; give network_t")
         if train.get("taps") is not None:
             problems += tap_problems(train["taps"], "train.taps")
-        return problems + term_problems(TERMS, opt)
+        if cls.REQUIRED_TERMS and not any(train.get(key) for key in cls.REQUIRED_TERMS):
+            wanted = " or ".join(f"train.{key}" for key in cls.REQUIRED_TERMS)
+            problems.append(f"{wanted}: missing, {cls.__name__} is for it; give it, or use KDModel")
+        return list(dict.fromkeys(problems + term_problems(opt)))  # two terms may miss the same network
+
+    @classmethod
+    def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
+        on = [term for key, term in all_terms().items() if train.get(key)]
+        return {key: remedy for term in on for key, remedy in term.keys_with_gt(train).items()}
 
     net_t: nn.Module | None = None
-    net_tb: nn.Module | None = None  # Teacher B, of a term that shows one the clean images
     student_bundle: StudentBundle | None = None
-    terms: list[Term] = []  # those that the options switch on
+
+    # ------------------------------------------------------------------------------------------------ building
 
     def build_training_networks(self) -> None:
         super().build_training_networks()
+        self.teachers: dict[str, Teacher] = {}
         if self.opt.get("network_t"):
-            self.net_t = self.build_frozen("t")
+            self.net_t = self.teacher("t").net
         started = warm_start(self.net_g, self.opt, self.net_t)
         if started:
             get_root_logger().info(started)
-        self.terms = [term(self) for term in TERMS if self.opt["train"].get(term.KEY)]
+        setup = Setup(
+            opt=self.opt,
+            device=self.device,
+            student=self.net_g,
+            sample_lq=self.sample_lq,
+            loss=self.build_loss,
+            frozen=self.build_frozen,
+            new_student=self.new_student,
+            multiple_of=self.size_multiple,
+        )
+        self.terms = {key: term(setup) for key, term in all_terms().items() if self.opt["train"].get(key)}
+        self.asks_for_x = any("teacher_output" in term.NEEDS for term in self.terms.values())
 
-    def tap_groups(self) -> dict[str, TapGroup]:
-        """Which features of the student are compared with which of a frozen teacher, by a name for the comparison."""
-        return {name: group for term in self.terms for name, group in term.tap_groups().items()}
+    def build_losses(self, train_opt: dict[str, Any]) -> None:
+        """The terms have built theirs."""
 
-    def passes(self) -> dict[str, nn.Module]:
-        """What else the student is asked for in a step, see ``Term.passes``."""
-        return {name: further for term in self.terms for name, further in term.passes().items()}
+    def teacher(self, key: str) -> Teacher:
+        """The frozen ``network_<key>`` as one that is shown images, built once."""
+        if key not in self.teachers:
+            net = self.build_frozen(key)
+            self.teachers[key] = Teacher(net, self.size_multiple(net), self.opt.get("scale") or 1)
+        return self.teachers[key]
 
-    def trained_module(self) -> nn.Module:
-        groups, passes = self.tap_groups(), self.passes()
-        if not (groups or passes):
-            return self.net_g
-        bundle = StudentBundle(self.net_g, groups, self.sample_lq(), passes)
-        self.student_bundle = bundle.to(self.device)
-        return self.student_bundle
+    def new_student(self) -> nn.Module:
+        """A further network like the student, with random weights, the same on all ranks."""
+        net = self.precision.place(build_network(self.opt["network_g"])).eval().requires_grad_(False)
+        share_weights(net)
+        return net
 
     def sample_lq(self) -> Tensor:
         """An empty LQ patch of the size that training begins with, (1, C, H, W)."""
@@ -111,87 +123,94 @@ class KDModel(RestorationModel):
         size = self.opt["datasets"]["train"].get("gt_size", 64) // self.opt.get("scale", 1)
         return torch.zeros(1, channels, size, size, device=self.device)
 
+    def tap_groups(self) -> dict[str, TapGroup]:
+        """Which features of the student are compared with which of a teacher, by a name for the comparison."""
+        return {name: group for term in self.terms.values() for name, group in term.tap_groups().items()}
+
+    def trained_module(self) -> nn.Module:
+        groups = self.tap_groups()
+        teachers = {group.teacher: self.teacher(group.teacher) for group in groups.values()}
+        sample = self.sample_lq() if groups else torch.empty(0)
+        bundle = StudentBundle(self.net_g, groups, teachers, sample)
+        for term in self.terms.values():
+            bundle.passes.update(term.passes(bundle.shapes))
+        self.asks_for_x |= any(group.view == X for group in groups.values())
+        if not (bundle.adapters or bundle.passes):
+            return self.net_g
+        self.student_bundle = bundle.to(self.device)
+        return self.student_bundle
+
+    def networks(self) -> dict[str, nn.Module]:
+        """All networks of a training by name: the student, its EMA, the teachers, and the terms' own."""
+        found = {"net_g": self.net_g}
+        if self.ema_decay > 0:
+            found["net_g_ema"] = self.net_g_ema
+        found |= {f"net_{key}": teacher.net for key, teacher in self.teachers.items()}
+        return found | {name: net for term in self.terms.values() for name, net in term.networks().items()}
+
     def state_networks(self) -> dict[str, nn.Module]:
         networks = super().state_networks()
         if self.student_bundle is not None:
             networks |= self.student_bundle.trained_parts()
-        return networks
+        return networks | {
+            name: net for term in self.terms.values() for name, net in term.state_networks().items()
+        }
 
-    def build_losses(self, train_opt: dict[str, Any]) -> None:
-        super().build_losses(train_opt)
-        self.cri_logits = self.build_loss("logits_opt")
-        self.cri_lcr = self.build_loss("lcr_opt")
-        self.augmentation = LabelConsistency((train_opt.get("noisy") or {}).get("prob", 0.5))
+    # ---------------------------------------------------------------------------------------------- one step
 
-    def views(self) -> dict[str, tuple[Any, ...]]:
-        """What the further passes of the student are to see in this step."""
-        return {name: seen for term in self.terms for name, seen in term.prepare().items()}
+    def forward_step(self, current_iter: int) -> dict[str, Tensor]:
+        """The frozen networks first, then the student, then the losses of each term."""
+        self.step = step = self.begin_step(current_iter)
+        with torch.no_grad():
+            self.ask_frozen(step)
+        self.run_student(step)
+        return self.compute_losses(step)
 
-    def run_student(self) -> Tensor:
-        views = self.views()
-        answer = self.bundle(self.lq, views) if views else self.bundle(self.lq)
-        return answer if self.student_bundle is None else answer.output
+    def begin_step(self, current_iter: int) -> Step:
+        ema = self.net_g_ema if self.ema_decay > 0 else None
+        return Step(current_iter, self.lq, self.gt, self.generator, self.net_g, ema)
 
-    def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
-        losses = super().compute_losses(current_iter)
-        asked = [list(term.teacher_views()) for term in self.terms]
-        answers: list[Tensor] = []
-        if self.net_t is not None:
-            self.teacher_output, second_view, answers = self.teach(
-                [view for views in asked for view in views]
-            )
-            if self.cri_logits:
-                losses["l_ts"] = self.cri_logits(self.output, self.teacher_output)
-            if self.cri_lcr:
-                losses["l_lcr"] = self.cri_lcr(self.output, second_view)
-        for term, views in zip(self.terms, asked, strict=True):
-            own, answers = answers[: len(views)], answers[len(views) :]
-            losses |= term.losses(current_iter, own)
-        return losses
+    def ask_frozen(self, step: Step) -> None:
+        """All that needs no gradient: what the terms draw, what the teachers answer, the terms' own networks."""
+        if self.asks_for_x:
+            step.show_teacher(X, step.lq)
+        for term in self.terms.values():
+            term.prepare(step)
+        for key, views in step.teacher_views.items():
+            self.teacher(key).answer(views, step)
+        for term in self.terms.values():
+            term.before_student(step)
+
+    def run_student(self, step: Step) -> None:
+        """The student's output and, with a bundle, its adapted features and further passes."""
+        if self.student_bundle is None:
+            output = self.bundle(step.lq)
+        else:
+            output, step.student_features, step.results = self.bundle(step.lq, step.student_inputs)
+        self.output = step.output = output.to(step.lq.dtype)
+
+    def compute_losses(self, step: Step) -> dict[str, Tensor]:
+        """The weighted losses of this step by name (scalars); their sum is what is minimised."""
+        return {name: loss for term in self.terms.values() for name, loss in term.losses(step).items()}
 
     def statistics(self) -> dict[str, Tensor]:
-        mine = super().statistics()
-        return {**mine, **{name: value for term in self.terms for name, value in term.statistics().items()}}
+        return self.step.statistics
 
-    @torch.no_grad()
-    def teach(self, further: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """The teacher's output on x; for label consistency ``A⁻¹ T(A x)``; and its outputs on further views.
+    def after_step(self, current_iter: int) -> None:
+        super().after_step(current_iter)
+        for term in self.terms.values():
+            term.after_step(self.step)
+        self.step.release()
 
-        What is of x's size goes through it in one batch, the images themselves first and last of all passes, so that
-        its features are theirs.
-        """
-        assert self.net_t is not None
-        teacher, samples = self.net_t, len(self.lq)
-        multiple, scale = self.size_multiple(teacher), self.opt.get("scale") or 1
-        alike = [view.shape == self.lq.shape for view in further]
-        apart = [
-            pad_and_restore(teacher, view, multiple, scale)
-            for view, same in zip(further, alike, strict=True)
-            if not same
-        ]
-        views = [self.lq, *(view for view, same in zip(further, alike, strict=True) if same)]
-        if self.cri_lcr:
-            plan = self.augmentation.draw(samples, self.generator)
-            views.append(self.augmentation.apply(self.lq, plan))
-        outputs = list(
-            teacher(torch.cat(views) if len(views) > 1 else self.lq).to(self.lq.dtype).split(samples)
-        )
-        second = self.augmentation.invert(outputs.pop(), plan) if self.cri_lcr else None
-        together, others = iter(outputs[1:]), iter(apart)
-        answers = [next(together) if same else next(others).to(self.lq.dtype) for same in alike]
-        return outputs[0], second, answers
-
-    def taught_features(self, group: str) -> list[Tensor]:
-        """A teacher's features of its last pass, on the images themselves and not on their second view."""
-        assert self.student_bundle is not None
-        features = self.student_bundle.teacher_taps[group].take(self.lq)
-        return [feature[: len(self.lq)] for feature in features]
+    # ------------------------------------------------------------------------------------------------ validation
 
     def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
         """As in ``MeasuredModel``; features of whole images are not held until the next step."""
         restored = super().restore_with(net, lq)
         if self.student_bundle is not None:
             self.student_bundle.forget()
+            for teacher in self.teachers.values():
+                teacher.forget()
         return restored
 
     def validate_teacher(self, dataloaders: list[Any]) -> None:

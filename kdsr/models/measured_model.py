@@ -14,14 +14,13 @@ from basicsr.models.swinir_model import SwinIRModel
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
+from kdsr.distill.padding import extended, pad_and_restore
 from kdsr.models.evaluation import (
     ImageResult,
     Wanted,
     evaluate,
-    extended,
     mean_baseline,
     mean_values,
-    pad_and_restore,
 )
 from kdsr.models.image_metrics import baseline_name
 from kdsr.models.metrics_file import BASELINE, append_csv, recorded_means

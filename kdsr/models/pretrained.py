@@ -9,33 +9,11 @@ from typing import Any
 
 import torch
 from basicsr.utils import get_root_logger
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from kdsr.runtime.checkpoint import load_weights, read_checkpoint, select_weights
 from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.safetensors_files import SUFFIX, save_safetensors
-
-
-def weight_files(opt: Mapping[str, Any]) -> dict[str, Any]:
-    """The file that each network gets its weights from, by the network's key (``t``).
-
-    That is ``path.pretrain_network_<key>``, else the file that the network's type itself reads (``Spandrel``).
-    """
-    known = dict(iter(ARCH_REGISTRY))
-    files: dict[str, Any] = {
-        key.removeprefix("network_"): options.get("path")
-        for key, options in opt.items()
-        if key.startswith("network_")
-        and isinstance(options, dict)
-        and getattr(known.get(str(options.get("type"))), "BRINGS_WEIGHTS", False)
-    }
-    files |= {
-        key.removeprefix("pretrain_network_"): file
-        for key, file in (opt.get("path") or {}).items()
-        if key.startswith("pretrain_network_") and file
-    }
-    return files
 
 
 def tell_of(net: nn.Module, key: str, opt: Mapping[str, Any], amp_dtype: torch.dtype | None) -> None:

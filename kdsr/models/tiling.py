@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdsr.models.evaluation import extended
+from kdsr.distill.padding import extended
 from kdsr.runtime.errors import OptionError
 
 OVERLAP = 32  # LQ pixels, where val.tile_overlap says nothing and tiles are at least twice as large

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from kdsr.archs.vqgan_arch import VQGAN, Reconstruction
+from kdsr.distill.weight_schedule import ScheduledLoss
 from kdsr.losses.vq_loss import VQLoss, adaptive_weight
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.code_usage import CodeUsage
-from kdsr.models.weight_schedule import ScheduledLoss
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import OptionError
 from kdsr.runtime.finite import Trained
@@ -89,14 +89,11 @@ class VQGANModel(RestorationModel):
         "gan_adaptive_weight": bool,
         "restart_every": int,
         "vq_start": int,
+        "pixel_opt": (dict, type(None)),  # any image is its own ground truth
     }
     NETWORK_KEYS = frozenset({"d"})
     READ_WITH = dict.fromkeys(("optim_d", "gan_start", "gan_adaptive_weight"), ("gan_opt",))
     HAS_BASELINE = False
-
-    @classmethod
-    def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
-        return {}  # any image is its own ground truth
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
@@ -170,7 +167,7 @@ class VQGANModel(RestorationModel):
             raise OptionError(f"{at_fault}: it gives no numbers for each of them")
 
     def build_losses(self, train_opt: dict[str, Any]) -> None:
-        super().build_losses(train_opt)
+        self.cri_pix = self.build_loss("pixel_opt")
         self.cri_vq = self.build_loss("vq_opt") or VQLoss()
         if train_opt.get("perceptual_opt") and (problem := vgg_weights_problem(train_opt["perceptual_opt"])):
             raise OptionError(problem)
@@ -206,7 +203,7 @@ class VQGANModel(RestorationModel):
 
     def feed_data(self, data: dict[str, Any]) -> None:
         super().feed_data(data)
-        self.lq = self.gt = self.gt if "gt" in data else self.lq
+        self.lq = self.gt = self.lq if self.gt is None else self.gt
 
     def statistics(self) -> dict[str, Tensor]:
         return {**super().statistics(), **self.usage.statistics()}
@@ -218,8 +215,9 @@ class VQGANModel(RestorationModel):
             losses["l_d"] = self.discriminator_gradients()
         return losses
 
-    def compute_losses(self, current_iter: int) -> dict[str, Tensor]:
-        losses = super().compute_losses(current_iter)
+    def forward_step(self, current_iter: int) -> dict[str, Tensor]:
+        self.output = self.bundle(self.lq).to(self.lq.dtype)
+        losses = {"l_pix": self.cri_pix(self.output, self.gt)} if self.cri_pix else {}
         if self.cri_perceptual:
             perceptual, style = self.cri_perceptual(self.output, self.gt)
             losses |= {

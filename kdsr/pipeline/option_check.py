@@ -17,11 +17,11 @@ import torch
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
+from kdsr.distill.moving_average import lag_warning
+from kdsr.distill.weight_files import weight_files
+from kdsr.distill.weight_schedule import is_schedule, schedule_problems
 from kdsr.metrics.calculation import better_of
-from kdsr.models.moving_average import lag_warning
-from kdsr.models.pretrained import weight_files
 from kdsr.models.tiling import tile_problems
-from kdsr.models.weight_schedule import is_schedule, schedule_problems
 from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.option_check_data import check_datasets
 from kdsr.pipeline.option_check_geometry import check_geometry, has_parameters

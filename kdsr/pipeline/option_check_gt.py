@@ -7,8 +7,6 @@ from typing import Any
 from basicsr.utils.registry import DATASET_REGISTRY
 
 from kdsr.models.base_model import RestorationModel
-from kdsr.models.kd_model import KDModel
-from kdsr.models.terms import TERMS
 from kdsr.pipeline import option_tables as tables
 from kdsr.pipeline.option_names import registered
 
@@ -38,9 +36,6 @@ def ground_truth_problems(opt: dict[str, Any], model: type | None) -> list[str]:
         needing = model.keys_with_gt(train)
     elif model.__name__ in tables.STOCK_MODELS:
         needing = {key: "take it out" for key in tables.STOCK_GT_KEYS if train.get(key)}
-    if issubclass(model, KDModel):
-        on = [term for term in TERMS if train.get(term.KEY)]
-        needing |= {key: cure for term in on for key, cure in term.keys_with_gt(train).items()}
     kind = opt["datasets"]["train"].get("type")
     return [
         f"train.{key}: needs ground truth, which datasets.train ({kind}) has not; {cure}, or give a paired set"

@@ -29,6 +29,9 @@ class ModelKeys:
             self.path |= vars(base).get("PATH_KEYS", {})
             self.val |= vars(base).get("VAL_KEYS", {})
             self.top |= vars(base).get("TOP_KEYS", {})
+        for term in getattr(model, "declared_terms", list)():
+            self.train |= term.TRAIN_KEYS
+            self.networks |= term.NETWORK_KEYS
         self.strict = bool(self.train)
         if self.ours:
             self.path |= tables.OUR_PATH
@@ -81,6 +84,10 @@ def readers_of(model: type | None) -> dict[str, set[str]]:
     for base in model.__mro__ if model else ():
         for key, more in vars(base).get("READ_WITH", {}).items():
             readers.setdefault(key, set()).update(more)
+    for term in getattr(model, "declared_terms", list)():
+        networks = [f"network_{key}" for key in term.NETWORK_KEYS]
+        for key in [*(term.TRAIN_KEYS.keys() - {term.KEY}), *networks]:
+            readers.setdefault(key, set()).add(term.KEY)
     return readers
 
 
@@ -98,8 +105,11 @@ def report_idle_keys(
         of_network = key.startswith("network_")
         if (opt if of_network else train).get(key) is not None and not readers & train.keys():
             wanted = " or ".join(f"train.{reader}" for reader in sorted(readers))
-            place = key if of_network else f"train.{key}"
-            warnings.append(f"{place}: nothing reads it without {wanted}")
+            line = f"{key if of_network else f'train.{key}'}: nothing reads it without {wanted}"
+            if key.endswith("_opt"):  # a loss that would not be there
+                problems.append(line)
+            else:
+                warnings.append(line)
     for network in sorted(keys.networks) if keys.strict else ():
         section = f"network_{network}"
         if section in opt and not isinstance(opt[section], bool):

@@ -18,8 +18,10 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from kdsr.distill.step import X
+from kdsr.distill.weight_files import weight_files
 from kdsr.models.base_model import RestorationModel
-from kdsr.models.pretrained import load_pretrained, warm_start, weight_files
+from kdsr.models.pretrained import load_pretrained, warm_start
 from kdsr.pipeline.option_check_gt import ground_truth_problems
 from kdsr.pipeline.option_names import registered
 from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError, is_out_of_memory
@@ -226,7 +228,9 @@ def _first_batch(dataset: Any, opt: dict[str, Any], ours: bool) -> Any:
 def _unlike_outputs(model: Any, opt: dict[str, Any]) -> list[str]:
     """Networks that give images of another shape than the ground truth, after a step that was begun."""
     made = vars(model) if isinstance(model, RestorationModel) else {}
-    images = {"network_g": made.get("output"), "network_t": made.get("teacher_output")}
+    step = made.get("step")
+    teacher_output = step.teacher_outputs.get(X) if step is not None else None
+    images = {"network_g": made.get("output"), "network_t": teacher_output}
     wanted = next((image for image in (made.get("gt"), *images.values()) if image is not None), None)
     return [
         f"{key}: {opt[key]['type']} gives {_size(image)}, {_size(wanted)} are wanted (channels × height × width): "

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kdsr.models.pretrained import weight_files
+from kdsr.distill.weight_files import weight_files
 from kdsr.pipeline.option_names import check_table
 from kdsr.pipeline.user_modules import module_fingerprints
 from kdsr.runtime.checkpoint import read_checkpoint

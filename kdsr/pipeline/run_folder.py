@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kdsr.models.pretrained import weight_files
+from kdsr.distill.weight_files import weight_files
 from kdsr.runtime.errors import OptionError
 
 

@@ -29,6 +29,7 @@ from basicsr.utils.registry import (
     MODEL_REGISTRY,
 )
 
+from kdsr.distill.term import TERM_REGISTRY
 from kdsr.pipeline.option_names import describe
 from kdsr.runtime.errors import OptionError
 
@@ -36,6 +37,7 @@ MODULES_KEY, FOLDERS_KEY = "import_modules", "import_path"
 _REGISTRIES: dict[str, Any] = {
     "a network": ARCH_REGISTRY,
     "a loss": LOSS_REGISTRY,
+    "a term": TERM_REGISTRY,
     "a data set": DATASET_REGISTRY,
     "a metric": METRIC_REGISTRY,
     "a model": MODEL_REGISTRY,
@@ -79,8 +81,8 @@ def import_user_modules(opt: dict[str, Any], file: str | Path, warnings: list[st
             continue
         if not _registers(name):
             warnings.append(
-                f"{place}: {name} registers nothing: no network, loss, data set, metric or model. Is a line such as "
-                "@ARCH_REGISTRY.register() missing?"
+                f"{place}: {name} registers nothing: no network, loss, term, data set, metric or model. Is a line such "
+                "as @ARCH_REGISTRY.register() missing?"
             )
         if found and found[0] not in own and found[0] != os.getcwd():
             given, own = [*given, beside], [*own, found[0]]

@@ -26,6 +26,7 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
+from kdsr.distill.step import Step
 from kdsr.models.kd_model import KDModel
 from kdsr.pipeline.option_check import check
 from kdsr.pipeline.option_check_geometry import check_geometry
@@ -64,30 +65,29 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
         handles.append(net.register_forward_pre_hook(lambda *_: stack.append(clock.switch(part()))))
         handles.append(net.register_forward_hook(lambda *_: clock.switch(stack.pop()) and None))
 
+    labels = {"net_t": TEACHER, "net_tb": TEACHER_B, "net_his": HISTORY}
+    networks = model.networks()
     watch(model.net_g, lambda: STUDENT)
-    if getattr(model, "net_t", None) is not None:
-        watch(model.net_t, lambda: TEACHER)
-    if model.net_tb is not None and model.net_tb is not model.net_t:
-        watch(model.net_tb, lambda: TEACHER_B)
-    feature_losses = [term.cri for term in model.terms if term.tap_groups()]
+    for name, label in labels.items():
+        if name in networks:
+            watch(networks[name], partial(str, label))
+    feature_losses = [term.loss for term in model.terms.values() if term.tap_groups()]
     for loss in feature_losses:
         watch(loss, partial(FEATURE_LOSS.format, type(loss).__name__))
     for group in model.student_bundle.adapters.values() if feature_losses else ():
         for adapter in group:
             watch(adapter, lambda: ADAPTERS)
-    if getattr(model, "net_his", None) is not None:
-        watch(model.net_his, lambda: HISTORY)
-    has_vqgan = getattr(model, "net_vqgan", None) is not None
+    has_vqgan = "net_vqgan" in networks
     if has_vqgan:
-        watch(model.net_vqgan, lambda: VQGAN_GRADIENT if torch.is_grad_enabled() else VQGAN_FROZEN)
+        watch(networks["net_vqgan"], lambda: VQGAN_GRADIENT if torch.is_grad_enabled() else VQGAN_FROZEN)
 
     compute_losses = model.compute_losses
 
-    def compute_losses_then_backward(current_iter: int) -> dict[str, Tensor]:
+    def compute_losses_then_backward(step: Step) -> dict[str, Tensor]:
         # Backward passes the losses and the extractors first, for they came last; once the gradient at the student's
         # output is complete, the student's own pass begins.
         model.output.register_hook(lambda gradient: clock.switch(STUDENT) and None)
-        losses = compute_losses(current_iter)
+        losses = compute_losses(step)
         clock.switch(VQGAN_GRADIENT if has_vqgan else ADAPTERS if feature_losses else REST)
         return losses
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
-from kdsr.models.terms import TERMS
+from kdsr.distill.term import all_terms
 from kdsr.pipeline.option_files import load
 from kdsr.runtime.errors import OptionError
 from kdsr.runtime.files import write_whole
@@ -150,7 +150,7 @@ def _registered() -> list[list[str]]:
 
     return [
         ["models", _code(ours(MODEL_REGISTRY))],
-        ["terms of `KDModel` and its children", _code(term.KEY for term in TERMS)],
+        ["terms of `KDModel` and its presets", _code(all_terms())],
         ["losses", _code(ours(LOSS_REGISTRY))],
         ["networks", _code(ours(ARCH_REGISTRY))],
         ["data sets", _code(ours(DATASET_REGISTRY))],

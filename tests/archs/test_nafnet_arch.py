@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdsr.archs.nafnet_arch import LayerNorm2d, LocalAverage, NAFNet, NAFNetLocal
-from kdsr.models.evaluation import pad_and_restore
+from kdsr.distill.padding import pad_and_restore
 from kdsr.runtime.errors import DataError, OptionError
 
 TEACHER = {"width": 32, "middle_blk_num": 1, "enc_blk_nums": [1, 1, 1, 28], "dec_blk_nums": [1, 1, 1, 1]}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdsr.archs.restormer_arch import Restormer
 from kdsr.archs.restormer_blocks import Attention, BiasFree, WithBias
-from kdsr.models.evaluation import pad_and_restore
+from kdsr.distill.padding import pad_and_restore
 from kdsr.runtime.errors import DataError, OptionError
 
 TEACHER = {"dim": 48, "num_blocks": [4, 6, 6, 8], "num_refinement_blocks": 4}

@@ -20,8 +20,8 @@ from spandrel.architectures.MixDehazeNet import MixDehazeNet
 from torch import Tensor, nn
 
 from kdsr.archs.spandrel_arch import Spandrel
-from kdsr.models.evaluation import pad_and_restore
-from kdsr.models.feature_taps import FeatureTaps
+from kdsr.distill.padding import pad_and_restore
+from kdsr.distill.taps import FeatureTaps
 from kdsr.runtime.errors import CheckpointError
 from spandrel_files import TINY, made, plain, write
 

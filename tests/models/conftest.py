@@ -7,27 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from basicsr.archs import build_network
 
 DDCONFIG = {
     "ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 8,
     "resolution": 64, "attn_resolutions": [],
 }  # fmt: skip
-
-
-@pytest.fixture
-def taught_options(
-    run_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
-    """``run_options`` with a teacher, whose weights lie in the working directory, ``tmp_path``."""
-    monkeypatch.chdir(tmp_path)
-    teacher = {**run_options["network_g"], "num_feat": 12, "num_block": 2}
-    torch.manual_seed(7)
-    torch.save({"params": build_network(teacher).state_dict()}, "teacher.pth")
-    run_options["network_t"] = teacher
-    run_options["path"]["pretrain_network_t"] = "teacher.pth"
-    return run_options
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdsr.models.dckd_model import DCKDModel, history_step
+from kdsr.models.dckd_model import DCKDModel
+from kdsr.terms.dckd import history_step
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_six_steps_of_the_release(shared: Path, float64: None) -> None:
     golden = torch.load(shared / "golden" / "dckd_steps.pt", weights_only=True)
     model = DCKDModel(golden["options"])
     for name, weights in golden["initial"].items():
-        getattr(model, name).load_state_dict(weights)
+        model.networks()[name].load_state_dict(weights)
     for iteration, (batch, losses) in enumerate(zip(golden["batches"], golden["losses"], strict=True), 1):
         model.update_learning_rate(iteration, warmup_iter=-1)
         model.feed_data(batch)
@@ -43,7 +44,7 @@ def test_six_steps_of_the_release(shared: Path, float64: None) -> None:
         logged = {name: float(value) for name, value in model.log_dict.items()}
         assert logged == pytest.approx(losses, rel=1e-9, abs=0)
     for name, weights in golden["final"].items():
-        assert relative_distance(getattr(model, name).state_dict(), weights) < 1e-8, name
+        assert relative_distance(model.networks()[name].state_dict(), weights) < 1e-8, name
 
 
 def fill(net: nn.Module, shift: float) -> None:
@@ -76,7 +77,7 @@ def test_six_steps_of_the_release_from_formulas(float64: None) -> None:
     model = DCKDModel(golden["options"])
     shifts = {"net_g": 0.0, "net_g_ema": 0.2, "net_t": 0.5, "net_his": 0.9, "net_vqgan": 0.0}
     for name, shift in shifts.items():
-        fill(getattr(model, name), shift)
+        fill(model.networks()[name], shift)
     for iteration, losses in enumerate(golden["losses"], 1):
         model.update_learning_rate(iteration, warmup_iter=-1)
         model.feed_data({"lq": pictures(1, 0.7 * iteration), "gt": pictures(2, 0.7 * iteration)})
@@ -84,7 +85,7 @@ def test_six_steps_of_the_release_from_formulas(float64: None) -> None:
         logged = {name: float(value) for name, value in model.log_dict.items()}
         assert logged == pytest.approx(losses, rel=1e-11, abs=0)
     for name, norms in golden["final"].items():
-        parameters = {key: value.detach() for key, value in getattr(model, name).named_parameters()}
+        parameters = {key: value.detach() for key, value in model.networks()[name].named_parameters()}
         assert parameters.keys() == norms.keys()
         for key, (norm, total) in norms.items():
             found = float(parameters[key].norm()), float(parameters[key].abs().sum())
@@ -117,7 +118,7 @@ def test_all_five_losses_are_logged_and_finite(model: DCKDModel) -> None:
 
 
 def test_only_the_student_learns(model: DCKDModel) -> None:
-    frozen = {name: getattr(model, name) for name in ("net_t", "net_vqgan", "net_his")}
+    frozen = {name: model.networks()[name] for name in ("net_t", "net_vqgan", "net_his")}
     before = {name: copy.deepcopy(net.state_dict()) for name, net in frozen.items()}
     student = copy.deepcopy(model.net_g.state_dict())
     step(model, 1)
@@ -128,25 +129,24 @@ def test_only_the_student_learns(model: DCKDModel) -> None:
         )
         assert relative_distance(net.state_dict(), before[name]) == 0
     assert relative_distance(model.net_g.state_dict(), student) > 0
-    assert not model.teacher_output.requires_grad
+    assert not model.step.teacher_output.requires_grad
 
 
 def test_each_loss_of_the_method_moves_the_student(model: DCKDModel) -> None:
     model.feed_data(batch())
-    model.output = model.net_g(model.lq)
-    losses = model.compute_losses(1)
+    losses = model.forward_step(1)
     for name in ("l_ts", "l_lcr", "l_cl", "l_ce"):
         gradient = torch.autograd.grad(losses[name], model.net_g.conv_last.weight, retain_graph=True)[0]
         assert gradient.abs().sum() > 0, name
 
 
 def test_history_follows_every_second_step(model: DCKDModel) -> None:
-    start = copy.deepcopy(model.net_his.state_dict())
+    start = copy.deepcopy(model.networks()["net_his"].state_dict())
     step(model, 1)
-    assert relative_distance(model.net_his.state_dict(), start) == 0
+    assert relative_distance(model.networks()["net_his"].state_dict(), start) == 0
     step(model, 2)
     expected = {name: 0.1 * start[name] + 0.9 * value for name, value in model.net_g_ema.named_parameters()}
-    assert relative_distance(model.net_his.state_dict(), expected) < 1e-6
+    assert relative_distance(model.networks()["net_his"].state_dict(), expected) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -160,22 +160,24 @@ def test_history_schedule_holds_its_last_value(iteration: int, expected: int) ->
 
 def test_chunks_give_the_same_features(model: DCKDModel) -> None:
     images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    whole_levels, whole_codes = model.extract_frozen(images)
-    model.opt["train"]["vqgan_chunk"] = 2
-    levels, codes = model.extract_frozen(images)
+    vqgan = model.networks()["net_vqgan"]
+    model.feed_data(batch())
+    ((whole_levels, whole_codes),) = model.begin_step(1).extract(vqgan, images)
+    ((levels, codes),) = model.begin_step(1).extract(vqgan, images, chunk=2)
     for part, whole in zip([*levels, codes], [*whole_levels, whole_codes], strict=True):
         torch.testing.assert_close(part, whole)
 
 
 def test_negatives_are_degraded_copies_and_the_clean_input(model: DCKDModel) -> None:
     model.feed_data(batch())
-    negatives = model.draw_negatives()
-    clean = model.net_his(model.lq)
+    contrast, now = model.terms["cl_opt"], model.begin_step(1)
+    negatives = contrast.negatives(now)
+    clean = model.networks()["net_his"](model.lq)
     assert negatives.shape == (3 * 2, 3, 32, 32)
     torch.testing.assert_close(negatives[4:], clean)
     assert (negatives[:2] - clean).abs().mean() > 1e-4
     model.opt["train"]["clean_negative"] = False
-    assert model.draw_negatives().shape[0] == 2 * 2
+    assert contrast.negatives(now).shape[0] == 2 * 2
 
 
 def test_a_saved_state_goes_on_with_the_same_bits(
@@ -194,7 +196,7 @@ def test_a_saved_state_goes_on_with_the_same_bits(
     resumed.resume_training(torch.load(tmp_path / "3.state", weights_only=True))
     step(resumed, 4)
     for name in ("net_g", "net_g_ema", "net_his"):
-        ours, theirs = getattr(resumed, name).state_dict(), getattr(model, name).state_dict()
+        ours, theirs = resumed.networks()[name].state_dict(), model.networks()[name].state_dict()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
 
 
@@ -213,6 +215,6 @@ def test_options_that_do_not_go_together(dckd_options: dict[str, Any]) -> None:
     dckd_options["network_vqgan"] = None
     dckd_options["train"].update(num_neg=0, clean_negative=False, step=[1, 0], history_source="teacher")
     problems = DCKDModel.check_options(dckd_options)
-    assert [problem.split(":")[0] for problem in problems] == [
+    assert {problem.split(":")[0] for problem in problems} == {
         "network_vqgan", "train.num_neg", "train.step", "train.history_source",
-    ]  # fmt: skip
+    }  # fmt: skip

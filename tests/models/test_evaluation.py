@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import normalize
 
 from kdsr.data.resize import imresize
+from kdsr.distill.padding import pad_and_restore
 from kdsr.models.evaluation import (
     ImageResult,
     Wanted,
     evaluate,
     mean_baseline,
     mean_values,
-    pad_and_restore,
 )
 from kdsr.models.metrics_file import BASELINE, append_csv, forget_after, recorded_means
 from kdsr.runtime.errors import DataError, TrainingError

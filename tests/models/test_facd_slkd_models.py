@@ -77,13 +77,12 @@ def assert_gradients_reach(
 ) -> None:
     """The term alone moves the student below its taps and its adapters, and no teacher."""
     model.feed_data({"lq": lq, "gt": gt})
-    model.output = model.run_student()
-    model.compute_losses(1)[term].backward()
+    model.forward_step(1)[term].backward()
     reached = {name for name, parameter in model.bundle.named_parameters() if parameter.grad is not None}
     for tap in taps:
         assert f"student.{tap}" in reached
     assert any(name.startswith("adapters.") for name in reached)
-    teachers = [model.net_t, model.net_tb or model.net_t]
+    teachers = [teacher.net for teacher in model.teachers.values()]
     assert all(parameter.grad is None for teacher in teachers for parameter in teacher.parameters())
 
 
@@ -97,15 +96,17 @@ def test_features_of_validated_images_are_not_held(facd_options: Options) -> Non
     for net in (model.net_g, model.net_t):
         with torch.no_grad():
             assert model.restore_with(net, torch.rand(1, 3, 24, 16)).shape == (1, 3, 96, 64)
-    assert not any(taps._kept for taps in (*bundle.taps.values(), *bundle.teacher_taps.values()))
+    assert not any(
+        taps._kept
+        for taps in (*bundle.taps.values(), *(tap for tap, _ in model.teachers["t"]._taps.values()))
+    )
 
 
 def test_facd_is_the_contrast_of_adapted_features_times_the_gate(facd_options: Options) -> None:
     model = FACDModel(complete(facd_options))
     lq, gt = torch.rand(3, 3, 16, 16), torch.rand(3, 3, 64, 64)
     model.feed_data({"lq": lq, "gt": gt})
-    model.output = model.run_student()
-    losses = model.compute_losses(1)
+    losses = model.forward_step(1)
     student, teacher, adapters = model.net_g, model.net_t, model.student_bundle.adapters["facd"]
     ours, theirs = seen(student, lq, "body.0", "conv_first"), seen(teacher, lq, "body.1", "conv_first")
     adapted, taught = [adapters[0](ours[0]), adapters[1](ours[1])], theirs
@@ -190,15 +191,15 @@ def test_slkd_terms_are_those_of_the_parts(slkd_options: Options, own_teacher_b:
         slkd_options["network_tb"] = dict(slkd_options["network_t"])
         slkd_options["path"]["pretrain_network_tb"] = "teacher_b.pth"
     model = SLKDModel(complete(slkd_options))
-    assert (model.net_tb is model.net_t) is not own_teacher_b
+    assert ("tb" in model.teachers) is own_teacher_b
+    teacher_b = model.teachers["tb" if own_teacher_b else "t"].net
     lq, gt = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
     model.feed_data({"lq": lq, "gt": gt})
-    model.output = model.run_student()
-    losses = model.compute_losses(1)
+    losses = model.forward_step(1)
 
     encoder_taps, decoder_taps = ("encoders.0", "encoders.1"), ("decoders.0", "decoders.1")
     ours, ours_late = seen(model.net_g, lq, *encoder_taps), seen(model.net_g, lq, *decoder_taps)
-    degraded, clean = seen(model.net_t, lq, *encoder_taps), seen(model.net_tb, gt, *decoder_taps)
+    degraded, clean = seen(model.net_t, lq, *encoder_taps), seen(teacher_b, gt, *decoder_taps)
     adapters = model.student_bundle.adapters
     encoder = [adapter(feature) for adapter, feature in zip(adapters["nc_opt"], ours, strict=True)]
     decoder = [adapter(feature) for adapter, feature in zip(adapters["et_opt"], ours_late, strict=True)]

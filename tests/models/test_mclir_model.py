@@ -49,24 +49,24 @@ def weights(net: torch.nn.Module) -> torch.Tensor:
 def test_the_loss_is_minus_the_distance_to_the_negatives(options: Options) -> None:
     model = MCLIRModel(complete(options))
     losses = stepped(model)
-    extractor = model.net_extractor
-    negatives = torch.cat([net(model.lq) for net in model.net_neg])
+    extractor = model.networks()["net_extractor"]
+    negatives = torch.cat([net(model.lq) for net in model.networks()["net_neg"]])
     distance = distance_to_negatives(extractor(model.output)[0], extractor(negatives)[0], WEIGHTS)
     assert set(losses) == {"l_pix", "l_neg"} and float(distance.detach()) > 0
     torch.testing.assert_close(losses["l_neg"], -0.5 * distance)
     assert all(parameter.grad.isfinite().all() for parameter in model.net_g.parameters())
-    for frozen in (model.net_neg, extractor):
+    for frozen in (model.networks()["net_neg"], extractor):
         assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
-    assert not any(net.training for net in (*model.net_neg, extractor))
+    assert not any(net.training for net in (*model.networks()["net_neg"], extractor))
 
 
 def test_the_ratio_has_y_as_its_positive(options: Options) -> None:
     options["train"]["neg_opt"] = {"type": "ContrasLoss", "loss_weight": 0.5}
     model = MCLIRModel(complete(options))
     losses = stepped(model)
-    extractor = model.net_extractor
+    extractor = model.networks()["net_extractor"]
     seen = [extractor(images)[0] for images in (model.output, model.gt)]
-    negatives = extractor(torch.cat([net(model.lq) for net in model.net_neg]))[0]
+    negatives = extractor(torch.cat([net(model.lq) for net in model.networks()["net_neg"]]))[0]
     expected = contrastive_ratio(*seen, negatives, (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0))
     torch.testing.assert_close(losses["l_neg"], 0.5 * expected)
     assert MCLIRModel.keys_with_gt(options["train"])["neg_opt"] == "use NegativeLoss"
@@ -85,7 +85,7 @@ def test_the_loss_alone_leads_away_from_the_negatives(options: Options) -> None:
 
 def test_negative_models_begin_near_the_student_and_follow_it(options: Options) -> None:
     model = MCLIRModel(complete(options))
-    first, second = model.net_neg
+    first, second = model.networks()["net_neg"]
     student = weights(model.net_g)
     for net in (first, second):  # a tenth of another random network
         assert 0 < float((weights(net) - student).norm()) < 0.2 * float(student.norm())
@@ -94,19 +94,21 @@ def test_negative_models_begin_near_the_student_and_follow_it(options: Options) 
         for parameter in model.net_g.parameters():
             parameter.add_(1.0)
     student, before = weights(model.net_g), [weights(first), weights(second)]
-    model.after_step(1)
+    follow = model.terms["neg_opt"].after_step
+    model.feed_data({"lq": torch.rand(1, 3, 8, 8)})
+    follow(model.begin_step(1))
     assert torch.equal(weights(first), before[0]) and torch.equal(weights(second), before[1])
-    model.after_step(2)
+    follow(model.begin_step(2))
     torch.testing.assert_close(weights(first), 0.1 * before[0] + 0.9 * student)
     assert torch.equal(weights(second), before[1])
-    model.after_step(3)
+    follow(model.begin_step(3))
     torch.testing.assert_close(weights(second), 0.4 * before[1] + 0.6 * student)
 
 
 def test_a_start_of_0_is_the_student(options: Options) -> None:
     options["train"]["neg_start"] = 0
     model = MCLIRModel(complete(options))
-    assert all(torch.equal(weights(net), weights(model.net_g)) for net in model.net_neg)
+    assert all(torch.equal(weights(net), weights(model.net_g)) for net in model.networks()["net_neg"])
 
 
 def test_negative_models_are_in_the_state_and_not_in_the_students_file(options: Options) -> None:

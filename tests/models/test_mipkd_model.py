@@ -43,11 +43,8 @@ def fed(model: MiPKDModel) -> MiPKDModel:
 def test_the_terms_are_those_of_the_parts(options: Options, taken: bool) -> None:
     options["train"]["block_ratio"] = float(taken)
     model = fed(MiPKDModel(complete(options)))
-    states = []
-    views = model.views
-    model.views = lambda: states.append(views()) or states[-1]  # type: ignore[method-assign]
     losses = model.compute_gradients(1)
-    masks = states[0]["feature_mixing"][1]
+    masks = model.step.student_inputs["feature_mixing"][1]
     student, teacher, passes = model.net_g, model.net_t, model.student_bundle.passes
     ours, theirs = (
         seen(student, model.lq, "body.0", "conv_first"),
@@ -92,8 +89,7 @@ def test_every_step_gives_every_trained_parameter_a_gradient(
 def test_each_term_reaches_the_student(options: Options, term: str) -> None:
     options["train"]["block_ratio"] = 1.0
     model = fed(MiPKDModel(complete(options)))
-    model.output = model.run_student()
-    model.compute_losses(1)[term].backward()
+    model.forward_step(1)[term].backward()
     assert model.net_g.conv_first.weight.grad.abs().sum() > 0
     assert (model.net_g.conv_last.weight.grad is not None) == (term == "l_bm")
     assert (model.net_g.body[0].conv1.weight.grad is not None) == (term == "l_fm")  # replaced in l_bm
@@ -102,9 +98,16 @@ def test_each_term_reaches_the_student(options: Options, term: str) -> None:
 def test_draws_change_from_step_to_step_and_come_from_the_models_generator(options: Options) -> None:
     model = fed(MiPKDModel(complete(options)))
     start = model.generator.get_state()
-    first, second = model.views(), model.views()
+
+    def inputs() -> dict[str, Any]:
+        step = model.begin_step(1)
+        with torch.no_grad():
+            model.ask_frozen(step)
+        return step.student_inputs
+
+    first, second = inputs(), inputs()
     model.generator.set_state(start)
-    again = model.views()
+    again = inputs()
 
     def masks(views: dict[str, Any]) -> torch.Tensor:
         return torch.cat([mask.flatten() for mask in views["feature_mixing"][1]])
@@ -112,7 +115,7 @@ def test_draws_change_from_step_to_step_and_come_from_the_models_generator(optio
     assert torch.equal(masks(first), masks(again))
     assert first["block_mixing"][1] == again["block_mixing"][1]
     assert not torch.equal(masks(first), masks(second))
-    drawn = {model.views()["block_mixing"][1][0] for _ in range(20)}
+    drawn = {inputs()["block_mixing"][1][0] for _ in range(20)}
     assert drawn == {True, False}
 
 
@@ -187,8 +190,10 @@ def test_mixers_are_in_the_state_and_not_in_the_students_file(options: Options) 
             {"taps": [{"student": "bdy.0", "teacher": "body.1"}]},
             "train.taps.student: EDSR has no module 'bdy.0'",
         ),
-        ({"fm_opt": None}, "train.fm_aux_opt: teaches the decoder of train.fm_opt, which is missing"),
-        ({"fm_opt": None, "fm_aux_opt": None, "bm_opt": None}, "train.fm_opt: missing, and train.bm_opt too"),
+        (
+            {"fm_opt": None, "fm_aux_opt": None, "bm_opt": None},
+            "train.fm_opt or train.bm_opt: missing, MiPKDModel is for it",
+        ),
         (
             {"fm_opt": {"type": "FACDLoss"}},
             "train.fm_opt.type: FACDLoss does not compare what this term does; use FitNetLoss",
@@ -209,7 +214,7 @@ def test_options_that_cannot_be_run(
 def test_without_a_teacher(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
     del options["network_t"], options["path"]["pretrain_network_t"]
     assert run(options) == 2
-    assert "network_t: missing; MiPKDModel mixes" in capsys.readouterr().err
+    assert "train.fm_opt: needs a teacher; give network_t" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -228,17 +233,13 @@ def test_two_processes_train_alike(options: Options, tmp_path: Path) -> None:
 
 def _note_the_weights(rank: int) -> None:
     """Writes what a rank drew and where its trained parameters ended."""
-    views, after = MiPKDModel.views, MiPKDModel.after_step
+    after = MiPKDModel.after_step
     taken: list[bool] = []
 
-    def noting_views(self: MiPKDModel) -> dict[str, Any]:
-        made = views(self)
-        taken.extend(made["block_mixing"][1])
-        return made
-
     def noting_after(self: MiPKDModel, current_iter: int) -> None:
+        taken.extend(self.step.student_inputs["block_mixing"][1])
         after(self, current_iter)
         weights = {name: value.clone() for name, value in self.student_bundle.state_dict().items()}
         torch.save({"weights": weights, "taken": taken}, f"rank_{rank}.pth")
 
-    MiPKDModel.views, MiPKDModel.after_step = noting_views, noting_after  # type: ignore[method-assign]
+    MiPKDModel.after_step = noting_after  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from basicsr.archs import build_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdsr.models.evaluation import pad_and_restore
+from kdsr.distill.padding import pad_and_restore
 from kdsr.models.self_ensemble import self_ensemble
 from kdsr.models.tiling import Span, spans, tile_of, tile_problems, tiled
 from kdsr.runtime.errors import OptionError

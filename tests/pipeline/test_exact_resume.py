@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 import ranks
 from faults.lives import differences
 from kdsr import train as train_entry
+from kdsr.distill.term import TERM_REGISTRY
 from kdsr.models.base_model import RestorationModel
 
 Options = dict[str, Any]
@@ -40,9 +42,13 @@ def write(folder: str, options: Options) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _algorithms_as_they_were() -> Iterator[None]:
+def _algorithms_and_terms_as_they_were() -> Iterator[None]:
+    terms = dict(TERM_REGISTRY._obj_map)
     yield
     torch.use_deterministic_algorithms(False)
+    TERM_REGISTRY._obj_map.clear()
+    TERM_REGISTRY._obj_map.update(terms)
+    sys.modules.pop("own_terms", None)
 
 
 def unlike() -> list[str]:
@@ -124,6 +130,46 @@ def as_mclir(options: Options) -> None:
     options["train"].update(neg_opt={"type": "NegativeLoss", "loss_weight": 0.1}, neg_iter=[2, 3])
 
 
+OWN_TERM = """
+import copy
+import torch
+from kdsr.distill.moving_average import blend_weights
+from kdsr.distill.term import TERM_REGISTRY, Term
+
+@TERM_REGISTRY.register()
+class OwnPathTerm(Term):
+    KEY = "own_path_opt"
+    TRAIN_KEYS = {KEY: (dict, type(None)), "own_noise": (int, float)}
+
+    def __init__(self, setup):
+        super().__init__(setup)
+        self.slow = copy.deepcopy(setup.student).eval().requires_grad_(False)
+
+    def before_student(self, step):
+        noise = torch.rand(step.lq.shape, generator=step.generator) * self.train.get("own_noise", 0.1)
+        step.kept[self.KEY] = self.slow(step.lq + noise.to(step.lq))
+
+    def losses(self, step):
+        return {"l_own": self.loss(step.output, step.kept[self.KEY])}
+
+    def after_step(self, step):
+        if step.iteration % 2 == 0:
+            blend_weights(self.slow, step.student, 0.5)
+
+    def networks(self):
+        return {"net_slow": self.slow}
+
+    state_networks = networks
+"""
+
+
+def with_own_term(options: Options) -> None:
+    """A term of a user's module, with a network that is state and draws of its own, beside DCKD's."""
+    Path("own_terms.py").write_text(OWN_TERM, encoding="utf-8")
+    options.update(import_modules="own_terms", import_path=str(Path.cwd()))
+    options["train"].update(own_path_opt={"type": "L1Loss", "loss_weight": 0.1}, own_noise=0.2)
+
+
 def in_lmdbs(options: Options) -> None:
     """Moves all images into LMDBs."""
     for key, dataset in options["datasets"].items():
@@ -158,6 +204,7 @@ def stop_at(iteration: int, name: signal.Signals, monkeypatch: pytest.MonkeyPatc
         (as_dckd, 1, False, (6,)),  # after the last but one step of an epoch
         (as_dckd, 3, False, (1, 7)),  # the first step, the end of an epoch
         (with_terms, 1, False, (4,)),
+        (with_own_term, 1, False, (4,)),
         (as_mipkd, 0, False, (3,)),
         (as_mipkd, 1, False, (2, 5)),
         (as_mclir, 0, False, (3,)),  # one of the two has just followed

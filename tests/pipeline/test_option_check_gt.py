@@ -14,8 +14,7 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 
 from kdsr.data.image_folder_dataset import ImageFolderDataset
-from kdsr.models.base_model import RestorationModel
-from kdsr.models.terms import TERMS
+from kdsr.distill.term import all_terms
 from kdsr.pipeline.option_check import check
 from kdsr.pipeline.option_check_gt import ground_truth_problems
 from small_runs import run
@@ -81,11 +80,10 @@ def test_what_needs_it(model_type: str, train: Options, keys: dict[str, str]) ->
 
 
 def test_every_declaration_names_an_option() -> None:
-    models = [model for _, model in MODEL_REGISTRY if issubclass(model, RestorationModel)]
-    for model in models:
-        keys = {key for base in model.__mro__ for key in vars(base).get("GT_KEYS", ())}
-        assert keys <= {key for base in model.__mro__ for key in vars(base).get("TRAIN_KEYS", {})}
-    assert not {need for term in TERMS for need in term.NEEDS} - {"teacher", "taps", "gt"}
+    for key, term in all_terms().items():
+        assert key in term.TRAIN_KEYS
+        assert {"teacher", "teacher_output", "taps", "gt"} >= term.NEEDS
+        assert set(term.keys_with_gt({key: {"type": "ContrasLoss"}})) <= set(term.TRAIN_KEYS)
 
 
 @pytest.mark.parametrize("kind", ["LQImageDataset", "SingleImageDataset"])

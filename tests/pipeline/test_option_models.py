@@ -16,12 +16,9 @@ Options = dict[str, Any]
 @pytest.mark.parametrize(
     ("model_type", "place", "value", "message"),
     [
-        ("KDModel", "train.fm_opt", {"type": "FitNetLoss"}, "train.fm_opt: KDModel does not read it; MiPKDModel does"),
-        ("KDModel", "train.neg_iter", 5, "train.neg_iter: KDModel does not read it; MCLIRModel does"),
-        ("KDModel", "train.num_neg", 3, "train.num_neg: KDModel does not read it; DCKDModel does"),
-        ("KDModel", "network_vqgan", None, "network_vqgan: KDModel does not read it; DCKDModel does"),
-        ("KDModel", "path.pretrain_network_vqgan", None,
-         "path.pretrain_network_vqgan: KDModel does not read it; DCKDModel does"),
+        ("VQGANModel", "train.num_neg", 3, "train.num_neg: VQGANModel does not read it; DCKDModel, FACDModel, KDModel"),
+        ("SRModel", "network_vqgan", None, "network_vqgan: SRModel does not read it; DCKDModel, FACDModel, KDModel"),
+        ("SRModel", "path.pretrain_network_t", None, "path.pretrain_network_t: SRModel does not read it; DCKDModel, "),
         ("KDModel", "train.gan_opt", None,
          "train.gan_opt: KDModel does not read it; ESRGANModel, SRGANModel and VQGANModel do"),
         ("SRModel", "val.teacher", True, "val.teacher: SRModel does not read it; "),

@@ -198,8 +198,8 @@ class MyModel(KDModel):
         super().build_losses(train_opt)
         self.cri_mine = self.build_loss("my_opt")
 
-    def compute_losses(self, current_iter):
-        return {**super().compute_losses(current_iter), "l_mine": self.cri_mine(self.output, self.gt)}
+    def compute_losses(self, step):
+        return {**super().compute_losses(step), "l_mine": self.cri_mine(step.output, step.gt)}
 """
 
 

@@ -94,11 +94,11 @@ def test_every_part_of_a_step_is_attributed_in_its_turn(file: Path):
     clock.order = []
     one_step(file, clock)
     assert clock.order == [
-        bench.STUDENT,
-        bench.REST,
         bench.TEACHER,
         bench.REST,
         bench.HISTORY,
+        bench.REST,
+        bench.STUDENT,
         bench.REST,
         bench.VQGAN_FROZEN,
         bench.REST,
@@ -141,7 +141,7 @@ def test_parts_of_slkd(file: Path):
     order = [part for part in clock.order if part != bench.REST]
     scenes, edges = "NaturalSceneLoss (feature loss)", "EdgeTextureLoss (feature loss)"
     assert order == [
-        bench.STUDENT, bench.ADAPTERS, bench.ADAPTERS, bench.TEACHER, scenes, bench.TEACHER_B, edges,  # forward
+        bench.TEACHER, bench.TEACHER_B, bench.STUDENT, bench.ADAPTERS, bench.ADAPTERS, scenes, edges,  # forward
         bench.ADAPTERS, bench.STUDENT,  # backward
     ]  # fmt: skip
     table = bench.summary(bench.measure(model, images, warmup=0, repeat=1)[0])

@@ -12,10 +12,9 @@ import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from kdsr.distill.term import Term, all_terms
 from kdsr.losses.slkd_loss import edge_texture_distance
 from kdsr.models.kd_model import KDModel
-from kdsr.models.terms import TERMS
-from kdsr.models.terms.term import Term
 from kdsr.pipeline.option_check import check
 
 Options = dict[str, Any]
@@ -31,7 +30,12 @@ LOSSES = {
     "kl_opt": "SpatialKLLoss",
     "nc_opt": "NaturalSceneLoss",
     "et_opt": "EdgeTextureLoss",
+    "cl_opt": "ContrasLoss",
+    "ce_opt": "CELoss",
+    "fm_opt": "FitNetLoss",
+    "neg_opt": "NegativeLoss",
 }
+WITH_PIXEL_LOSSES = {"pixel_opt", "logits_opt", "lcr_opt", "zoom_in_opt", "zoom_out_opt", "bm_opt"}
 # what a term says where the scale is none of its own
 REFUSED = {
     "zoom_out_opt": "train.zoom_out_opt: shrinks x by the scale, which is 1; it is for super-resolution",
@@ -75,7 +79,7 @@ def as_dckd(options: Options) -> None:
 
 
 def as_facd(options: Options) -> None:
-    options["train"].update(facd_opt={"type": "FACDLoss"}, gate="soft")
+    options["train"].update(facd_opt={"type": "FACDLoss"}, gate="soft", taps=TAPS["EDSR"])
 
 
 def as_slkd(options: Options) -> None:
@@ -96,6 +100,7 @@ def as_mipkd(options: Options) -> None:
         logits_opt=dict(L1),
         fm_opt={"type": "FitNetLoss"},
         fm_aux_opt={"type": "FitNetLoss"},
+        taps=TAPS[options["network_g"]["type"]],
         bm_opt=dict(L1),
         blocks=[{"student": "body.0", "teacher": "body.1"}],
     )
@@ -131,13 +136,17 @@ def options(run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def switched_on(options: Options, term: type[Term]) -> None:
-    train = options["train"]
-    train["taps"] = TAPS[options["network_g"]["type"]]
-    train[term.KEY] = {"type": LOSSES[term.KEY]} if term.KEY in LOSSES else dict(L1)
-    for levels in ("encoder_taps", "decoder_taps"):
-        train.setdefault(levels, train["taps"])
-    if term.KEY == "csd_opt":
+    train, taps = options["train"], TAPS[options["network_g"]["type"]]
+    train.setdefault(term.KEY, {"type": LOSSES[term.KEY]} if term.KEY in LOSSES else dict(L1))
+    for option in ("taps", "encoder_taps", "decoder_taps", "blocks"):
+        if option in term.TRAIN_KEYS:
+            train.setdefault(option, taps)
+    if term.KEY in ("csd_opt", "neg_opt"):
         with_extractor(options)
+    if term.KEY in ("cl_opt", "ce_opt"):
+        options["network_vqgan"] = copy.deepcopy(VQGAN)
+        options["path"].update(pretrain_network_vqgan=saved(VQGAN, "vqgan.ckpt"))
+    if term.KEY in ("cl_opt", "csd_opt", "neg_opt"):
         train[term.KEY]["weights"] = [0.25, 0.5, 1.0]
 
 
@@ -159,8 +168,7 @@ def logged_in_two_steps(options: Options) -> set[str]:
         unreached = [name for name, parameter in model.bundle.named_parameters() if parameter.grad is None]
         assert unreached == []  # DDP without find_unused_parameters counts on it
         assert all(parameter.grad.isfinite().all() for parameter in model.bundle.parameters())
-        names_of_frozen = ("net_t", "net_vqgan", "net_extractor", "net_neg")
-        frozen = [net for name in names_of_frozen if (net := getattr(model, name, None)) is not None]
+        frozen = [net for name, net in model.networks().items() if name != "net_g"]
         assert all(parameter.grad is None for net in frozen for parameter in net.parameters())
         log = model.get_current_log()
         assert all(abs(value) < 1e6 for value in log.values())
@@ -168,12 +176,16 @@ def logged_in_two_steps(options: Options) -> set[str]:
     return names
 
 
+def logged(term: type[Term]) -> str:
+    return {"pixel_opt": "l_pix", "logits_opt": "l_ts"}.get(term.KEY, "l_" + term.KEY.removesuffix("_opt"))
+
+
 def test_all_models_and_terms_are_covered():
     assert set(MODELS) == set(MAKE)
-    assert {term.KEY for term in TERMS} == {*LOSSES, "zoom_in_opt", "zoom_out_opt"}
+    assert set(all_terms()) == set(LOSSES) | WITH_PIXEL_LOSSES
 
 
-@pytest.mark.parametrize("term", TERMS, ids=lambda term: term.KEY)
+@pytest.mark.parametrize("term", all_terms().values(), ids=all_terms())
 @pytest.mark.parametrize("name", MODELS)
 def test_a_term_in_a_model(options: Options, name: str, term: type[Term]):
     options["model_type"] = name
@@ -183,55 +195,64 @@ def test_a_term_in_a_model(options: Options, name: str, term: type[Term]):
         assert check(options, is_train=True) == [REFUSED[term.KEY]]
         return
     assert check(options, is_train=True) == []
-    names = logged_in_two_steps(options)
-    options["train"][term.KEY] = None
-    without = logged_in_two_steps(
-        options
-    )  # (the check wants a FACDModel to have its own term, the step does not)
-    assert {"l_" + term.KEY.removesuffix("_opt")} <= names - without
+    assert logged(term) in logged_in_two_steps(options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_preset_computes_what_kdmodel_does(options: Options, name: str):
+    """To the bit: a preset adds no arithmetic."""
+    MAKE[name](options)
+    results = []
+    for model_type in (name, "KDModel"):
+        options["model_type"] = model_type
+        torch.manual_seed(0)
+        model = built(options)
+        for step in (1, 2, 3):
+            torch.manual_seed(step)
+            gt = torch.rand(3, 3, 32, 32)
+            model.feed_data({"lq": gt[..., :: options["scale"], :: options["scale"]].clone(), "gt": gt})
+            model.optimize_parameters(step)
+        networks = {key: net.state_dict() for key, net in model.state_networks().items()}
+        results.append((model.get_current_log(), networks))
+    (log, networks), (same_log, same_networks) = results
+    assert log == same_log
+    assert networks.keys() == same_networks.keys()
+    for key, weights in networks.items():
+        assert all(torch.equal(value, same_networks[key][part]) for part, value in weights.items())
 
 
 @pytest.mark.parametrize("scale", [1, 4])
 def test_all_terms_at_once(options: Options, scale: int):
-    """FACD + DCKD, SLKD + DCKD, and everything else."""
+    """DCKD + MCLIR + SLKD + FACD, and everything else."""
     if scale == 1:
         as_slkd(options)
-    options["model_type"] = "DCKDModel"
-    as_dckd(options)
     unfit = "zoom_out_opt" if scale == 1 else "et_opt"
-    terms = [term for term in TERMS if unfit != term.KEY]
+    terms = [term for term in all_terms().values() if unfit != term.KEY]
     for term in terms:
         switched_on(options, term)
-    if scale == 4:
-        options["train"]["et_opt"] = None
     assert check(options, is_train=True) == []
-    assert {"l_" + term.KEY.removesuffix("_opt") for term in terms} <= logged_in_two_steps(options)
+    assert {logged(term) for term in terms} <= logged_in_two_steps(options)
 
 
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize(
-    "name", ["KDModel", "MiPKDModel"]
-)  # one asks its teacher after the student, one before
+@pytest.mark.parametrize("name", ["KDModel", "MiPKDModel"])  # with further passes of the student, and without
 def test_teacher_b_is_asked_about_the_clean_image(options: Options, name: str, own: bool):
     as_slkd(options)
     MAKE[name](options)
-    options["model_type"], options["train"]["nc_opt"] = name, None
-    options["train"].update(taps=TAPS["NAFNet"], blocks=TAPS["NAFNet"])
+    options["model_type"] = name
+    if name == "MiPKDModel":
+        options["train"]["blocks"] = TAPS["NAFNet"]
     if own:
         options["network_tb"] = {**NAFNET, "width": 5}
         options["path"]["pretrain_network_tb"] = saved(options["network_tb"], "teacher_b.pth")
-    if name == "KDModel":
-        del options["train"]["blocks"]
     assert check(options, is_train=True) == []
     model = built(options)
     torch.manual_seed(1)
     model.feed_data({"lq": torch.rand(3, 3, 32, 32), "gt": torch.rand(3, 3, 32, 32)})
     loss = model.compute_gradients(1)["l_et"]
-    assert (model.net_tb is model.net_t) is not own
+    teacher_b = model.teachers["tb" if own else "t"].net
     kept: list[torch.Tensor] = []
-    model.net_tb.decoders[1].register_forward_hook(lambda module, x, output: kept.append(output))
+    teacher_b.decoders[1].register_forward_hook(lambda module, x, output: kept.append(output))
     with torch.no_grad():
-        model.net_tb(model.gt)
-    torch.testing.assert_close(
-        loss, edge_texture_distance(model.student_bundle.features["et_opt"], kept, [1])
-    )
+        teacher_b(model.gt)
+    torch.testing.assert_close(loss, edge_texture_distance(model.step.student_features["et_opt"], kept, [1]))

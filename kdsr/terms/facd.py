@@ -6,26 +6,28 @@ No code was released; the equations are our reading of the paper (docs/methods.m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdsr.distill.adapters import TapGroup, resized_like
+from kdsr.distill.step import Step
+from kdsr.distill.tap_options import tap_pairs
+from kdsr.distill.term import TERM_REGISTRY, Setup, Term
 from kdsr.losses.facd_loss import GATES, FACDLoss, patch_gate
-from kdsr.models.adapters import TapGroup, resized_like
-from kdsr.models.tap_options import tap_pairs
-from kdsr.models.terms.features import loss_problems
-from kdsr.models.terms.term import Term
 from kdsr.runtime.distributed import gather_batches
+from kdsr.terms.features import TAPS, loss_problems
 
 
-def gate_mode(train: dict[str, Any]) -> Any:
+def gate_mode(train: Mapping[str, Any]) -> Any:
     """The option ``gate``; YAML reads a bare ``off`` as false."""
     gate = train.get("gate", "hard")
     return "off" if gate is False else gate
 
 
+@TERM_REGISTRY.register()
 class FACDTerm(Term):
     """``l_facd``: at each of ``taps`` the student's adapted feature is drawn to the teacher's of the same sample.
 
@@ -36,8 +38,8 @@ class FACDTerm(Term):
     """
 
     KEY = "facd_opt"
-    TRAIN_KEYS = {KEY: (dict, type(None)), "gate": (str, bool), "gate_temperature": (int, float)}
-    NEEDS = frozenset({"teacher", "taps"})
+    TRAIN_KEYS = {KEY: (dict, type(None)), **TAPS, "gate": (str, bool), "gate_temperature": (int, float)}
+    NEEDS = frozenset({"teacher_output", "taps"})
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
@@ -53,26 +55,21 @@ class FACDTerm(Term):
             problems.append(f"train.gate_temperature: {train['gate_temperature']} is not above 0")
         return problems
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        train = model.opt["train"]
-        self.mode, self.temperature = gate_mode(train), train.get("gate_temperature", 0.01)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.mode, self.temperature = gate_mode(self.train), self.train.get("gate_temperature", 0.01)
 
     def tap_groups(self) -> dict[str, TapGroup]:
-        assert self.model.net_t is not None
-        return {"facd": TapGroup("train.taps", tap_pairs(self.model.opt["train"]["taps"]), self.model.net_t)}
+        return {"facd": TapGroup("train.taps", tap_pairs(self.train["taps"]))}
 
-    def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
-        model = self.model
-        assert model.student_bundle is not None
-        wanted = model.taught_features("facd")
-        features = resized_like(model.student_bundle.features["facd"], wanted)
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        wanted = step.teacher_features["facd"]
+        features = resized_like(step.student_features["facd"], wanted)
         candidates = [gather_batches(level) for level in wanted]
-        own = torch.arange(len(model.lq), device=model.device) + model.opt["rank"] * len(model.lq)
-        gt = None if self.mode == "off" else model.gt  # there may be none
-        self.gate = patch_gate(model.output, model.teacher_output, gt, self.mode, self.temperature)
-        loss, self.bound = self.cri(features, candidates, own, self.gate)
+        samples = len(step.lq)
+        own = torch.arange(samples, device=step.lq.device) + self.setup.opt["rank"] * samples
+        gt = None if self.mode == "off" else step.ground_truth  # there may be none
+        gate = patch_gate(step.output, step.teacher_output, gt, self.mode, self.temperature)
+        loss, bound = self.loss(features, candidates, own, gate)
+        step.statistics |= {"mutual_information": bound, "gated": gate.mean()}
         return {"l_facd": loss}
-
-    def statistics(self) -> dict[str, Tensor]:
-        return {"mutual_information": self.bound, "gated": self.gate.mean()}

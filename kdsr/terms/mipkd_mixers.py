@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsr.models.adapters import TapPair, resized_like
-from kdsr.models.feature_taps import module_names
+from kdsr.distill.adapters import TapPair, resized_like
+from kdsr.distill.taps import module_names
 from kdsr.runtime.errors import OptionError
 
 # ------------------------------------------------------------------------------------------------------- features

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kdsr.models.adapters import StudentBundle, TapGroup, TapPair, resized_like
-from kdsr.models.feature_taps import FeatureTaps, module_names, shapes_of
-from kdsr.models.tap_options import tap_pairs, tap_problems
+from kdsr.distill.adapters import TapGroup, TapPair, resized_like
+from kdsr.distill.bundle import StudentBundle
+from kdsr.distill.tap_options import tap_pairs, tap_problems
+from kdsr.distill.taps import FeatureTaps, module_names, shapes_of
+from kdsr.distill.teacher import Teacher
 from kdsr.runtime.errors import OptionError
 
 
@@ -92,14 +94,15 @@ def test_what_is_no_feature_map() -> None:
 
 
 def bundle(student_tap: str, teacher_tap: str) -> StudentBundle:
-    group = TapGroup("train.taps", [TapPair(student_tap, teacher_tap)], Small(6).requires_grad_(False))
-    return StudentBundle(Small(4), {"facd": group}, torch.rand(1, 3, 8, 8))
+    group = TapGroup("train.taps", [TapPair(student_tap, teacher_tap)])
+    teachers = {"t": Teacher(Small(6).requires_grad_(False), multiple_of=1, scale=1)}
+    return StudentBundle(Small(4), {"facd": group}, teachers, torch.rand(1, 3, 8, 8))
 
 
 def test_features_are_adapted_to_the_teachers_channels() -> None:
     bundled, x = bundle("conv", "conv"), torch.rand(2, 3, 8, 8)
-    output = bundled(x).output
-    (adapted,) = bundled.features["facd"]
+    output, features, _ = bundled(x)
+    (adapted,) = features["facd"]
     assert adapted.shape == (2, 6, 8, 8)
     student, adapter = bundled.student, bundled.adapters["facd"][0]  # type: ignore[index]
     torch.testing.assert_close(adapted, adapter(student.conv(x)))
@@ -115,8 +118,7 @@ def test_features_are_adapted_to_the_teachers_channels() -> None:
 
 def test_features_of_half_the_size_are_enlarged() -> None:
     bundled, x = bundle("down", "conv"), torch.rand(2, 3, 8, 8)
-    bundled(x)
-    (enlarged,) = resized_like(bundled.features["facd"], [torch.zeros(2, 6, 8, 8)])
+    (enlarged,) = resized_like(bundled(x).features["facd"], [torch.zeros(2, 6, 8, 8)])
     assert enlarged.shape == (2, 6, 8, 8)
 
 

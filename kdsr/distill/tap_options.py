@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from kdsr.models.adapters import TapPair
-from kdsr.models.feature_taps import share_problem
+from kdsr.distill.adapters import TapPair
+from kdsr.distill.taps import share_problem
 from kdsr.runtime.files import from_here
 
 # of a checkout; an installed package has none

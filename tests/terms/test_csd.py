@@ -14,8 +14,8 @@ from basicsr.archs import build_network
 from kdsr.losses.contrastive_loss import contrastive_ratio
 from kdsr.models.dckd_model import DCKDModel
 from kdsr.models.kd_model import KDModel
-from kdsr.models.terms.csd import following
 from kdsr.runtime.errors import OptionError
+from kdsr.terms.csd import following
 from small_runs import complete, run
 
 Options = dict[str, Any]
@@ -62,7 +62,7 @@ def test_the_term_is_the_ratio_of_its_parts(options: Options, count: int | None)
     model = KDModel(complete(options))
     losses = stepped(model)
     blurred = F.interpolate(model.lq, (32, 32), mode="bicubic", align_corners=False).clamp(0, 1)
-    extractor = model.terms[0].extractor
+    extractor = model.terms["csd_opt"].extractor
     anchor, positive = extractor(model.net_g(model.lq))[0], extractor(model.net_t(model.lq))[0]
     shifts = [1] if count else [1, 2]
     negatives = extractor(torch.cat([blurred.roll(-shift, 0) for shift in shifts]))[0]
@@ -77,7 +77,7 @@ def test_gradient_reaches_the_student_and_no_frozen_network(options: Options) ->
     gradients = [parameter.grad for parameter in model.net_g.parameters()]
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
-    for frozen in (model.net_t, model.terms[0].extractor):
+    for frozen in (model.net_t, model.terms["csd_opt"].extractor):
         assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
         assert not frozen.training
 
@@ -106,7 +106,7 @@ def test_a_models_own_vqgan_serves(
     dckd_options["train"]["csd_opt"] = {"type": "ContrasLoss", "loss_weight": 0.5}
     model = DCKDModel(complete(dckd_options))
     losses = stepped(model)
-    assert model.terms[0].extractor is model.net_vqgan
+    assert model.terms["csd_opt"].extractor is model.networks()["net_vqgan"]
     assert {"l_csd", "l_cl", "l_ce"} <= set(losses) and losses["l_csd"].isfinite()
 
 

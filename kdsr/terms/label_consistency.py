@@ -7,7 +7,9 @@ opinion.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,6 +87,11 @@ class LabelConsistency:
         if not 0 <= prob <= 1:
             raise OptionError(f"train.noisy.prob: {prob} is no probability; give a number from 0 to 1")
         self.prob = prob
+
+    @classmethod
+    def of(cls, train: Mapping[str, Any]) -> LabelConsistency:
+        """As ``train.noisy.prob`` says (0.5)."""
+        return cls((train.get("noisy") or {}).get("prob", 0.5))
 
     def draw(self, samples: int, generator: torch.Generator) -> AugmentationPlan:
         """Masks for so many samples, from a generator of the CPU (its state is all that a resume needs)."""

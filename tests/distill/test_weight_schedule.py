@@ -9,8 +9,8 @@ import pytest
 import torch
 from basicsr.losses import build_loss
 
+from kdsr.distill.weight_schedule import ScheduledLoss, weight_at
 from kdsr.models.kd_model import KDModel
-from kdsr.models.weight_schedule import ScheduledLoss, weight_at
 from kdsr.pipeline.option_check import check
 
 Options = dict[str, Any]

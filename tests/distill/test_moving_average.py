@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdsr.distill.moving_average import WORTH_A_WARNING, ema_decay_at, fitting_decay, lag_warning
 from kdsr.models.kd_model import KDModel
-from kdsr.models.moving_average import WORTH_A_WARNING, ema_decay_at, fitting_decay, lag_warning
 from kdsr.pipeline.option_check import check
 from small_runs import complete, run
 

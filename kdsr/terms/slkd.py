@@ -6,32 +6,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
+from kdsr.distill.adapters import TapGroup, resized_like
+from kdsr.distill.step import Step
+from kdsr.distill.tap_options import missing_taps, tap_pairs, tap_problems
+from kdsr.distill.term import TERM_REGISTRY, Setup, Term
+from kdsr.distill.weight_files import weight_files
 from kdsr.losses.slkd_loss import EdgeTextureLoss, NaturalSceneLoss
-from kdsr.models.adapters import TapGroup, resized_like
-from kdsr.models.pretrained import weight_files
-from kdsr.models.tap_options import missing_taps, tap_pairs, tap_problems
-from kdsr.models.terms.features import loss_problems
-from kdsr.models.terms.term import Term
+from kdsr.terms.features import loss_problems
 
+CLEAN = "clean"  # the teacher's view of the ground truth
 _TAPS = (list, dict, type(None))
 
 
+@TERM_REGISTRY.register()
 class SpatialKLTerm(Term):
     """``l_kl``: the student's output is bright where the teacher's is (``SpatialKLLoss``)."""
 
     KEY = "kl_opt"
     TRAIN_KEYS = {KEY: (dict, type(None))}
-    NEEDS = frozenset({"teacher"})
+    NEEDS = frozenset({"teacher_output"})
 
-    def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {"l_kl": self.cri(self.model.output, self.model.teacher_output)}
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return {"l_kl": self.loss(step.output, step.teacher_output)}
 
 
 class _LevelsTerm(Term):
@@ -56,21 +57,16 @@ class _LevelsTerm(Term):
             missing = tap_problems(taps, f"train.{cls.TAPS}")
         return loss_problems(opt, cls.KEY, cls.LOSS) + missing
 
-    def teacher(self) -> nn.Module:
-        """The one whose features are compared with."""
-        assert self.model.net_t is not None
-        return self.model.net_t
-
     def tap_groups(self) -> dict[str, TapGroup]:
-        pairs = tap_pairs(self.model.opt["train"][self.TAPS])
-        return {self.KEY: TapGroup(f"train.{self.TAPS}", pairs, self.teacher())}
+        return {self.KEY: TapGroup(f"train.{self.TAPS}", tap_pairs(self.train[self.TAPS]))}
 
-    def like(self, wanted: Sequence[Tensor]) -> list[Tensor]:
-        """The student's adapted features in the shapes of the teacher's, level by level."""
-        assert self.model.student_bundle is not None
-        return resized_like(self.model.student_bundle.features[self.KEY], wanted)
+    def levels(self, step: Step) -> tuple[list[Tensor], list[Tensor]]:
+        """The student's adapted features in the sizes of the teacher's, and the teacher's."""
+        wanted = step.teacher_features[self.KEY]
+        return resized_like(step.student_features[self.KEY], wanted), wanted
 
 
+@TERM_REGISTRY.register()
 class NaturalSceneTerm(_LevelsTerm):
     """``l_nc``: at ``encoder_taps``, natural scene statistics as in Teacher A, which sees the degraded images."""
 
@@ -78,16 +74,16 @@ class NaturalSceneTerm(_LevelsTerm):
     TRAIN_KEYS = {KEY: (dict, type(None)), TAPS: _TAPS}
     NEEDS = frozenset({"teacher"})
 
-    def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
-        wanted = self.model.taught_features(self.KEY)
-        return {"l_nc": self.cri(self.like(wanted), wanted)}
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return {"l_nc": self.loss(*self.levels(step))}
 
 
+@TERM_REGISTRY.register()
 class EdgeTextureTerm(_LevelsTerm):
     """``l_et``: at ``decoder_taps``, edges and texture as in Teacher B, which sees the clean images.
 
-    Teacher B has its own checkpoint where ``network_tb`` is given; else it is Teacher A, shown the ground truth. That
-    is a pass of its own after all others of Teacher A, whose features must have been taken by then: the last of terms.
+    Teacher B has its own checkpoint where ``network_tb`` is given; else it is Teacher A, which sees the ground truth in
+    one batch with the degraded images.
     """
 
     KEY, TAPS, LOSS, TEACHER = "et_opt", "decoder_taps", EdgeTextureLoss, "tb"
@@ -109,26 +105,20 @@ class EdgeTextureTerm(_LevelsTerm):
             )
         return problems
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        if model.opt.get("network_tb"):
-            model.net_tb = model.build_frozen("tb")
-        else:
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.teacher = "tb" if setup.opt.get("network_tb") else "t"
+        if self.teacher == "t":
             get_root_logger().info("net_tb: Teacher A, which is shown the clean images")
-            model.net_tb = model.net_t
 
-    def teacher(self) -> nn.Module:
-        assert self.model.net_tb is not None
-        return self.model.net_tb
+    def tap_groups(self) -> dict[str, TapGroup]:
+        (group,) = super().tap_groups().values()
+        return {self.KEY: group._replace(teacher=self.teacher, view=CLEAN)}
 
-    def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
-        wanted = self.of_clean()
-        strides = [max(1, round(self.model.gt.shape[-1] / level.shape[-1])) for level in wanted]
-        return {"l_et": self.cri(self.like(wanted), wanted, strides)}
+    def prepare(self, step: Step) -> None:
+        step.show_teacher(CLEAN, step.ground_truth, self.teacher)
 
-    @torch.no_grad()
-    def of_clean(self) -> list[Tensor]:
-        """Teacher B's features of the ground truth."""
-        assert self.model.student_bundle is not None
-        self.teacher()(self.model.gt)
-        return self.model.student_bundle.teacher_taps[self.KEY].take(self.model.gt)
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        features, wanted = self.levels(step)
+        strides = [max(1, round(step.ground_truth.shape[-1] / level.shape[-1])) for level in wanted]
+        return {"l_et": self.loss(features, wanted, strides)}

@@ -9,9 +9,9 @@ import torch
 from basicsr.archs import build_network
 from torch import nn
 
-from kdsr.models.adapters import TapPair
-from kdsr.models.mixing import BlockMixing, Bridge, FeatureMixing, bridges, draw_mask, mixed
+from kdsr.distill.adapters import TapPair
 from kdsr.runtime.errors import OptionError
+from kdsr.terms.mipkd_mixers import BlockMixing, Bridge, FeatureMixing, bridges, draw_mask, mixed
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale": 4}
 RCAN = {

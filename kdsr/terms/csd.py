@@ -6,19 +6,19 @@ Wang et al., "Towards Compact Single Image Super-Resolution via Contrastive Self
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdsr.distill.extractors import features_of
+from kdsr.distill.step import Step
+from kdsr.distill.term import TERM_REGISTRY, Setup, Term
+from kdsr.distill.weight_files import weight_files
 from kdsr.losses.contrastive_loss import ContrasLoss
-from kdsr.models.extraction import extract_features
-from kdsr.models.pretrained import weight_files
-from kdsr.models.terms.features import loss_problems, smallest_batch
-from kdsr.models.terms.term import Term
 from kdsr.runtime.errors import OptionError
+from kdsr.terms.features import loss_problems, smallest_batch
 
 
 def following(samples: Tensor, count: int) -> Tensor:
@@ -35,17 +35,18 @@ def following(samples: Tensor, count: int) -> Tensor:
     return doubled[1:].unfold(0, len(samples), 1).movedim(-1, 1)
 
 
+@TERM_REGISTRY.register()
 class CSDTerm(Term):
     """``l_csd``: the ratio contrast of ``ContrasLoss`` on the features of ``network_extractor`` (VGG19 in the paper).
 
     Anchor S(x), positive T(x), negatives the bicubic inputs of ``csd_negatives`` other samples of the process's batch
-    (all of them by default). In a model with a ``network_vqgan`` that one serves where no extractor is given.
+    (all of them by default). Where no extractor is given, ``network_vqgan`` serves.
     """
 
     KEY = "csd_opt"
     TRAIN_KEYS = {KEY: (dict, type(None)), "csd_negatives": (int, type(None))}
-    NETWORK_KEYS = frozenset({"extractor"})
-    NEEDS = frozenset({"teacher"})
+    NETWORK_KEYS = frozenset({"extractor", "vqgan"})
+    NEEDS = frozenset({"teacher_output"})
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:
@@ -66,29 +67,30 @@ class CSDTerm(Term):
             problems.append(_too_few(batch, asked))
         return problems
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self.own_extractor = model.build_frozen("extractor") if model.opt.get("network_extractor") else None
-        self.levels = next(len(m.weights) for m in self.cri.modules() if isinstance(m, ContrasLoss))
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.extractor = setup.frozen("extractor" if setup.opt.get("network_extractor") else "vqgan")
+        self.levels = next(len(m.weights) for m in self.loss.modules() if isinstance(m, ContrasLoss))
 
-    @property
-    def extractor(self) -> nn.Module:
-        return self.model.net_vqgan if self.own_extractor is None else self.own_extractor
-
-    def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
-        output, samples = self.model.output, len(self.model.output)
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        samples = len(step.output)
         if samples < 2:
             raise OptionError(_too_few(samples, None))
-        count = min(self.model.opt["train"].get("csd_negatives") or samples, samples - 1)
+        count = min(self.train.get("csd_negatives") or samples, samples - 1)
         with torch.no_grad():
-            lq = self.model.lq.float()
-            blurred = F.interpolate(lq, output.shape[2:], mode="bicubic", align_corners=False).clamp(0, 1)
-            frozen = torch.cat([self.model.teacher_output, blurred.to(output.dtype)])
-            features = extract_features(self.extractor, frozen, self.levels)
-        anchor = extract_features(self.extractor, output, self.levels)
-        positive = [level[:samples] for level in features]
-        negatives = [following(level[samples:], count) for level in features]
-        return {"l_csd": self.cri(anchor, positive, negatives)}
+            lq = step.lq.float()
+            blurred = F.interpolate(lq, step.output.shape[2:], mode="bicubic", align_corners=False).clamp(
+                0, 1
+            )
+        answers = step.extract(
+            self.extractor, step.output, step.teacher_output, blurred.to(step.output.dtype)
+        )
+        anchor, positive, inputs = (features_of(answer, self.extractor, self.levels) for answer in answers)
+        return {"l_csd": self.loss(anchor, positive, [following(level, count) for level in inputs])}
+
+    def networks(self) -> dict[str, nn.Module]:
+        key = "extractor" if self.setup.opt.get("network_extractor") else "vqgan"
+        return {f"net_{key}": self.extractor}
 
 
 def _too_few(batch: int, asked: int | None) -> str:

@@ -1,26 +1,26 @@
-"""Images as a frozen network sees them: features per level, of any extractor."""
+"""Features per level, of any frozen extractor."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor, nn
 
 from kdsr.runtime.errors import OptionError
 
 
-def extract_features(extractor: nn.Module, images: Tensor, levels: int) -> list[Tensor]:
-    """The features of images, finest level first, (N, C, H, W) each; with gradient where the images have one.
+def features_of(answer: Any, extractor: nn.Module, levels: int) -> list[Tensor]:
+    """The features in what an extractor gives for images, finest level first, (N, C, H, W) each.
 
     Args:
-        extractor: Its forward gives a list of features (VGG19), or a tuple that begins with one (VQGAN).
-        images: (N, 3, H, W) in [0, 1].
+        answer: A list of features (VGG19), or a tuple that begins with one (VQGAN).
+        extractor: What gave it, for messages.
         levels: How many there have to be.
 
     Raises:
         OptionError: There are more or fewer, or they are no feature maps.
     """
-    features = extractor(images)
-    if isinstance(features, tuple):
-        features = features[0]
+    features = answer[0] if isinstance(answer, tuple) else answer
     name = type(extractor).__name__
     if not isinstance(features, list) or not all(isinstance(x, Tensor) and x.dim() == 4 for x in features):
         raise OptionError(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from skimage import data
 
-from kdsr.data.degradations import (
+from kdsr.terms.dckd_degradations import (
     DegradationPlan,
     apply_plan,
     degrade,

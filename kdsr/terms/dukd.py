@@ -6,15 +6,17 @@ where it leaves the release, is in docs/methods.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdsr.models.evaluation import pad_and_restore
-from kdsr.models.terms.term import Term
+from kdsr.distill.padding import pad_and_restore
+from kdsr.distill.step import Step
+from kdsr.distill.term import TERM_REGISTRY, Setup, Shapes, Term
+from kdsr.terms.label_consistency import LabelConsistency
 
 
 def random_crops(images: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -46,19 +48,17 @@ class _Restored(nn.Module):
 class _Zoom(Term):
     """A term with one further pass of the student, of the term's own name."""
 
-    NAME: str
+    NAME: ClassVar[str]
 
-    def passes(self) -> dict[str, nn.Module]:
-        model = self.model
-        return {self.NAME: _Restored(model.size_multiple(model.net_g), model.opt.get("scale") or 1)}
+    def passes(self, shapes: Mapping[str, Shapes]) -> dict[str, nn.Module]:
+        return {self.NAME: _Restored(self.setup.multiple_of(self.setup.student), self.setup.scale)}
 
-    @property
-    def answer(self) -> Tensor:
+    def answer(self, step: Step) -> Tensor:
         """What the student made of the view, (N, C, H·scale, W·scale)."""
-        assert self.model.student_bundle is not None
-        return self.model.student_bundle.results[self.NAME].to(self.model.lq.dtype)
+        return step.results[self.NAME].to(step.lq.dtype)
 
 
+@TERM_REGISTRY.register()
 class ZoomInTerm(_Zoom):
     """``l_zoom_in = L1(A⁻¹ S(A y_c), T(y_c))``: y_c is a crop of the ground truth as large as x.
 
@@ -66,23 +66,27 @@ class ZoomInTerm(_Zoom):
     """
 
     KEY, NAME = "zoom_in_opt", "zoom_in"
-    TRAIN_KEYS = {KEY: (dict, type(None))}
+    TRAIN_KEYS: ClassVar[dict[str, Any]] = {KEY: (dict, type(None)), "noisy": {"prob": (int, float)}}
     NEEDS = frozenset({"teacher", "gt"})
 
-    def prepare(self) -> dict[str, tuple[Any, ...]]:
-        model = self.model
-        height, width = model.lq.shape[2:]
-        self.crops = random_crops(model.gt, height, width, model.generator)
-        self.plan = model.augmentation.draw(len(self.crops), model.generator)
-        return {self.NAME: (model.augmentation.apply(self.crops, self.plan),)}
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.augmentation = LabelConsistency.of(setup.train)
 
-    def teacher_views(self) -> Sequence[Tensor]:
-        return [self.crops]
+    def prepare(self, step: Step) -> None:
+        height, width = step.lq.shape[2:]
+        crops = random_crops(step.ground_truth, height, width, step.generator)
+        plan = self.augmentation.draw(len(crops), step.generator)
+        step.kept[self.KEY] = plan
+        step.student_inputs[self.NAME] = (self.augmentation.apply(crops, plan),)
+        step.show_teacher(self.NAME, crops)
 
-    def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {"l_zoom_in": self.cri(self.model.augmentation.invert(self.answer, self.plan), taught[0])}
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        restored = self.augmentation.invert(self.answer(step), step.kept[self.KEY])
+        return {"l_zoom_in": self.loss(restored, step.teacher_outputs[self.NAME])}
 
 
+@TERM_REGISTRY.register()
 class ZoomOutTerm(_Zoom):
     """``l_zoom_out = L1(S(x↓), x) + L1(S(x↓), T(x↓))``: x itself is the ground truth of a smaller x↓.
 
@@ -103,16 +107,16 @@ class ZoomOutTerm(_Zoom):
             return [f"train.{cls.KEY}: nothing is left of LQ patches of {patch} pixels, shrunk by {scale}"]
         return []
 
-    def prepare(self) -> dict[str, tuple[Any, ...]]:
-        self.small = zoomed_out(self.model.lq, self.model.opt["scale"])
-        return {self.NAME: (self.small,)}
+    def prepare(self, step: Step) -> None:
+        small = zoomed_out(step.lq, self.setup.scale)
+        step.student_inputs[self.NAME] = (small,)
+        if self.setup.opt.get("network_t"):
+            step.show_teacher(self.NAME, small)
 
-    def teacher_views(self) -> Sequence[Tensor]:
-        return [self.small] if self.model.net_t is not None else ()
-
-    def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
-        height, width = self.answer.shape[2:]
-        loss = self.cri(self.answer, self.model.lq[..., :height, :width])
-        if taught:
-            loss = loss + self.cri(self.answer, taught[0])
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        answer = self.answer(step)
+        height, width = answer.shape[2:]
+        loss = self.loss(answer, step.lq[..., :height, :width])
+        if self.NAME in step.teacher_outputs:
+            loss = loss + self.loss(answer, step.teacher_outputs[self.NAME])
         return {"l_zoom_out": loss}

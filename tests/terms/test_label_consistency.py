@@ -4,8 +4,8 @@ import pytest
 import torch
 from skimage import data
 
-from kdsr.data.label_consistency import AugmentationPlan, LabelConsistency, augment, restore
 from kdsr.runtime.errors import OptionError
+from kdsr.terms.label_consistency import AugmentationPlan, LabelConsistency, augment, restore
 
 
 def masks(samples: int, **indices: list[int]) -> AugmentationPlan:

@@ -12,13 +12,16 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
+from kdsr.distill.adapters import TapGroup, resized_like
+from kdsr.distill.step import Step
+from kdsr.distill.tap_options import tap_pairs
+from kdsr.distill.term import TERM_REGISTRY, Term
 from kdsr.losses.affinity_loss import AffinityLoss
 from kdsr.losses.attention_loss import AttentionTransferLoss
 from kdsr.losses.fitnet_loss import FitNetLoss
 from kdsr.losses.relation_loss import FEWEST, RKDLoss
-from kdsr.models.adapters import TapGroup, resized_like
-from kdsr.models.tap_options import tap_pairs
-from kdsr.models.terms.term import Term
+
+TAPS: dict[str, Any] = {"taps": (list, dict, type(None))}  # the option that all of them read
 
 
 def loss_problems(opt: dict[str, Any], key: str, wanted: type[nn.Module]) -> list[str]:
@@ -60,37 +63,36 @@ class FeatureTerm(Term):
         return loss_problems(opt, cls.KEY, cls.LOSS)
 
     def tap_groups(self) -> dict[str, TapGroup]:
-        assert self.model.net_t is not None
-        pairs = tap_pairs(self.model.opt["train"]["taps"])
-        return {self.NAME: TapGroup("train.taps", pairs, self.model.net_t, adapt=self.ADAPT)}
+        return {self.NAME: TapGroup("train.taps", tap_pairs(self.train["taps"]), adapt=self.ADAPT)}
 
-    def losses(self, current_iter: int, taught: Sequence[Tensor]) -> dict[str, Tensor]:
-        assert self.model.student_bundle is not None
-        features = self.model.student_bundle.features[self.NAME]
-        wanted = self.model.taught_features(self.NAME)
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        features, wanted = step.student_features[self.NAME], step.teacher_features[self.NAME]
         if self.RESIZE:
             features = resized_like(features, wanted)
         self.see(wanted)
-        return {f"l_{self.NAME}": self.cri(features, wanted)}
+        return {f"l_{self.NAME}": self.loss(features, wanted)}
 
     def see(self, features: Sequence[Tensor]) -> None:
         """Called with what is compared, for what a term has to say of it."""
 
 
+@TERM_REGISTRY.register()
 class FitNetTerm(FeatureTerm):
     """``l_fitnet``: the student's adapted features shall be the teacher's (``FitNetLoss``)."""
 
     KEY, NAME, LOSS, ADAPT = "fitnet_opt", "fitnet", FitNetLoss, True
-    TRAIN_KEYS = {KEY: (dict, type(None))}
+    TRAIN_KEYS = {KEY: (dict, type(None)), **TAPS}
 
 
+@TERM_REGISTRY.register()
 class ATTerm(FeatureTerm):
     """``l_at``: the student shall be active where the teacher is (``AttentionTransferLoss``)."""
 
     KEY, NAME, LOSS = "at_opt", "at", AttentionTransferLoss
-    TRAIN_KEYS = {KEY: (dict, type(None))}
+    TRAIN_KEYS = {KEY: (dict, type(None)), **TAPS}
 
 
+@TERM_REGISTRY.register()
 class FAKDTerm(FeatureTerm):
     """``l_fakd``: positions alike in the teacher shall be alike in the student (``AffinityLoss``).
 
@@ -98,25 +100,26 @@ class FAKDTerm(FeatureTerm):
     """
 
     KEY, NAME, LOSS = "fakd_opt", "fakd", AffinityLoss
-    TRAIN_KEYS = {KEY: (dict, type(None))}
+    TRAIN_KEYS = {KEY: (dict, type(None)), **TAPS}
 
-    told: frozenset[tuple[int, ...]] = frozenset()
+    logged_sizes: frozenset[tuple[int, ...]] = frozenset()
 
     def see(self, features: Sequence[Tensor]) -> None:
-        sizes = {tuple(feature.shape[2:]) for feature in features} - self.told
+        sizes = {tuple(feature.shape[2:]) for feature in features} - self.logged_sizes
         if not sizes:
             return
-        loss = next(module for module in self.cri.modules() if isinstance(module, AffinityLoss))
+        loss = next(module for module in self.loss.modules() if isinstance(module, AffinityLoss))
         for size in sorted(sizes):
             get_root_logger().info(f"train.{self.KEY}: affinity {loss.form(*size)}")
-        self.told |= sizes
+        self.logged_sizes |= sizes
 
 
+@TERM_REGISTRY.register()
 class RKDTerm(FeatureTerm):
     """``l_rkd``: distances and angles between the samples of a batch, at each tap (``RKDLoss``)."""
 
     KEY, NAME, LOSS, RESIZE = "rkd_opt", "rkd", RKDLoss, False
-    TRAIN_KEYS = {KEY: (dict, type(None))}
+    TRAIN_KEYS = {KEY: (dict, type(None)), **TAPS}
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:

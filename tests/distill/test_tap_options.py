@@ -13,9 +13,11 @@ from basicsr.archs import build_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdsr.models import tap_options
-from kdsr.models.adapters import StudentBundle, TapGroup
-from kdsr.models.tap_options import PIECES, missing_taps, tap_pairs, tap_problems
+from kdsr.distill import tap_options
+from kdsr.distill.adapters import TapGroup
+from kdsr.distill.bundle import StudentBundle
+from kdsr.distill.tap_options import PIECES, missing_taps, tap_pairs, tap_problems
+from kdsr.distill.teacher import Teacher
 from kdsr.pipeline.option_files import load
 from small_runs import run
 
@@ -129,9 +131,12 @@ def test_the_pieces_serve_a_student_and_a_teacher_of_any_depths(
     small = {"type": name, "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
     small |= {"squeeze_factor": 2} if name == "RCAN" else {}
     nets = [build_network({**small, depth: blocks}) for blocks in (student, teacher)]
-    bundle = StudentBundle(nets[0], {"taps": TapGroup("train.taps", pairs, nets[1])}, torch.zeros(1, 3, 4, 4))
-    for taps, blocks in ((bundle.taps, student), (bundle.teacher_taps, teacher)):
-        first, second, after = taps["taps"].names
+    shown = Teacher(nets[1], multiple_of=1, scale=1)
+    bundle = StudentBundle(
+        nets[0], {"taps": TapGroup("train.taps", pairs)}, {"t": shown}, torch.zeros(1, 3, 4, 4)
+    )
+    for taps, blocks in ((bundle.taps["taps"], student), (shown._taps["taps"][0], teacher)):
+        first, second, after = taps.names
         indices = [int(tapped.removeprefix("body.")) for tapped in (first, second)]
         assert indices == sorted(indices) and indices[1] < blocks and after == "conv_after_body"
         assert blocks < 3 or indices[0] < indices[1]

@@ -1,0 +1,125 @@
+"""Step: everything that one training step knows, and what a term may ask of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+X = "x"  # the view of a teacher that is the LQ batch itself
+
+
+@dataclass
+class Step:
+    """One training step, from its batch to its losses. Every term gets it; its fields are filled from top to bottom.
+
+    Attributes:
+        iteration: Counted from 1.
+        lq: (N, C, H, W) in [0, 1].
+        gt: (N, C, H·scale, W·scale); None where the training set has no ground truth.
+        generator: On the CPU, part of the training state. A term draws from it in ``prepare`` and ``before_student``.
+        student: The bare student.
+        student_ema: Its moving average; None where there is none.
+        teacher_views: By the teacher's key, the images that it sees in this step, by the view's name.
+        teacher_outputs: What the teachers restored, by the view's name.
+        teacher_features: The teachers' features, by tap group.
+        student_inputs: By the name of a further pass of the student, what it gets.
+        output: The student's output for ``lq``.
+        student_features: Its adapted features, by tap group.
+        results: What its further passes gave, by name.
+        statistics: Scalars on the device that are logged beside the losses.
+        kept: A place for what a term makes early in a step and needs later, by the term's key.
+    """
+
+    iteration: int
+    lq: Tensor
+    gt: Tensor | None
+    generator: torch.Generator
+    student: nn.Module
+    student_ema: nn.Module | None = None
+    teacher_views: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    teacher_outputs: dict[str, Tensor] = field(default_factory=dict)
+    teacher_features: dict[str, list[Tensor]] = field(default_factory=dict)
+    student_inputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    output: Tensor = field(default_factory=lambda: torch.empty(0))
+    student_features: dict[str, list[Tensor]] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
+    _extracted: dict[tuple[int, int], tuple[Tensor, Any]] = field(default_factory=dict)
+
+    @property
+    def ground_truth(self) -> Tensor:
+        """``gt``, for terms that cannot do without it (``NEEDS`` has ``gt``)."""
+        assert self.gt is not None
+        return self.gt
+
+    @property
+    def teacher_output(self) -> Tensor:
+        """T(x), for terms with ``teacher_output`` in ``NEEDS``."""
+        return self.teacher_outputs[X]
+
+    def show_teacher(self, view: str, images: Tensor, teacher: str = "t") -> None:
+        """Lets a teacher see images of any size in this step; called in ``prepare``.
+
+        Args:
+            view: Under which name ``teacher_outputs`` has the answer.
+            images: (N, C, H, W). Views of the same size go through the network in one batch.
+            teacher: The network's key: ``t`` for ``network_t``.
+        """
+        self.teacher_views.setdefault(teacher, {})[view] = images
+
+    def release(self) -> None:
+        """Drops, at the end of a step, what takes memory: only outputs and statistics stay."""
+        held: tuple[dict[Any, Any], ...] = (
+            self.teacher_views, self.teacher_features, self.student_inputs, self.student_features,
+            self.results, self.kept, self._extracted,
+        )  # fmt: skip
+        for tensors in held:
+            tensors.clear()
+
+    def extract(self, network: nn.Module, *image_sets: Tensor, chunk: int | None = None) -> list[Any]:
+        """What a frozen extractor gives for each set of images: once per set and step, however many terms ask.
+
+        Sets without a gradient that were not asked for before go through the network in one batch.
+
+        Args:
+            network: Maps images to a tensor, or to (nested) lists and tuples of tensors, whose rows belong to images.
+            image_sets: (N, C, H, W) each, of one size.
+            chunk: Images per batch of those without a gradient (default all at once).
+        """
+        new = [images for images in image_sets if (id(network), id(images)) not in self._extracted]
+        frozen = [images for images in new if not images.requires_grad]
+        if frozen:
+            with torch.no_grad():
+                batch = torch.cat(frozen) if len(frozen) > 1 else frozen[0]
+                answers = [network(part) for part in batch.split(chunk or len(batch))]
+                whole = _joined(answers)
+            start = 0
+            for images in frozen:
+                rows = slice(start, start + len(images))
+                self._extracted[id(network), id(images)] = images, _rows(whole, rows, len(batch))
+                start += len(images)
+        for images in new:
+            if images.requires_grad:
+                self._extracted[id(network), id(images)] = images, network(images)
+        return [self._extracted[id(network), id(images)][1] for images in image_sets]
+
+
+def _joined(answers: list[Any]) -> Any:
+    """The answers for the parts of a batch as one, along the first dimension."""
+    if len(answers) == 1:
+        return answers[0]
+    if isinstance(answers[0], Tensor):
+        return torch.cat(answers)
+    return type(answers[0])(_joined(list(parts)) for parts in zip(*answers, strict=True))
+
+
+def _rows(answer: Any, samples: slice, total: int) -> Any:
+    """The part of an answer that belongs to some of its samples; a tensor may have several rows per sample."""
+    if isinstance(answer, Tensor):
+        each = len(answer) // total
+        return answer[samples.start * each : samples.stop * each]
+    return type(answer)(_rows(part, samples, total) for part in answer)

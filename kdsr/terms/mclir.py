@@ -1,0 +1,125 @@
+"""MCLIR's term: negatives from the network's own past (arXiv 2309.06023, AAAI 2024). It needs no teacher."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from basicsr.utils import get_root_logger
+from torch import Tensor, nn
+
+from kdsr.distill.extractors import features_of
+from kdsr.distill.moving_average import blend_weights
+from kdsr.distill.step import Step
+from kdsr.distill.term import TERM_REGISTRY, Setup, Term
+from kdsr.distill.weight_files import weight_files
+from kdsr.losses.contrastive_loss import ContrasLoss
+from kdsr.losses.negative_loss import NegativeLoss
+from kdsr.terms.features import loss_problems
+
+Number = (int, float)
+
+
+@TERM_REGISTRY.register()
+class OwnPastTerm(Term):
+    """``l_neg = −λ · Σ_i w_i · mean_k |f_i(S(x)) − f_i(N_k(x))|``, N_k slow copies of the student itself.
+
+    f are the features of a frozen ``network_extractor`` (VGG19 or a VQGAN). With ``neg_opt: {type: ContrasLoss}`` it is
+    the ratio of the distances to y and to the negatives, which is bounded.
+
+    A negative model begins as ``neg_start`` parts of a random network and the rest of the student, and follows:
+    ``θ_k ← neg_decay_k·θ_k + (1 − neg_decay_k)·θ`` every ``neg_iter_k`` iterations.
+
+    Options (``train``): ``neg_iter`` (1000) and ``neg_decay`` (0.1): numbers, or lists with an entry for each negative
+    model; ``neg_start`` (0.1).
+    """
+
+    KEY = "neg_opt"
+    TRAIN_KEYS: ClassVar[dict[str, Any]] = {
+        KEY: (dict, type(None)),
+        "neg_iter": (int, list),
+        "neg_decay": (*Number, list),
+        "neg_start": Number,
+    }
+    NETWORK_KEYS = frozenset({"extractor"})
+
+    @classmethod
+    def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
+        loss = train.get(cls.KEY)
+        has_positive = isinstance(loss, dict) and loss.get("type") == ContrasLoss.__name__
+        return {cls.KEY: "use NegativeLoss"} if has_positive else {}
+
+    @classmethod
+    def problems(cls, opt: dict[str, Any]) -> list[str]:
+        train = opt["train"]
+        problems = []
+        if train[cls.KEY].get("type") != ContrasLoss.__name__:
+            problems += loss_problems(opt, cls.KEY, NegativeLoss)
+        if not opt.get("network_extractor"):
+            problems.append(
+                f"network_extractor: missing, train.{cls.KEY} sees images through it; give {{type: VGG19}} or a VQGAN"
+            )
+        elif "extractor" not in weight_files(opt):
+            problems.append(
+                "path.pretrain_network_extractor: missing; features of a random network mean nothing"
+            )
+        iterations, decays = _listed(train.get("neg_iter", 1000)), _listed(train.get("neg_decay", 0.1))
+        if not iterations or not all(type(each) is int and each > 0 for each in iterations):
+            problems.append(
+                f"train.neg_iter: {train['neg_iter']!r} must be a number of iterations above 0, or a list of such"
+            )
+        if not decays or not all(isinstance(each, Number) and 0 <= each <= 1 for each in decays):
+            problems.append(
+                f"train.neg_decay: {train['neg_decay']!r} is the share of the old negative model, from 0 to 1, or a "
+                "list of such"
+            )
+        if len(decays) not in (1, len(iterations)):
+            problems.append(
+                f"train.neg_decay: {len(decays)} entries for {len(iterations)} negative models (train.neg_iter)"
+            )
+        if not 0 <= train.get("neg_start", 0.1) <= 1:
+            problems.append(
+                f"train.neg_start: {train['neg_start']} is the share of a random network, from 0 to 1"
+            )
+        return problems
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.extractor = setup.frozen("extractor")
+        self.iterations: list[int] = _listed(self.train.get("neg_iter", 1000))
+        self.decays: list[float] = _listed(self.train.get("neg_decay", 0.1))
+        self.decays *= len(self.iterations) // len(self.decays)
+        self.negatives = nn.ModuleList(setup.new_student() for _ in self.iterations)
+        for net in self.negatives:
+            blend_weights(net, setup.student, self.train.get("neg_start", 0.1))
+        loss = next(part for part in self.loss.modules() if isinstance(part, ContrasLoss | NegativeLoss))
+        self.levels = len(loss.weights)
+        self.with_positive = isinstance(loss, ContrasLoss)
+        follows = " and ".join(f"every {each}" for each in self.iterations)
+        get_root_logger().info(f"net_neg follows the student {follows} iterations")
+
+    def before_student(self, step: Step) -> None:
+        step.kept[self.KEY] = torch.cat([net(step.lq).to(step.lq.dtype) for net in self.negatives])
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        frozen = [step.kept[self.KEY], *([step.ground_truth] if self.with_positive else [])]
+        answers = step.extract(self.extractor, *frozen, step.output)
+        negatives, *positive, anchor = (
+            features_of(answer, self.extractor, self.levels) for answer in answers
+        )
+        return {"l_neg": self.loss(anchor, *positive, negatives)}
+
+    def after_step(self, step: Step) -> None:
+        for net, every, decay in zip(self.negatives, self.iterations, self.decays, strict=True):
+            if step.iteration % every == 0:
+                blend_weights(net, step.student, decay)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"net_extractor": self.extractor, "net_neg": self.negatives}
+
+    def state_networks(self) -> dict[str, nn.Module]:
+        return {"net_neg": self.negatives}
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]

@@ -1,0 +1,125 @@
+"""MiPKD's two terms: mixtures of features and of blocks (arXiv 2404.02573, ICLR 2025).
+
+No code was released; the mixers are our reading of the paper's summary (docs/methods.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from kdsr.distill.adapters import TapGroup
+from kdsr.distill.step import Step
+from kdsr.distill.tap_options import missing_taps, tap_pairs, tap_problems
+from kdsr.distill.term import TERM_REGISTRY, Setup, Shapes, Term
+from kdsr.losses.fitnet_loss import FitNetLoss
+from kdsr.terms.features import loss_problems
+from kdsr.terms.mipkd_mixers import BlockMixing, FeatureMixing, draw_mask
+
+Number = (int, float)
+FEATURES, BLOCKS = "feature_mixing", "block_mixing"
+
+
+def _ratio_problems(train: Mapping[str, Any], key: str) -> list[str]:
+    ratio = train.get(key, 0.5)
+    return [] if 0 <= ratio <= 1 else [f"train.{key}: {ratio} is no probability, from 0 to 1"]
+
+
+@TERM_REGISTRY.register()
+class FeatureMixingTerm(Term):
+    """``l_fm = ‖D(M ⊙ E_T(F_T) + (1 − M) ⊙ E_S(F_S)) − F_T‖_1`` at the ``taps`` (``FitNetLoss``).
+
+    Student and teacher are encoded to a latent of the teacher's width; of a random mixture, element by element, a
+    decoder makes the teacher's feature. With ``fm_aux_opt`` the decoder also learns from the teacher's own latent,
+    ``l_fm_aux = ‖D(E_T(F_T)) − F_T‖_1``. ``mix_ratio`` (0.5): probability that an element is the teacher's.
+    """
+
+    KEY = "fm_opt"
+    TRAIN_KEYS: ClassVar[dict[str, Any]] = {
+        KEY: (dict, type(None)),
+        "fm_aux_opt": (dict, type(None)),
+        "taps": (list, dict, type(None)),
+        "mix_ratio": Number,
+    }
+    NEEDS = frozenset({"teacher", "taps"})
+
+    @classmethod
+    def problems(cls, opt: dict[str, Any]) -> list[str]:
+        problems = _ratio_problems(opt["train"], "mix_ratio")
+        for key in (cls.KEY, "fm_aux_opt"):
+            if opt["train"].get(key):
+                problems += loss_problems(opt, key, FitNetLoss)
+        return problems
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.auxiliary_loss = setup.loss("fm_aux_opt")
+        self.ratio = self.train.get("mix_ratio", 0.5)
+
+    def tap_groups(self) -> dict[str, TapGroup]:
+        return {FEATURES: TapGroup("train.taps", tap_pairs(self.train["taps"]), adapt=False)}
+
+    def passes(self, shapes: Mapping[str, Shapes]) -> dict[str, nn.Module]:
+        ours, theirs = zip(*shapes[FEATURES], strict=True)
+        return {FEATURES: FeatureMixing(FEATURES, ours, theirs)}
+
+    def before_student(self, step: Step) -> None:
+        features = step.teacher_features[FEATURES]
+        seeds = torch.randint(2**62, (len(features),), generator=step.generator).tolist()
+        masks = [
+            draw_mask(feature.shape, self.ratio, seed, self.setup.device)
+            for feature, seed in zip(features, seeds, strict=True)
+        ]
+        step.student_inputs[FEATURES] = (features, masks)
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        mixtures, own = step.results[FEATURES]
+        wanted = step.teacher_features[FEATURES]
+        losses = {"l_fm": self.loss(mixtures, wanted)}
+        if self.auxiliary_loss:
+            losses["l_fm_aux"] = self.auxiliary_loss(own, wanted)
+        return losses
+
+
+@TERM_REGISTRY.register()
+class BlockMixingTerm(Term):
+    """``l_bm = ‖out_mixed − T(x)‖_1``: a second pass of the student in which blocks are, at random, the teacher's.
+
+    ``blocks``: ``[{student: layers.0, teacher: layers.1}, ...]``; ``block_ratio`` (0.5): probability that a block is
+    the teacher's.
+    """
+
+    KEY = "bm_opt"
+    TRAIN_KEYS: ClassVar[dict[str, Any]] = {
+        KEY: (dict, type(None)),
+        "blocks": (list, dict, type(None)),
+        "block_ratio": Number,
+    }
+    NEEDS = frozenset({"teacher_output"})
+
+    @classmethod
+    def problems(cls, opt: dict[str, Any]) -> list[str]:
+        blocks = opt["train"].get("blocks")
+        problems = _ratio_problems(opt["train"], "block_ratio")
+        if blocks is None:
+            return [*problems, missing_taps(opt, "blocks", [cls.KEY])]
+        return problems + tap_problems(blocks, "train.blocks", "blocks")
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.pairs = tap_pairs(self.train["blocks"])
+        self.ratio = self.train.get("block_ratio", 0.5)
+
+    def passes(self, shapes: Mapping[str, Shapes]) -> dict[str, nn.Module]:
+        student, teacher = self.setup.student, self.setup.frozen("t")
+        return {BLOCKS: BlockMixing("train.blocks", self.pairs, student, teacher, self.setup.sample_lq())}
+
+    def prepare(self, step: Step) -> None:
+        taken = (torch.rand(len(self.pairs), generator=step.generator) < self.ratio).tolist()
+        step.student_inputs[BLOCKS] = (step.lq, taken)
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return {"l_bm": self.loss(step.results[BLOCKS].to(step.lq.dtype), step.teacher_output)}
