@@ -39,11 +39,6 @@ class Teacher:
         self.forget()
         return shapes
 
-    @property
-    def tapped_views(self) -> set[str]:
-        """The views of which some group compares features."""
-        return {view for _, view in self._taps.values()}
-
     @torch.no_grad()
     def answer(self, views: Mapping[str, Tensor], step: Step) -> None:
         """Restores views of images; fills ``teacher_outputs`` and ``teacher_features`` of the step.
