@@ -7,11 +7,11 @@ import typer
 import kdsr  # noqa: F401  first: makes BasicSR importable
 from kdsr import test as test_entry
 from kdsr import train as train_entry
+from kdsr.prepare.commands import app as data_app
 from kdsr.runtime.distributed import end_rank
 from kdsr.runtime.errors import reported
 from kdsr.tools.bench import app as bench_app
 from kdsr.tools.bench_tiles import tiles
-from kdsr.tools.data import app as data_app
 from kdsr.tools.demo import demo
 from kdsr.tools.tables import list_templates
 

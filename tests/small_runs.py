@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from kdsr import train as train_entry
-from kdsr.pipeline.option_check import check
+from kdsr.options.check import check
 
 
 def complete(options: dict[str, Any]) -> dict[str, Any]:

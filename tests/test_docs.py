@@ -22,9 +22,9 @@ from kdsr.models.mclir_model import MCLIRModel
 from kdsr.models.mipkd_model import MiPKDModel
 from kdsr.models.slkd_model import SLKDModel
 from kdsr.models.vqgan_model import VQGANModel
-from kdsr.pipeline import option_tables as tables
-from kdsr.pipeline.option_check import ModelKeys
-from kdsr.pipeline.option_files import load
+from kdsr.options import declarations as tables
+from kdsr.options.check import ModelKeys
+from kdsr.options.files import load
 from kdsr.runtime.precision import Precision
 from small_runs import run
 

@@ -32,8 +32,8 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 
 from kdsr import cli
 from kdsr.distill.term import TERM_REGISTRY
-from kdsr.pipeline.options import load
-from kdsr.pipeline.user_modules import import_user_modules
+from kdsr.options.files import load
+from kdsr.options.user_modules import import_user_modules
 from kdsr.tools.demo_tasks import TASKS
 from small_networks import SMALL
 

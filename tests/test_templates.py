@@ -16,8 +16,8 @@ from kdsr import test as test_entry
 from kdsr import train as train_entry
 from kdsr.distill.tap_options import tap_pairs
 from kdsr.distill.taps import module_names
-from kdsr.pipeline.option_check import check
-from kdsr.pipeline.option_files import load
+from kdsr.options.check import check
+from kdsr.options.files import load
 from small_networks import SMALL
 
 ROOT = Path(__file__).resolve().parents[1] / "options"

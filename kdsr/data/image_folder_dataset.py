@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from kdsr.data.image_files import cannot_read, decode_color, list_images
 from kdsr.data.lmdb_client import LmdbClient
-from kdsr.data.sub_images import mod_crop
+from kdsr.data.resize import mod_crop
 from kdsr.runtime.errors import DataError
 
 

@@ -10,7 +10,7 @@ mirror image; Matlab's releases of the time when Set5 and Set14 were made repeat
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,3 +83,9 @@ def imresize(image: NDArray[np.uint8], scale: float, border: Border = "symmetric
     height, width = (math.ceil(round(size * scale, 9)) for size in image.shape[:2])
     image = _resize_rows(image, height, scale, border)
     return np.ascontiguousarray(_resize_rows(image.swapaxes(0, 1), width, scale, border).swapaxes(0, 1))
+
+
+def mod_crop(image: NDArray[Any], multiple_of: int) -> NDArray[Any]:
+    """Crops height and width, at the bottom and the right, to multiples of a number."""
+    height, width = (size - size % multiple_of for size in image.shape[:2])
+    return image[:height, :width]

@@ -15,7 +15,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from kdsr.distill.adapters import TapPair
 from kdsr.distill.taps import share_problem
-from kdsr.runtime.files import from_here
+from kdsr.runtime.atomic_files import from_here
 
 # of a checkout; an installed package has none
 PIECES = Path(__file__).resolve().parents[2] / "options" / "_base_"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsr.runtime.errors import OptionError
-from kdsr.runtime.names import nearest
+from kdsr.runtime.suggestions import nearest
 
 _SHARE = re.compile(r"(\d{1,6})/(\d{1,6})")  # of a list of modules: 2/3
 

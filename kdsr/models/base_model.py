@@ -29,9 +29,9 @@ from kdsr.models.pretrained import load_pretrained, tell_of
 from kdsr.models.stateful_model import StatefulModel
 from kdsr.runtime.distributed import share_weights, wrap_ddp
 from kdsr.runtime.errors import OptionError, TrainingError
-from kdsr.runtime.finite import StepGuard, Trained, fused_where_it_helps, keep_own_kernels
 from kdsr.runtime.option_values import count, number
 from kdsr.runtime.precision import Precision
+from kdsr.runtime.step_guard import StepGuard, Trained, fused_where_it_helps, keep_own_kernels
 from kdsr.runtime.step_log import StepLog
 
 Number = (int, float)

@@ -22,9 +22,9 @@ from kdsr.models.image_metrics import (
     shape_problem,
     without_normalisation,
 )
+from kdsr.runtime.atomic_files import write_whole
 from kdsr.runtime.distributed import gather_lists
 from kdsr.runtime.errors import DataError, KdsrError, TrainingError, is_out_of_memory
-from kdsr.runtime.files import write_whole
 
 
 @dataclass(frozen=True)

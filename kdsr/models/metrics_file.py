@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from kdsr.models.evaluation import ImageResult
+from kdsr.runtime.atomic_files import write_whole
 from kdsr.runtime.errors import DataError
-from kdsr.runtime.files import write_whole
 
 CSV_HEADER = ("iteration", "network", "set", "image", "metric", "value")
 BASELINE = "baseline"  # the network of rows that were measured without one

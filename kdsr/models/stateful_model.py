@@ -11,11 +11,11 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
-from kdsr.models.keeping import drop_old
 from kdsr.models.measured_model import MeasuredModel
 from kdsr.models.metrics_file import forget_after
 from kdsr.models.pretrained import export_safetensors
-from kdsr.models.state_check import refuse_unlike, taken_over
+from kdsr.models.retention import drop_old
+from kdsr.models.state_validation import refuse_unlike, taken_over
 from kdsr.runtime.checkpoint import mismatch, save_file
 from kdsr.runtime.distributed import gather_lists, on_first_rank
 from kdsr.runtime.errors import CheckpointError

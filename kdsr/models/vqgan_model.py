@@ -23,7 +23,7 @@ from kdsr.models.base_model import RestorationModel
 from kdsr.models.code_usage import CodeUsage
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import OptionError
-from kdsr.runtime.finite import Trained
+from kdsr.runtime.step_guard import Trained
 
 VGG_TYPES = tuple(name + norm for name in VGG_LAYERS for norm in ("", "_bn"))
 

@@ -1,1 +1,1 @@
-"""What surrounds the training loop: options, the seam into BasicSR, progress."""
+"""What surrounds BasicSR's training loop: the seam into BasicSR, preflight, resume, progress."""

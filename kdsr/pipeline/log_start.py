@@ -15,7 +15,7 @@ from basicsr.utils import get_env_info, get_root_logger
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.options import dict2str
 
-from kdsr.runtime.files import from_here
+from kdsr.runtime.atomic_files import from_here
 
 _BASICSR = str(Path(basicsr.__file__).parent)
 _CREATES = ("build_dataset", "build_loss", "build_model", "build_network")  # "Network [EDSR] is created."

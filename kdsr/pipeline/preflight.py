@@ -22,8 +22,8 @@ from kdsr.distill.step import X
 from kdsr.distill.weight_files import weight_files
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.pretrained import load_pretrained, warm_start
-from kdsr.pipeline.option_check_gt import ground_truth_problems
-from kdsr.pipeline.option_names import registered
+from kdsr.options.check_gt import ground_truth_problems
+from kdsr.options.signatures import registered
 from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError, is_out_of_memory
 from kdsr.runtime.memory import sizes_watched
 

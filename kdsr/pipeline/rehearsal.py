@@ -14,7 +14,7 @@ from kdsr.models.evaluation import ImageResult, Wanted, images_to_compare, measu
 from kdsr.models.image_metrics import baseline_image, measured, shape_problem
 from kdsr.models.measured_model import MeasuredModel, pad_in_tests
 from kdsr.models.teacher_check import teacher_warnings
-from kdsr.pipeline import option_tables as tables
+from kdsr.options import declarations as tables
 from kdsr.pipeline.preflight import describe_error, first_items, generators_kept
 from kdsr.runtime.errors import KdsrError, OptionError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kdsr.distill.weight_files import weight_files
-from kdsr.pipeline.option_names import check_table
-from kdsr.pipeline.user_modules import module_fingerprints
+from kdsr.options.signatures import check_table
+from kdsr.options.user_modules import module_fingerprints
 from kdsr.runtime.checkpoint import read_checkpoint
 from kdsr.runtime.errors import CheckpointError, OptionError
 

@@ -11,8 +11,8 @@ from kdsr.data.batch_plan import BatchPlan
 from kdsr.data.image_roots import result_name, same_names
 from kdsr.data.pairing import keep_listed
 from kdsr.data.seeded_dataset import SeededDataset
-from kdsr.pipeline.option_names import registered
-from kdsr.pipeline.option_tables import STOCK_DATASETS
+from kdsr.options.declarations import STOCK_DATASETS
+from kdsr.options.signatures import registered
 from kdsr.runtime.errors import OptionError
 
 LONGEST_EPOCH = 100_000_000  # positions; their order takes 800 MB

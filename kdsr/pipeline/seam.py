@@ -25,7 +25,7 @@ from kdsr.data.image_files import imfrombytes
 from kdsr.metrics.calculation import calculate_metric
 from kdsr.models.pretrained import load_network
 from kdsr.pipeline.session import Session
-from kdsr.runtime.files import begin_anew
+from kdsr.runtime.atomic_files import begin_anew
 
 _Table = dict[str, tuple[Callable[[Session], Any], str]]
 

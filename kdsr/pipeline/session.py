@@ -19,12 +19,13 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.measured_model import pad_in_tests
-from kdsr.models.state_check import taken_over
-from kdsr.pipeline import options
+from kdsr.models.state_validation import taken_over
+from kdsr.options.dump import dump
+from kdsr.options.parse import parse_options, warn
+from kdsr.options.signatures import registered
+from kdsr.pipeline.between_steps import Loop, LoopPrefetcher
 from kdsr.pipeline.event_log import EventLog, tell_no_writer
 from kdsr.pipeline.log_start import FileOnly, all_options, forget_logger, log_closed, opening
-from kdsr.pipeline.loop import Loop, LoopPrefetcher
-from kdsr.pipeline.option_names import registered
 from kdsr.pipeline.preflight import (
     build_for_test,
     check_checkpoints,
@@ -37,9 +38,9 @@ from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
 from kdsr.pipeline.run_data import make_dataset, require_a_batch, require_own_names
 from kdsr.pipeline.run_folder import refuse_own_files, refuse_to_move
 from kdsr.pipeline.training_data import TrainingData, end_workers
+from kdsr.runtime.atomic_files import begin_anew
 from kdsr.runtime.distributed import leave_distributed, on_first_rank
 from kdsr.runtime.errors import OptionError, Stopped
-from kdsr.runtime.files import begin_anew
 from kdsr.runtime.run_lock import RunLock, time_to_wait
 from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest
 
@@ -96,7 +97,7 @@ class Session:
 
     def parse_options(self, root_path: str, is_train: bool) -> tuple[dict[str, Any], argparse.Namespace]:
         """Options, data sets and checkpoints, all looked at before a folder is made."""
-        opt, self.args = options.parse_options(root_path, is_train, self.argv)
+        opt, self.args = parse_options(root_path, is_train, self.argv)
         self.opt = opt
         on_first_rank(lambda: refuse_to_move(opt))  # it may be moving the folder while others still look
         if is_train:
@@ -122,7 +123,7 @@ class Session:
                 self.rehearsed = rehearse(opt, model, dataset, validation.try_model)
             else:
                 validation.try_model(build_for_test(opt, model))
-        options.warn(opt, validation.conclude())
+        warn(opt, validation.conclude())
         return opt, self.args
 
     # ------------------------------------------------------------------------------ names of basicsr.train
@@ -187,7 +188,7 @@ class Session:
             folders.append(Path(opt["root_path"], "tb_logger", opt["name"]))
         self.locks = [RunLock(folder) for folder in folders]
         wait = time_to_wait(opt["auto_resume"], (opt.get("dist_params") or {}).get("timeout"))
-        options.warn(opt, on_first_rank(lambda: [lock.take(wait) for lock in self.locks]))
+        warn(opt, on_first_rank(lambda: [lock.take(wait) for lock in self.locks]))
 
     def make_exp_dirs(self, opt: dict[str, Any]) -> None:
         """BasicSR's folders, and no others: it would make one for any entry of ``path`` that it does not know."""
@@ -202,7 +203,7 @@ class Session:
     def copy_opt_file(self, opt_file: str, experiments_root: str) -> None:
         """Writes the resolved options beside the run."""
         file = Path(experiments_root) / Path(opt_file).name
-        on_first_rank(lambda: options.dump(self.args.resolved, file))
+        on_first_rank(lambda: dump(self.args.resolved, file))
 
     def init_tb_loggers(self, opt: dict[str, Any]) -> EventLog | None:
         """TensorBoard's writer on rank 0, where the options want one."""

@@ -12,8 +12,8 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
+from kdsr.runtime.atomic_files import write_whole
 from kdsr.runtime.errors import CheckpointError
-from kdsr.runtime.files import write_whole
 from kdsr.runtime.recognition import architecture_name
 from kdsr.runtime.safetensors_files import FlatWeights, is_safetensors, read_safetensors, save_safetensors
 from kdsr.runtime.torch_files import SHOWN, listing, read_torch_file

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from kdsr.runtime.names import nearest
+from kdsr.runtime.suggestions import nearest
 
 NONE = type(None)
 

@@ -13,8 +13,8 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from kdsr.runtime.atomic_files import write_whole
 from kdsr.runtime.errors import CheckpointError
-from kdsr.runtime.files import write_whole
 
 SUFFIX = ".safetensors"
 

@@ -12,7 +12,7 @@ from basicsr.utils import get_root_logger
 from torch import Tensor
 
 from kdsr.runtime.distributed import gather_lists
-from kdsr.runtime.finite import StepGuard
+from kdsr.runtime.step_guard import StepGuard
 
 CAPACITY = 1000  # steps that are remembered between two readings
 SHOWN = 10  # steps that the last message names one by one

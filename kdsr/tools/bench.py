@@ -28,10 +28,10 @@ from torch import Tensor
 
 from kdsr.distill.step import Step
 from kdsr.models.kd_model import KDModel
-from kdsr.pipeline.option_check import check
-from kdsr.pipeline.option_check_geometry import check_geometry
-from kdsr.pipeline.options import load
-from kdsr.pipeline.user_modules import import_user_modules
+from kdsr.options.check import check
+from kdsr.options.check_geometry import check_geometry
+from kdsr.options.files import load
+from kdsr.options.user_modules import import_user_modules
 from kdsr.runtime.errors import OptionError
 from kdsr.tools.report import as_markdown
 from kdsr.tools.step_clock import REST, Clock, Memory

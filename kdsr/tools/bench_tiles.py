@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from kdsr.models.base_model import RestorationModel
 from kdsr.models.evaluation import evaluate
 from kdsr.models.tiling import tile_problems
-from kdsr.pipeline.option_check import check
+from kdsr.options.check import check
 from kdsr.runtime.errors import DataError, OptionError
 from kdsr.tools.bench import Device, machine, read
 from kdsr.tools.report import as_markdown

@@ -28,11 +28,11 @@ import typer
 from basicsr.archs import build_network
 from basicsr.utils import img2tensor, tensor2img
 
+from kdsr.options.files import load
 from kdsr.pipeline import seam
-from kdsr.pipeline.options import load
 from kdsr.runtime.checkpoint import load_weights
 from kdsr.runtime.errors import CheckpointError, OptionError
-from kdsr.runtime.names import nearest
+from kdsr.runtime.suggestions import nearest
 from kdsr.tools import crops, report
 from kdsr.tools.demo_tasks import ROOT, SCRATCH, TASKS, TEACHER, Task
 from kdsr.tools.report import Image, Method

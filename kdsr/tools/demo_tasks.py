@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdsr.data.resize import imresize
-from kdsr.data.synthesis import Seeded
-from kdsr.data.synthetic_rain import Rain
+from kdsr.prepare.sample import degrade_sample, make_sample
+from kdsr.prepare.synthesis import Seeded
+from kdsr.prepare.synthetic_rain import Rain
 from kdsr.tools.report import Image
-from kdsr.tools.sample import degrade_sample, make_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH, TEACHER = "no teacher", "teacher"

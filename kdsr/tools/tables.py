@@ -15,9 +15,9 @@ import typer
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
 from kdsr.distill.term import all_terms
-from kdsr.pipeline.option_files import load
+from kdsr.options.files import load
+from kdsr.runtime.atomic_files import write_whole
 from kdsr.runtime.errors import OptionError
-from kdsr.runtime.files import write_whole
 
 BEGIN = "<!-- kdsr list: what follows is written by `make tables` -->"
 END = "<!-- kdsr list: end -->"

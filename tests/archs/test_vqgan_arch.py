@@ -9,7 +9,7 @@ import kdsr  # noqa: F401  # isort: skip  (makes basicsr importable)
 from basicsr.archs import build_network
 
 from kdsr.archs.vqgan_arch import VQGAN
-from kdsr.pipeline.option_check import check
+from kdsr.options.check import check
 from kdsr.runtime.errors import DataError, OptionError
 
 SMALL = {

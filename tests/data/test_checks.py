@@ -17,7 +17,7 @@ from basicsr.data import build_dataset
 
 from kdsr.data import image_roots
 from kdsr.data.checks import check_dataset
-from kdsr.data.pair_writer import write_lmdb
+from kdsr.prepare.pair_writer import write_lmdb
 
 
 def write(root: Path, sizes: dict[str, tuple[int, int]]) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from basicsr.data import build_dataset
 
-from kdsr.data.pair_writer import write_lmdb
 from kdsr.data.seeded_dataset import SeededDataset
+from kdsr.prepare.pair_writer import write_lmdb
 from kdsr.runtime.errors import DataError
 
 

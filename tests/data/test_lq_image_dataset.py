@@ -13,8 +13,8 @@ from basicsr.data import build_dataset
 from torch.utils.data import DataLoader
 
 from kdsr.data.checks import check_dataset
-from kdsr.data.pair_writer import write_lmdb
 from kdsr.data.seeded_dataset import SeededDataset
+from kdsr.prepare.pair_writer import write_lmdb
 from kdsr.runtime.errors import DataError
 
 COMMON = {"name": "lq", "phase": "train", "scale": 4, "gt_size": 64, "use_hflip": True, "use_rot": True}

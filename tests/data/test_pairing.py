@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdsr.data.checks import check_dataset
-from kdsr.data.pair_writer import write_lmdb
 from kdsr.data.pairing import keep_listed, paired_paths_from_folder, paired_paths_from_meta_info_file
+from kdsr.prepare.pair_writer import write_lmdb
 
 KEYS = ["lq", "gt"]
 STEMS = st.text(alphabet="abx0._-é", min_size=1, max_size=6)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kdsr.distill.moving_average import WORTH_A_WARNING, ema_decay_at, fitting_decay, lag_warning
 from kdsr.models.kd_model import KDModel
-from kdsr.pipeline.option_check import check
+from kdsr.options.check import check
 from small_runs import complete, run
 
 Options = dict[str, Any]

@@ -18,7 +18,7 @@ from kdsr.distill.adapters import TapGroup
 from kdsr.distill.bundle import StudentBundle
 from kdsr.distill.tap_options import PIECES, missing_taps, tap_pairs, tap_problems
 from kdsr.distill.teacher import Teacher
-from kdsr.pipeline.option_files import load
+from kdsr.options.files import load
 from small_runs import run
 
 Options = dict[str, Any]

@@ -11,7 +11,7 @@ from basicsr.losses import build_loss
 
 from kdsr.distill.weight_schedule import ScheduledLoss, weight_at
 from kdsr.models.kd_model import KDModel
-from kdsr.pipeline.option_check import check
+from kdsr.options.check import check
 
 Options = dict[str, Any]
 

@@ -17,7 +17,7 @@ import yaml
 
 from faults import lives
 from faults.mutations import MARKER, ODD_VALUES, dump, mutate_checkpoint, mutate_text, mutate_tree
-from kdsr.pipeline.option_files import load
+from kdsr.options.files import load
 from test_templates import reductions, write_weights
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"

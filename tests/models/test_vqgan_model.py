@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from kdsr.archs.vqgan_arch import VQGAN
 from kdsr.models.code_usage import CodeUsage
 from kdsr.models.vqgan_model import VQGANModel
-from kdsr.pipeline.option_files import load
+from kdsr.options.files import load
 from kdsr.runtime.checkpoint import load_weights, read_checkpoint
 
 DISCRIMINATOR = {

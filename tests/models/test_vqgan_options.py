@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kdsr.models.vqgan_model import VQGANModel
-from kdsr.pipeline.option_check import check
+from kdsr.options.check import check
 from kdsr.runtime.errors import OptionError
 
 ENCODER = {

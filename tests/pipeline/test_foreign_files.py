@@ -20,8 +20,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from kdsr import test as test_entry
 from kdsr import train as train_entry
-from kdsr.pipeline.option_check import check
-from kdsr.pipeline.option_files import load
+from kdsr.options.check import check
+from kdsr.options.files import load
 
 TRAIN_DATA = """
 datasets:

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdsr import test as test_entry
-from kdsr.pipeline.option_names import folder_name_problems
+from kdsr.options.signatures import folder_name_problems
 from small_runs import run
 
 Options = dict[str, Any]

@@ -16,7 +16,7 @@ from basicsr.archs import build_network
 from torch import nn
 
 from kdsr import test as test_entry
-from kdsr.pipeline.option_check import check
+from kdsr.options.check import check
 from small_runs import run
 from spandrel_files import TINY, plain, write
 

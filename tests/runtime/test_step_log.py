@@ -11,8 +11,8 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import nn
 
-from kdsr.runtime.finite import StepGuard, Trained
 from kdsr.runtime.precision import LossScale
+from kdsr.runtime.step_guard import StepGuard, Trained
 from kdsr.runtime.step_log import CAPACITY, StepLog
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kdsr.pipeline.option_check import check
+from kdsr.options.check import check
 from kdsr.runtime.errors import StoppedEarly
 from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest, spare_worker
 

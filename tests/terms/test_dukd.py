@@ -10,7 +10,7 @@ import torch
 
 from kdsr.distill.padding import pad_and_restore
 from kdsr.models.kd_model import KDModel
-from kdsr.pipeline.option_check import check
+from kdsr.options.check import check
 from kdsr.terms.dukd import random_crops, zoomed_out
 from kdsr.terms.label_consistency import augment, restore
 

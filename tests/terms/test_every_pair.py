@@ -15,7 +15,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from kdsr.distill.term import Term, all_terms
 from kdsr.losses.slkd_loss import edge_texture_distance
 from kdsr.models.kd_model import KDModel
-from kdsr.pipeline.option_check import check
+from kdsr.options.check import check
 
 Options = dict[str, Any]
 L1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}

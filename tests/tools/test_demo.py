@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import kdsr  # noqa: F401
 from kdsr import cli
-from kdsr.pipeline.options import load
+from kdsr.options.files import load
 from kdsr.runtime.errors import CheckpointError, OptionError
 from kdsr.tools import demo, report
 from kdsr.tools.demo_tasks import SCRATCH, TASKS, TEACHER, Task

@@ -1,0 +1,1 @@
+"""Option files: composing, checking and documenting them."""

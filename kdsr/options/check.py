@@ -1,0 +1,320 @@
+"""Checks options before anything is built: all problems at once, with the nearest valid names.
+
+A network's and a loss's options are bound to the constructor that gets them; what takes one dict declares its
+keys: models ``TRAIN_KEYS`` (and ``NETWORK_KEYS``, ``VAL_KEYS``, ``PATH_KEYS``, ``TOP_KEYS``), data sets
+``OPTION_KEYS``, merged over the bases. BasicSR's own classes are declared in ``declarations``. A class that
+declares nothing is foreign: its keys are not judged, everything else is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from os import path as osp
+from typing import Any
+
+import torch
+from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+
+from kdsr.distill.moving_average import lag_warning
+from kdsr.distill.weight_files import weight_files
+from kdsr.distill.weight_schedule import is_schedule, schedule_problems
+from kdsr.metrics.calculation import better_of
+from kdsr.models.tiling import tile_problems
+from kdsr.options import declarations as tables
+from kdsr.options.check_data import check_datasets
+from kdsr.options.check_geometry import check_geometry, has_parameters
+from kdsr.options.check_gt import check_ground_truth, gives_gt
+from kdsr.options.check_logger import check_logger
+from kdsr.options.check_roles import normalisation_warnings
+from kdsr.options.model_keys import ModelKeys, read_by_others, report_idle_keys, resumed_problems
+from kdsr.options.signatures import (
+    check_call,
+    check_kind,
+    check_table,
+    check_value,
+    describe,
+    find_type,
+    folder_name_problems,
+    nearest,
+    parameters_of,
+    registered,
+)
+from kdsr.runtime.precision import Precision
+from kdsr.runtime.stopping import signal_problems
+
+_SCHEDULERS = {
+    "MultiStepLR": MultiStepRestartLR,
+    "MultiStepRestartLR": MultiStepRestartLR,
+    "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
+}
+
+
+def check(
+    opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None, random_weights: bool = False
+) -> list[str]:
+    """All problems of an option tree at the user's level; empty when it can be run.
+
+    Args:
+        opt: As the option file has it: pieces, overrides and references applied, nothing derived.
+        is_train: Training needs ``train`` and a set ``train``; testing ``val`` and sets to test.
+        warnings: Gets what the run can live with.
+        random_weights: Whether a test may do without the weights of its network.
+    """
+    problems: list[str] = []
+    warnings = [] if warnings is None else warnings
+    model = _find_model(opt, problems)
+    keys = ModelKeys(model)
+    _check_top(opt, keys, is_train, problems)
+    _check_networks(opt, is_train, problems)
+    if isinstance(opt.get("train"), dict):
+        _check_train(opt["train"], keys, is_train, problems)
+    if isinstance(opt.get("val"), dict):
+        _check_val(opt["val"], keys, is_train, problems, warnings)
+    _check_references(opt, keys, problems)
+    _check_paths(opt, keys, is_train, problems)
+    check_logger(opt, keys.ours, problems)
+    if isinstance(opt.get("dist_params"), dict):
+        check_table(opt["dist_params"], tables.DIST_PARAMS, "dist_params", problems)
+    if keys.ours and isinstance(opt.get("precision"), dict):
+        check_table(opt["precision"], Precision.KEYS, "precision", problems)
+    problems += [f"stop_signals{problem}" for problem in signal_problems(opt.get("stop_signals"))]
+    if is_train:
+        report_idle_keys(opt, model, problems, warnings)
+    check_datasets(opt, is_train, problems, warnings)
+    if not problems:
+        warnings += normalisation_warnings(opt, keys.ours)
+    check_geometry(opt, is_train, problems)
+    train = opt.get("train")
+    if is_train and isinstance(train, dict) and "ema_decay" in keys.train:
+        lag = lag_warning(train, has_warmup="ema_warmup" in keys.train)
+        warnings += [lag] if lag else []
+    if not is_train and "g" not in weight_files(opt) and has_parameters(opt.get("network_g")):
+        missing = "path.pretrain_network_g: missing; a network with random weights "
+        if random_weights:
+            warnings.append(f"{missing}is tested")
+        else:
+            problems.append(f"{missing}would be tested; name its file, or give --random-weights")
+    if is_train and model is not None:  # a test builds the student alone
+        found = len(problems)
+        try:
+            check_ground_truth(opt, model, problems)
+            problems += model.check_options(opt) if hasattr(model, "check_options") else []
+        except (AttributeError, KeyError, TypeError, ValueError):
+            if not found:  # else it stumbled over what has just been reported
+                raise
+    return problems
+
+
+def _find_model(opt: dict[str, Any], problems: list[str]) -> type | None:
+    name = opt.get("model_type")
+    if name is None:
+        problems.append("model_type: is required")
+        return None
+    known = registered(MODEL_REGISTRY)
+    if isinstance(name, str) and name in known:
+        return known[name]
+    problems.append(f"model_type: {describe(name)} is not known; {nearest(str(name), known)}")
+    meant = difflib.get_close_matches(str(name), known, n=1)  # judge the rest as if it had been spelt right
+    return known[meant[0]] if meant else None
+
+
+def _check_top(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
+    required = ["name", "datasets", "network_g"] + (["train"] if is_train else ["val"])
+    unjudged = ["model_type"] if keys.strict else [key for key in opt if key not in keys.top]
+    unjudged += read_by_others("top", opt, keys, problems)
+    check_table(opt, keys.top, "", problems, required=required, skip=[*unjudged, "num_gpu"])
+    if isinstance(opt.get("name"), str):
+        problems += folder_name_problems(opt["name"])
+    _check_older_keys(opt, problems)
+    asked = opt.get("num_gpu", "auto")
+    if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 0):
+        problems.append(f"num_gpu: {asked!r} is neither auto nor a number of GPUs (0 means the CPU)")
+
+
+def _check_older_keys(opt: dict[str, Any], problems: list[str]) -> None:
+    """BasicSR's older test files also have options of ``val`` at the top, where nothing reads them."""
+    val = opt["val"] if isinstance(opt.get("val"), dict) else {}
+    metrics = val["metrics"] if isinstance(val.get("metrics"), dict) else {}
+    of_metrics = [metric.get("crop_border") for metric in metrics.values() if isinstance(metric, dict)]
+    for key, there, place in (
+        ("save_img", [val.get("save_img", False)], "val.save_img"),
+        ("suffix", [val.get("suffix")], "val.suffix"),
+        ("crop_border", of_metrics, "val.metrics.NAME.crop_border"),
+    ):
+        value = opt.get(key)
+        if value is not None and there and value not in there:
+            problems.append(f"{key}: nothing reads it here; set {place}, or take it out")
+
+
+def _check_networks(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
+    known = registered(ARCH_REGISTRY)
+    for key, options in opt.items():
+        if key.startswith("network_") and isinstance(options, dict):
+            network = find_type(options, known, key, problems)
+            if network is not None:
+                check_call(network, options, key, problems)
+                # a test does not build the others, and may run where a file that they read is not
+                built = is_train or key == "network_g"
+                if built and hasattr(network, "option_problems"):  # what the signature cannot tell
+                    problems += [f"{key}.{problem}" for problem in network.option_problems(options)]
+
+
+def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
+    needed = ("total_iter", "optim_g", "scheduler") if is_train and keys.strict else ()
+    required = [key for key in needed if key in keys.train]
+    unjudged = [] if keys.strict else [key for key in train if key not in tables.LOOP_TRAIN]
+    unjudged += read_by_others("train", train, keys, problems)
+    check_table(
+        train,
+        keys.train if keys.strict else tables.LOOP_TRAIN,
+        "train",
+        problems,
+        required=required,
+        skip=unjudged,
+    )
+    losses = registered(LOSS_REGISTRY)
+    for key, options in train.items():
+        place = f"train.{key}"
+        if not isinstance(options, dict) or not (key in keys.train or not keys.strict):
+            continue
+        if key.startswith("optim_"):
+            _check_optimizer(options, place, problems)
+        elif key == "scheduler":
+            _check_scheduler(options, train.get("total_iter"), problems)
+        elif key.endswith("_opt") and (keys.strict or str(options.get("type")) in losses):
+            loss = find_type(options, losses, place, problems)
+            if keys.ours and is_schedule(options.get("loss_weight")):
+                problems += schedule_problems(options["loss_weight"], f"{place}.loss_weight")
+                options = {**options, "loss_weight": 1.0}
+            if loss is not None:
+                check_call(loss, options, place, problems)
+
+
+def _check_optimizer(options: dict[str, Any], place: str, problems: list[str]) -> None:
+    optimizers = {
+        name: cls
+        for name, cls in vars(torch.optim).items()
+        if isinstance(cls, type)
+        and issubclass(cls, torch.optim.Optimizer)
+        and cls is not torch.optim.Optimizer
+    }
+    optimizer = find_type(options, optimizers, place, problems, own=False)
+    if optimizer is not None:
+        check_call(optimizer, options, place, problems, given=["params"])
+        if "lr" not in options:
+            problems.append(f"{place}.lr: is required")
+        else:  # torch's own annotation says that it may be a tensor, too
+            check_kind(options["lr"], float, f"{place}.lr", problems)
+
+
+def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[str]) -> None:
+    place = "train.scheduler"
+    scheduler = find_type(options, _SCHEDULERS, place, problems, own=False)
+    if scheduler is None:
+        return
+    before = len(problems)
+    check_call(scheduler, options, place, problems, given=["optimizer", "last_epoch"])
+    for key, allowed in tables.SCHEDULER_ITEMS.items():
+        if key in options and check_kind(options[key], list, f"{place}.{key}", problems):
+            for index, item in enumerate(options[key]):
+                here = f"{place}.{key}.{index}"
+                _ = check_kind(item, float, here, problems) and check_value(item, allowed, here, problems)
+    for key, allowed in tables.SCHEDULER_NUMBERS.items():
+        if key in options:
+            check_value(options[key], allowed, f"{place}.{key}", problems)
+    if len(problems) > before:
+        return
+    parts = "periods" if scheduler is CosineAnnealingRestartLR else "restarts"
+    lengths = [len(options.get(key, (1,))) for key in (parts, "restart_weights")]
+    if lengths[0] != lengths[1]:
+        problems.append(f"{place}.restart_weights: {lengths[1]} weights for {lengths[0]} {parts}")
+    # past its last period BasicSR's scheduler fails, at the end of a long run
+    whole = sum(options.get("periods", ()))
+    if parts == "periods" and isinstance(total_iter, int | float) and whole < total_iter - 1:
+        problems.append(f"{place}.periods: last {whole} iterations, train.total_iter is {total_iter}")
+
+
+def _check_val(
+    val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str], warnings: list[str]
+) -> None:
+    unjudged = [] if keys.strict else [key for key in val if key not in keys.val]
+    unjudged += read_by_others("val", val, keys, problems)
+    check_table(val, keys.val, "val", problems, required=["val_freq"] if is_train else [], skip=unjudged)
+    problems += tile_problems(val) if keys.ours else []
+    sizes = [val.get("multiple_of"), val.get("window_size")]
+    if keys.ours and None not in sizes and sizes[0] != sizes[1]:
+        problems.append(
+            f"val.window_size: {sizes[1]} is another name of val.multiple_of, which is {sizes[0]}"
+        )
+    metrics = registered(METRIC_REGISTRY)
+    if not isinstance(val.get("metrics"), Mapping):
+        return
+    for name, options in val["metrics"].items():
+        place = f"val.metrics.{name}"
+        if not check_kind(options, dict, place, problems):
+            continue
+        metric = find_type(options, metrics, place, problems)
+        if metric is not None:
+            check_call(metric, options, place, problems, given=["img", "img2"], extra=["better"])
+        for key, wanted in tables.STOCK_METRICS.get(str(options.get("type")), {}).items():
+            if key in options:
+                check_value(options[key], wanted, f"{place}.{key}", problems)
+        _check_direction(options, place, problems, warnings if is_train else [])
+
+
+def _check_direction(options: dict[str, Any], place: str, problems: list[str], warnings: list[str]) -> None:
+    """Checks ``better``, by which the best validation is found."""
+    known = better_of({"type": options.get("type")})
+    if "better" not in options:
+        if known is None:
+            warnings.append(
+                f"{place}.better: not given, and {options.get('type')} does not declare it; set higher or lower "
+                "(higher is assumed)"
+            )
+    elif not check_value(options["better"], tables.BETTER, f"{place}.better", problems):
+        return
+    elif known not in (None, options["better"]):
+        problems.append(
+            f"{place}.better: {known} values of {options['type']} are better; take this option out"
+        )
+
+
+def _check_references(opt: dict[str, Any], keys: ModelKeys, problems: list[str]) -> None:
+    """BasicSR's models fail on a set without GT when a metric wants one; ours leave the metric out."""
+    datasets, val = opt.get("datasets"), opt.get("val")
+    metrics = val.get("metrics") if isinstance(val, dict) else None
+    if keys.ours or not isinstance(datasets, dict) or not isinstance(metrics, dict):
+        return
+    known = registered(METRIC_REGISTRY)
+    types = [str(options.get("type")) for options in metrics.values() if isinstance(options, dict)]
+    with_reference = [name for name in types if name in known and "img2" in parameters_of(known[name])]
+    for key, dataset in datasets.items():
+        if with_reference and isinstance(dataset, dict) and not gives_gt(dataset.get("type")):
+            problems.append(
+                f"datasets.{key}: has no GT, which {with_reference[0]} needs; take val.metrics out, or this set"
+            )
+
+
+def _check_paths(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
+    path = opt.get("path")
+    if not isinstance(path, dict):
+        return
+    unjudged = [] if keys.strict else [key for key in path if key not in keys.path]
+    unjudged += read_by_others("path", path, keys, problems)
+    check_table(path, keys.path, "path", problems, skip=unjudged)
+    problems += resumed_problems(path.get("ignore_resume_networks"), opt, keys)
+    needed = ["resume_state"] if is_train else []
+    for key in path:
+        network = key.removeprefix("pretrain_")
+        built = is_train or network == "network_g"  # a test builds the student only
+        if network != key and opt.get(network) and built:
+            needed.append(key)
+    if is_train and path.get("init_from") != "teacher":
+        needed.append("init_from")
+    for key in needed:
+        file = path.get(key)
+        if isinstance(file, str) and not osp.isfile(osp.expanduser(file)):
+            away = "" if osp.isabs(osp.expanduser(file)) else " (relative to the working directory)"
+            problems.append(f"path.{key}: there is no file {file}{away}")

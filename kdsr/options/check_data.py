@@ -1,0 +1,182 @@
+"""The part of the option check that looks at ``datasets``: keys, loaders, and the files behind them."""
+
+from __future__ import annotations
+
+from os.path import expanduser
+from typing import Any
+
+import basicsr.data  # noqa: F401  registers its data sets
+from basicsr.utils.registry import DATASET_REGISTRY
+
+from kdsr.data.batch_plan import BatchPlan, progressive_problems
+from kdsr.data.checks import check_dataset
+from kdsr.options import declarations as tables
+from kdsr.options.check_roles import swap_warning
+from kdsr.options.signatures import (
+    check_kind,
+    check_table,
+    check_value,
+    find_type,
+    is_kind,
+    nearest,
+    registered,
+)
+from kdsr.runtime.option_values import number
+
+
+def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str], warnings: list[str]) -> None:
+    """Checks every set of ``datasets`` and asks whether its files are there; null switches a set off.
+
+    ``warnings`` gets what a run can live with: unreadable training images that it has been told to skip.
+    """
+    datasets = opt.get("datasets")
+    if not isinstance(datasets, dict):
+        return
+    phases = ("train", "val") if is_train else ("test", "val")
+    if is_train and not datasets.get("train"):
+        problems.append("datasets.train: is required")
+    if not any(datasets.values()):
+        problems.append("datasets: names no set")
+    names: dict[str, str] = {}
+    for key, dataset in datasets.items():
+        place = f"datasets.{key}"
+        phase = key.split("_")[0]
+        if dataset is None:
+            continue
+        if phase not in phases or (phase == "train" and key != phase):  # one training set is read
+            doing = "training" if is_train else "a test"
+            known = " or ".join("train" if each == "train" else f"{each}, {each}_NAME" for each in phases)
+            problems.append(f"{place}: {doing} knows sets named {known}")
+            continue
+        if not check_kind(dataset, dict, place, problems):
+            continue
+        before = len(problems)
+        _check_keys(dataset, phase, place, problems)
+        name = dataset.get("name")
+        if isinstance(name, str) and phase != "train" and names.setdefault(name, place) != place:
+            problems.append(f"{place}.name: {name} names {names[name]} too; results are told apart by it")
+        problems += progressive_problems(dataset, f"{place}.progressive")
+        if len(problems) == before:
+            found: list[str] = []
+            if dataset.get("progressive"):  # the files must give the largest patches
+                dataset = {**dataset, "gt_size": max(BatchPlan(dataset).patches, default=None)}
+            problems += _look_at_files(dataset, phase, opt.get("scale"), place, found)
+            warnings += [f"{place}.{warning}" for warning in found]
+            swapped = swap_warning(dataset, place, opt.get("scale"))
+            warnings += [swapped] if swapped else []
+    _check_colors(datasets, problems)
+
+
+def _check_colors(datasets: dict[str, Any], problems: list[str]) -> None:
+    """A network takes one channel or three: sets that are used together must be of one ``color``."""
+    colors = {}
+    for key, dataset in datasets.items():
+        known = isinstance(dataset, dict) and _declared(
+            registered(DATASET_REGISTRY).get(str(dataset.get("type")))
+        )
+        if known and dataset.get("color") in (None, "y", "rgb"):
+            colors[key] = dataset.get("color") or "rgb"
+    first = next(iter(colors), "")
+    problems += [
+        f"datasets.{key}.color: is {color}, but datasets.{first} is {colors[first]}; a network takes one or the other: "
+        + (f"set datasets.{key}.color: y" if color == "rgb" else f"take datasets.{key}.color out")
+        for key, color in colors.items()
+        if color != colors[first]
+    ]
+
+
+def _look_at_files(
+    dataset: dict[str, Any], phase: str, scale: Any, place: str, warnings: list[str]
+) -> list[str]:
+    if scale is None and dataset["type"] == "PairedImageDataset":
+        return [f"scale: is required by {place}, a {dataset['type']}"]
+    scale = 1 if scale is None else scale
+    if not (is_kind(scale, int) and scale >= 1):
+        return []  # reported where it stands
+    scale = int(scale)
+    named = ("dataroot_gt", "dataroot_lq", "meta_info_file")
+    roots = {key: expanduser(dataset[key]) for key in named if dataset.get(key)}
+    return [f"{place}.{problem}" for problem in check_dataset({**dataset, **roots}, scale, phase, warnings)]
+
+
+def _declared(cls: type | None) -> dict[str, Any] | None:
+    """The keys of a class of data sets, beside those of any; None where it does not say."""
+    if cls is not None and cls.__name__ in tables.STOCK_DATASETS:
+        return tables.STOCK_DATASETS[cls.__name__][0]
+    if cls is None or not hasattr(cls, "OPTION_KEYS"):
+        return None
+    return {
+        key: kind for base in reversed(cls.__mro__) for key, kind in vars(base).get("OPTION_KEYS", {}).items()
+    }
+
+
+def keys_of_dataset(kind: Any) -> dict[str, Any]:
+    """The keys of a type of data set as far as they are known, with what their values may be."""
+    return tables.ANY_DATASET | (_declared(registered(DATASET_REGISTRY).get(str(kind))) or {})
+
+
+def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[str]) -> None:
+    known = registered(DATASET_REGISTRY)
+    cls = find_type(dataset, known, place, problems)
+    required = ["name"]
+    if phase == "train":
+        required += ["batch_size_per_gpu", "num_worker_per_gpu"]
+    declared = _declared(cls)
+    if cls is not None and cls.__name__ in tables.STOCK_DATASETS:
+        _, always, in_training = tables.STOCK_DATASETS[cls.__name__]
+        required += [*always, "io_backend"]
+        required += in_training if phase == "train" else ()
+    table = tables.ANY_DATASET | (declared or {})
+    unjudged = [] if declared is not None else [key for key in dataset if key not in table]
+    check_table(dataset, table, place, problems, required=required, skip=[*unjudged, "io_backend"])
+    if "io_backend" in dataset and check_kind(dataset["io_backend"], dict, f"{place}.io_backend", problems):
+        _check_backend(dataset, f"{place}.io_backend", problems)
+    if dataset.get("prefetch_mode") == "cuda" and dataset.get("pin_memory") is not True:
+        problems.append(f"{place}.pin_memory: must be true for prefetch_mode: cuda")
+    ratio = dataset.get("dataset_enlarge_ratio")
+    if phase == "train" and isinstance(ratio, float) and 0 < ratio < 1:
+        problems.append(
+            f"{place}.dataset_enlarge_ratio: {ratio} would leave the same images out of every epoch; set 1"
+        )
+    if phase == "train" and dataset.get("use_shuffle") is False:
+        problems.append(f"{place}.use_shuffle: training sets are always shuffled; take it out")
+    if dataset.get("on_bad_image") == "skip" and phase != "train":
+        problems.append(f"{place}.on_bad_image: only a training set can skip; here every image counts")
+    if declared is not None:
+        _check_normalisation(dataset, place, problems)
+
+
+def _check_backend(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
+    options = dataset["io_backend"]
+    backend = options.get("type")
+    if backend is None:
+        problems.append(f"{place}.type: is required")
+    elif backend not in tables.IO_BACKENDS:
+        problems.append(
+            f"{place}.type: {backend!r} is not known; {nearest(str(backend), tables.IO_BACKENDS)}"
+        )
+    check_table(options, tables.IO_BACKEND, place, problems, skip=["type"])
+    roots = [dataset[key] for key in ("dataroot_lq", "dataroot_gt") if key in dataset]
+    for key, filled_in in (("db_paths", roots), ("client_keys", ["lq", "gt"][: len(roots)])):
+        given = options.get(key, filled_in)
+        if given not in (filled_in, filled_in[0] if len(filled_in) == 1 else None):
+            problems.append(f"{place}.{key}: is filled in by the data set, from its dataroot_*; take it out")
+        elif key in options and backend == "disk":
+            problems.append(f"{place}.{key}: belongs to an LMDB; take it out, or set type: lmdb")
+
+
+def _check_normalisation(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
+    """Checks ``mean`` and ``std``, which are subtracted and divided by: both, with a number per channel."""
+    given = {key: dataset[key] for key in ("mean", "std") if isinstance(dataset.get(key), list)}
+    channels = 1 if dataset.get("color") == "y" else 3
+    for key, values in given.items():
+        here, other = f"{place}.{key}", "std" if key == "mean" else "mean"
+        sound = [
+            check_value(value, number(), f"{here}.{index}", problems) for index, value in enumerate(values)
+        ]
+        if len(values) not in (1, channels):
+            problems.append(f"{here}: {len(values)} numbers for images of {channels} channels")
+        elif all(sound) and key == "std" and not all(value > 0 for value in values):
+            problems.append(f"{here}: {values} must all be above 0; images are divided by them")
+        if other not in given:
+            problems.append(f"{place}.{other}: is required by {key}")

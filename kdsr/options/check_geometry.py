@@ -1,0 +1,155 @@
+"""The part of the option check that looks at sizes: scale, patch, and what the networks can take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+
+from kdsr.options.signatures import is_kind, parameters_of, registered
+from kdsr.runtime.memory import sizes_watched
+
+_SCALE_PARAMETERS = ("upscale", "scale")
+
+
+def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
+    """Checks that data, student and teacher agree in scale, and that a training patch fits every network."""
+    scale = opt.get("scale", 1)
+    if not is_kind(scale, int) or scale < 1:
+        return
+    for key in ("network_g", "network_t"):
+        _check_scale(opt, key, scale, problems)
+    train = (opt.get("datasets") or {}).get("train") if isinstance(opt.get("datasets"), dict) else None
+    if is_train and isinstance(train, dict):
+        multiples = {key: _multiple_of(opt.get(key)) for key in ("network_g", "network_t")}
+        for place, size in _patches(train):
+            _check_patch(opt, size, int(scale), place, multiples, problems)
+
+
+def _patches(train: dict[str, Any]) -> list[tuple[str, int]]:
+    """The sides of the training patches with the options that say so, as far as they are numbers."""
+    stages = train.get("progressive")
+    sections = [("datasets.train", train)] + [
+        (f"datasets.train.progressive.{index}", stage)
+        for index, stage in enumerate(stages if isinstance(stages, list) else [])
+        if isinstance(stage, dict)
+    ]
+    found = [(f"{place}.gt_size", section.get("gt_size")) for place, section in sections]
+    return [
+        (place, size)
+        for place, size in found
+        if isinstance(size, int) and not isinstance(size, bool) and size > 0
+    ]
+
+
+def _check_patch(
+    opt: dict[str, Any], size: int, scale: int, place: str, multiples: dict[str, int], problems: list[str]
+) -> None:
+    if size % scale:
+        if "progressive" in place:  # of the set's own gt_size the check of the data says so
+            problems.append(f"{place}: {size} is not a multiple of the scale {scale}")
+        return
+    patch = size // scale
+    said = f"{place}: {size} gives LQ patches of {patch}"
+    for key, multiple in multiples.items():
+        _check_window(opt.get(key), key, patch, said, problems)
+        if patch % multiple:
+            problems.append(f"{said}, but {key} ({opt[key]['type']}) takes multiples of {multiple}")
+    _check_vqgan(opt.get("network_vqgan"), size, place, problems)
+
+
+def _effective(options: dict[str, Any], name: str) -> Any:
+    """A network's parameter: as given, else its constructor's default; None where it has none."""
+    if name in options:
+        return options[name]
+    network = registered(ARCH_REGISTRY).get(str(options.get("type")))
+    parameter = parameters_of(network).get(name) if network is not None else None
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str]) -> None:
+    options = opt.get(key)
+    if not isinstance(options, dict):
+        return
+    facts = _facts(options)
+    if facts is not None and facts.scale != scale:
+        said = f"scale is {scale:g}" if "scale" in opt else "scale is not given"
+        problems.append(
+            f"{key}.path: {options['path']} is a network of scale {facts.scale} ({facts.architecture}), but {said}"
+        )
+    if options.get("type") == "SwinIR" and not options.get("upsampler"):
+        return  # without an upsampler it keeps the size, whatever its upscale says
+    for name in _SCALE_PARAMETERS:
+        value = _effective(options, name)
+        if isinstance(value, int) and value != scale:
+            how = "" if name in options else " by default"
+            said = f"scale is {scale:g}" if "scale" in opt else "scale is not given"
+            problems.append(f"{key}.{name}: is {value}{how}, but {said}")
+
+
+def _facts(options: dict[str, Any]) -> Any:
+    """What a network that reads its architecture from a file says of itself; None for others, and where it cannot."""
+    network: Any = registered(ARCH_REGISTRY).get(str(options.get("type")))
+    if not hasattr(network, "facts") or "path" not in options or network.option_problems(options):
+        return None  # others say which
+    return network.facts(options)
+
+
+def _check_window(options: Any, key: str, patch: int, said: str, problems: list[str]) -> None:
+    """BasicSR's SwinIR does not pad: it takes multiples of its window only."""
+    if not isinstance(options, dict) or options.get("type") != "SwinIR":
+        return
+    window, image = _effective(options, "window_size"), _effective(options, "img_size")
+    if isinstance(window, int) and isinstance(image, int):
+        window = min(window, image)
+        if window > 0 and patch % window:
+            problems.append(f"{said}, but {key} takes multiples of its window_size {window}")
+
+
+def _multiple_of(options: Any) -> int:
+    """What a network says in ``multiple_of`` or ``window_size``: of its class, or of one built without memory.
+
+    1 for BasicSR's networks, which say nothing that means this, and for one that cannot be built (others say why).
+    """
+    network = registered(ARCH_REGISTRY).get(str(options.get("type"))) if isinstance(options, dict) else None
+    if network is None or network.__module__.startswith("basicsr."):
+        return 1
+    if hasattr(network, "facts"):
+        facts = _facts(options)
+        return facts.multiple_of if facts is not None else 1
+    built = network
+    if (
+        not isinstance(getattr(network, "multiple_of", None), int)
+        and (built := _without_memory(options)) is None
+    ):
+        return 1
+    declared = getattr(built, "window_size", None) or getattr(built, "multiple_of", 1)
+    return declared if isinstance(declared, int) and declared > 0 else 1
+
+
+def has_parameters(options: Any) -> bool:
+    """Whether a network needs weights; one that cannot be built to find out is taken to (others say why)."""
+    net = _without_memory(options) if isinstance(options, dict) else None
+    return net is None or any(True for _ in net.parameters())
+
+
+def _without_memory(options: dict[str, Any]) -> Any:
+    """A network built without memory for its weights; None where that is not possible."""
+    network: Any = registered(ARCH_REGISTRY).get(str(options.get("type")))
+    arguments = {name: value for name, value in options.items() if name != "type"}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), sizes_watched("network"):
+            return network(**arguments)
+    except Exception:  # whatever an architecture makes of its options
+        return None
+
+
+def _check_vqgan(options: Any, size: int, place: str, problems: list[str]) -> None:
+    if not isinstance(options, dict) or not isinstance(options.get("ddconfig"), dict):
+        return
+    levels = options["ddconfig"].get("ch_mult")
+    if isinstance(levels, list) and levels:
+        factor = 2 ** (len(levels) - 1)
+        if size % factor:
+            problems.append(f"{place}: {size} is no multiple of {factor}, which network_vqgan needs")

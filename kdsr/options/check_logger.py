@@ -1,0 +1,75 @@
+"""Checks the section ``logger``: its keys, and that the best checkpoint is judged by something that is measured."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from basicsr.utils.registry import METRIC_REGISTRY
+
+from kdsr.metrics.calculation import better_of
+from kdsr.options import declarations as tables
+from kdsr.options.check_gt import gives_gt
+from kdsr.options.signatures import check_table, nearest, parameters_of, registered
+
+
+def check_logger(opt: dict[str, Any], ours: bool, problems: list[str]) -> None:
+    """Reports what is wrong with ``logger``.
+
+    Args:
+        opt: The option tree.
+        ours: Whether the model is one of this package, which keep and drop checkpoints.
+        problems: Gets what is wrong.
+    """
+    logger = opt.get("logger")
+    if not isinstance(logger, dict):
+        return
+    check_table(logger, tables.LOGGER | (tables.OUR_LOGGER if ours else {}), "logger", problems)
+    wandb = logger.get("wandb")
+    if isinstance(wandb, dict) and wandb.get("project") is not None:
+        if logger.get("use_tb_logger") is not True:
+            problems.append("logger.use_tb_logger: must be true for logger.wandb.project")
+        if importlib.util.find_spec("wandb") is None:
+            problems.append("logger.wandb.project: wandb is not installed (pip install wandb)")
+    elif isinstance(wandb, dict) and wandb.get("resume_id") is not None:
+        problems.append("logger.wandb.resume_id: nothing reads it without logger.wandb.project")
+    best = logger.get("save_best")
+    if not ours or not isinstance(best, dict):
+        return
+    val, datasets = opt.get("val"), opt.get("datasets")
+    metrics = val.get("metrics") if isinstance(val, dict) else None
+    sets = [
+        dataset.get("name")
+        for key, dataset in (datasets.items() if isinstance(datasets, dict) else ())
+        if str(key).startswith("val") and isinstance(dataset, dict)
+    ]
+    for key, offer, what in (
+        ("set", sets, "the name of a validation set"),
+        ("metric", list(metrics) if isinstance(metrics, dict) else [], "in val.metrics"),
+    ):
+        value = best.get(key)
+        if value not in offer:
+            problems.append(
+                f"logger.save_best.{key}: {value!r} is not {what}; {nearest(str(value), map(str, offer))}"
+            )
+    metric = metrics.get(str(best.get("metric"))) if isinstance(metrics, dict) else None
+    if isinstance(metric, dict):
+        problems += _judge_problems(best, metric, datasets)
+
+
+def _judge_problems(best: dict[str, Any], metric: dict[str, Any], datasets: Any) -> list[str]:
+    """Why a metric of ``val.metrics`` cannot say which checkpoint is the best one."""
+    place, kind = f"val.metrics.{best['metric']}", str(metric.get("type"))
+    if better_of(metric) is None:
+        return [f"{place}.better: is required by logger.save_best.metric; give higher or lower"]
+    known = registered(METRIC_REGISTRY)
+    sets = datasets.values() if isinstance(datasets, dict) else ()
+    if kind in known and "img2" in parameters_of(known[kind]):
+        return [
+            f"logger.save_best.metric: {kind} needs GT, which the set {best.get('set')} has not"
+            for dataset in sets
+            if isinstance(dataset, dict)
+            and dataset.get("name") == best.get("set")
+            and not gives_gt(dataset.get("type"))
+        ]
+    return []

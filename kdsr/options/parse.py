@@ -1,0 +1,228 @@
+"""From the command line to checked options: kdsr's replacement for ``basicsr.utils.options.parse_options``.
+
+It differs from BasicSR's where that is defective: object tags and overrides never execute code, unknown keys
+are refused, the seed is drawn after the overrides and shared by all ranks, ``dist_params`` counts for every
+launcher, and ``num_gpu`` means what the machine has. Everything that can be checked is checked before a
+process group is joined or a file is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from os import path as osp
+from typing import Any
+
+import torch
+from basicsr.utils import set_random_seed
+from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from kdsr.metrics.calculation import better_of
+from kdsr.options import declarations as tables
+from kdsr.options.check import check
+from kdsr.options.check_data import keys_of_dataset
+from kdsr.options.command_line import parse_arguments
+from kdsr.options.dump import user_level
+from kdsr.options.files import load_with_origin
+from kdsr.options.model_keys import ModelKeys
+from kdsr.options.overrides import overrides_of
+from kdsr.options.signatures import make_counts_whole, registered
+from kdsr.options.tested_run import as_test, describes_test, describes_training, option_file_of
+from kdsr.options.user_modules import import_user_modules
+from kdsr.runtime.cpu_cores import cores_of_this_node, workers_warning
+from kdsr.runtime.distributed import init_distributed
+from kdsr.runtime.errors import OptionError
+
+
+def _resolve_num_gpu(
+    asked: Any, *, ours: bool, args: argparse.Namespace, is_train: bool, warnings: list[str]
+) -> int:
+    """How many GPUs this process uses: 0 or 1.
+
+    Files composed of our pieces, and overrides, are taken at their word; a file written out for stock BasicSR
+    gets what the machine has, with a warning that names what was asked for.
+    """
+    count = torch.cuda.device_count()
+    if asked == "auto":
+        return min(count, 1)
+    if args.launcher != "none":
+        return min(asked, count, 1)
+    if asked > 1 and ours:
+        script = "kdsr/train.py" if is_train else "kdsr/test.py"
+        raise OptionError(
+            f"num_gpu: {asked} needs a launcher; start it with\n  torchrun --nproc_per_node={asked} {script} "
+            f"-opt {args.opt} --launcher pytorch\nor set num_gpu: auto for one GPU or the CPU"
+        )
+    used = min(asked, count, 1)
+    if used != asked:
+        have = "one GPU" if used else "the CPU"
+        more = "; several need --launcher pytorch under torchrun" if asked > 1 and count > 1 else ""
+        warnings.append(f"num_gpu: {asked} was asked for, the run uses {have}{more}")
+    return used
+
+
+def _shared_seed(seed: int | None, world_size: int) -> int:
+    """The given seed, or one drawn once and shared by all ranks."""
+    if seed is not None:
+        return seed
+    box = [random.SystemRandom().randrange(1, 2**31)]
+    if world_size > 1:
+        torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _make_counts_whole(opt: dict[str, Any]) -> None:
+    """Turns whole floats into ints wherever a number counts something; whatever is no such number stays."""
+    keys = ModelKeys(registered(MODEL_REGISTRY).get(str(opt.get("model_type"))))
+    make_counts_whole(opt, {key: kind for key, kind in keys.top.items() if not key.startswith("network_")})
+    for section, table in (
+        ("train", {**tables.LOOP_TRAIN, **keys.train}),
+        ("val", keys.val),
+        ("logger", tables.LOGGER | tables.OUR_LOGGER),
+        ("dist_params", tables.DIST_PARAMS),
+    ):
+        make_counts_whole(opt.get(section), table)
+    datasets = opt.get("datasets")
+    for dataset in datasets.values() if isinstance(datasets, dict) else ():
+        if isinstance(dataset, dict):
+            make_counts_whole(dataset, keys_of_dataset(dataset.get("type")))
+
+
+def _fill_datasets(opt: dict[str, Any]) -> None:
+    opt["datasets"] = {name: dataset for name, dataset in opt["datasets"].items() if dataset is not None}
+    for name, dataset in opt["datasets"].items():
+        dataset["phase"] = name.split("_")[0]
+        if dataset["phase"] != "train":
+            # These sets are read without loader processes. BasicSR's thread for "cpu" waits for ever for an image
+            # that cannot be read, and torch refuses processes that persist where there are none.
+            for key in ("prefetch_mode", "persistent_workers"):
+                dataset.pop(key, None)
+        if "scale" in opt:
+            dataset["scale"] = opt["scale"]
+        for key in ("dataroot_gt", "dataroot_lq", "meta_info_file"):
+            if dataset.get(key) is not None:
+                dataset[key] = osp.expanduser(dataset[key])
+        if dataset.get("meta_info_file", "") is None:
+            del dataset["meta_info_file"]  # BasicSR's SingleImageDataset opens whatever is there
+
+
+def _fill_paths(opt: dict[str, Any], root_path: str, is_train: bool) -> None:
+    path = opt["path"]
+    for key, value in path.items():
+        if isinstance(value, str):
+            path[key] = osp.expanduser(value)
+    kind, other = ("experiments", "results") if is_train else ("results", "experiments")
+    path.pop(f"{other}_root", None)  # BasicSR would make a folder of it
+    run = osp.join(osp.abspath(path.get(f"{kind}_root") or osp.join(root_path, kind)), opt["name"])
+    path[f"{kind}_root"] = path["log"] = run
+    path["visualization"] = osp.join(run, "visualization")
+    if is_train:
+        path["models"] = osp.join(run, "models")
+        path["training_states"] = osp.join(run, "training_states")
+
+
+def _apply_debug(opt: dict[str, Any]) -> None:
+    """BasicSR's debug mode: a run with "debug" in its name logs every step, validates and saves every 8."""
+    if opt.get("val"):
+        opt["val"]["val_freq"] = 8
+    opt["logger"]["print_freq"] = 1
+    opt["logger"]["save_checkpoint_freq"] = 8
+
+
+def warn(opt: dict[str, Any], warnings: Iterable[str | None]) -> None:
+    """Shows warnings on the terminal, where the log is not open yet; ``opt["warnings"]`` keeps them for its file."""
+    for warning in filter(None, warnings):
+        opt["warnings"].append(warning)
+        if opt["rank"] == 0:
+            print(f"Warning: {warning}", file=sys.stderr, flush=True)
+
+
+def parse_options(
+    root_path: str, is_train: bool = True, argv: Sequence[str] | None = None
+) -> tuple[dict[str, Any], argparse.Namespace]:
+    """Parses the command line and the option file, checks everything, joins the process group, seeds.
+
+    Args:
+        root_path: Folder that gets ``experiments/NAME`` or ``results/NAME`` unless ``path.experiments_root``
+            or ``path.results_root`` names another folder for the runs; the entry points pass the working
+            directory.
+        is_train: Training, or testing.
+        argv: The arguments; those of the process by default.
+
+    Returns:
+        ``opt`` as BasicSR's loops and models expect it, and the arguments. ``args.resolved`` holds the
+        options at the user's level, with the seed, as :func:`dump` writes them; ``args.notes`` lines for the log.
+
+    Raises:
+        OptionError: All problems at once, before anything was built or written.
+    """
+    args = parse_arguments(is_train, argv)
+    overrides = args.force_yml
+    given = args.opt
+    if not is_train:
+        args.opt = option_file_of(given)
+    opt, composed = load_with_origin(args.opt, overrides)
+    if args.debug and isinstance(opt.get("name"), str) and not opt["name"].startswith("debug"):
+        opt["name"] = f"debug_{opt['name']}"
+    warnings: list[str] = []
+    problems: list[str] = []
+    args.notes = []
+    if is_train and describes_test(opt):
+        raise OptionError(
+            f"{args.opt} describes a test (it has no datasets.train): use kdsr test -opt {args.opt}"
+        )
+    if not is_train and describes_training(opt):
+        opt, args.notes = as_test(opt, given, args, root_path, problems)
+    import_user_modules(opt, args.opt, warnings)
+    _make_counts_whole(opt)
+    may_lack_weights = not is_train and (args.random_weights or bool(problems))  # as_test() reports them
+    problems += check(opt, is_train, warnings, may_lack_weights)
+    if problems:
+        raise OptionError(problems)
+
+    if opt.get("scale") is None:
+        opt.pop("scale", None)
+    overridden = bool(overrides_of(overrides, "num_gpu"))
+    num_gpu = _resolve_num_gpu(
+        opt.get("num_gpu", "auto"),
+        ours=composed or overridden,
+        args=args,
+        is_train=is_train,
+        warnings=warnings,
+    )
+
+    opt["dist"] = args.launcher != "none"
+    if opt["dist"]:
+        cpu_backend = {"backend": "gloo"} if num_gpu == 0 else {}  # also where the file says nccl
+        init_distributed(args.launcher, {**(opt.get("dist_params") or {}), **cpu_backend})
+    opt["rank"], opt["world_size"] = get_dist_info()
+    if is_train:
+        workers = workers_warning(opt["datasets"]["train"]["num_worker_per_gpu"], cores_of_this_node())
+        warnings += [workers] if workers else []
+    args.seed_is_drawn = opt.get("manual_seed") is None
+    opt["manual_seed"] = _shared_seed(opt.get("manual_seed"), opt["world_size"])
+    set_random_seed(opt["manual_seed"] + opt["rank"])
+    args.resolved = user_level(opt)
+
+    opt.update(num_gpu=num_gpu, auto_resume=args.auto_resume, is_train=is_train, warnings=[])
+    opt["path"] = opt.get("path") or {}
+    if is_train:
+        # BasicSR's loop reads these without a default
+        opt["logger"] = {"print_freq": 100, "save_checkpoint_freq": 5000, "use_tb_logger": False} | (
+            opt.get("logger") or {}
+        )
+    if opt.get("val"):
+        opt["val"].setdefault("save_img", False)
+        opt["val"].setdefault("suffix", None)
+        for metric in (opt["val"].get("metrics") or {}).values():
+            if better_of(metric) == "lower":
+                metric["better"] = "lower"  # BasicSR's default is higher, for any metric
+    _fill_datasets(opt)
+    _fill_paths(opt, root_path, is_train)
+    if is_train and "debug" in opt["name"]:
+        _apply_debug(opt)
+    warn(opt, warnings)
+    return opt, args

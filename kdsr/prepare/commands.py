@@ -1,0 +1,127 @@
+"""``kdsr data``: makes data sets in the layout that the templates expect."""
+
+from __future__ import annotations
+
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from kdsr.prepare import pairs
+from kdsr.prepare.degrade import degrade
+from kdsr.prepare.sample import SOURCES, folder_names, make_sample
+from kdsr.prepare.sub_images import GT, Cutting, common_multiple
+from kdsr.runtime.errors import OptionError
+
+app = typer.Typer(help="Prepare data sets.", no_args_is_help=True, add_completion=False)
+
+BENCHMARK_MULTIPLE = 12  # one ground truth for x2, x3 and x4
+
+
+class Layout(StrEnum):
+    """Names of the folders that are made."""
+
+    plain = "plain"
+    benchmark = "benchmark"
+    div2k = "div2k"
+
+
+def parse_scales(text: str) -> tuple[int, ...]:
+    """Reads ``2,3,4`` (or with spaces).
+
+    Raises:
+        OptionError: Not a list of whole numbers from 2 on.
+    """
+    words = [word for word in re.split(r"[,\s]+", text) if word]
+    if not words or not all(word.isdecimal() and int(word) >= 2 for word in words):
+        raise OptionError(f"--scales {text!r}: give whole numbers from 2 on, such as 2,3,4")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def target_folders(layout: Layout, source: str, scales: tuple[int, ...], cut: bool) -> dict[int, str]:
+    """The folders of a layout by scale.
+
+    Args:
+        layout: ``plain`` makes GT and LR_x4; ``benchmark`` GTmod12 and LRbicx4; ``div2k``, of a source
+            DIV2K_train_HR, DIV2K_train_HR_sub and DIV2K_train_LR_bicubic/X4_sub (BasicSR's names; ``_whole``
+            where images are not cut).
+        source: Name of the source folder.
+        scales: Factors of the LQ images.
+        cut: Whether the images are sub-images.
+    """
+    if layout is Layout.plain:
+        return folder_names(scales)
+    if layout is Layout.benchmark:
+        return {GT: f"GTmod{BENCHMARK_MULTIPLE}"} | {scale: f"LRbicx{scale}" for scale in scales}
+    ending = "_sub" if cut else "_whole"
+    stem = source.removesuffix("_HR")
+    return {GT: f"{stem}_HR{ending}"} | {scale: f"{stem}_LR_bicubic/X{scale}{ending}" for scale in scales}
+
+
+def _cutting(scales: tuple[int, ...], layout: Layout, crop: int, step: int, thresh: int) -> Cutting:
+    multiple = common_multiple(scales)
+    if layout is Layout.benchmark:
+        multiple = common_multiple((*scales, BENCHMARK_MULTIPLE))
+        if crop:
+            raise OptionError("--crop: the images of a benchmark stay whole; use another --layout")
+    if crop < 0 or crop % multiple:
+        raise OptionError(f"--crop {crop}: must be 0 (whole images) or a multiple of {multiple}")
+    step = step or max(crop // 2 // multiple, 1) * multiple
+    if crop and (step <= 0 or step % multiple):
+        raise OptionError(f"--step {step}: must be a positive multiple of {multiple}")
+    return Cutting(scales, multiple, crop, step if crop else 0, thresh)
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("datasets/sample"),
+    scales: Annotated[str, typer.Option(help="Factors of the LQ images.")] = "2,3,4",
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
+) -> None:
+    """Make a small data set of the photographs that scikit-image ships: nothing is downloaded."""
+    with tqdm(total=len(SOURCES), unit="photo", desc=str(out), disable=None) as bar:
+        written = make_sample(out, parse_scales(scales), workers=workers, progress=bar.update)
+    state = "written" if written else "complete already"
+    typer.echo(f"{out}: {state} (origin and terms: {out / 'README.md'})")
+
+
+@app.command()
+def sr(
+    sources: pairs.Sources,
+    out: pairs.Out,
+    scales: Annotated[str, typer.Option(help="Factors of the LQ images.")] = "2,3,4",
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            help="plain: GT, LR_x4. benchmark: GTmod12, LRbicx4. div2k (SRC is named DIV2K_train_HR): "
+            "DIV2K_train_HR_sub, DIV2K_train_LR_bicubic/X4_sub."
+        ),
+    ] = Layout.plain,
+    crop: pairs.Crop = 0,
+    step: Annotated[
+        int,
+        typer.Option(
+            help="Distance of neighbouring sub-images; 0: half of --crop, at a multiple of the scales."
+        ),
+    ] = 0,
+    thresh: pairs.Thresh = 0,
+    min_size: pairs.MinSize = 1,
+    lmdb: pairs.Lmdb = False,
+    workers: pairs.Workers = pairs.CORES,
+    force: pairs.Force = False,
+) -> None:
+    """Make GT and LQ folders (Matlab's bicubic) of folders of images, such as DIV2K or T91."""
+    factors = parse_scales(scales)
+    cutting = _cutting(factors, layout, crop, step, thresh)
+    if layout is Layout.div2k and len(sources) > 1:
+        raise OptionError("--layout div2k names its folders after SRC: give one")
+    # not resolve(): the folder's own name counts, not that of what it may link to
+    folders = target_folders(layout, Path(os.path.abspath(sources[0])).name, factors, bool(crop))
+    pairs.make(sources, out, cutting, folders, lmdb=lmdb, min_size=min_size, workers=workers, force=force)
+
+
+app.command()(degrade)

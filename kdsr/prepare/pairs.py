@@ -1,0 +1,126 @@
+"""What the commands that write GT/LQ pairs have in common: their options, and the run with its report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from kdsr.data.image_files import list_folder
+from kdsr.data.image_info import UnfitImage, probe
+from kdsr.data.image_losses import describe_left_out, describe_losses
+from kdsr.prepare.pair_writer import Degrade, Photograph, check_apart, write_pairs
+from kdsr.prepare.sub_images import Cutting
+from kdsr.runtime.errors import DataError
+
+CORES = os.cpu_count() or 1
+
+Sources = Annotated[
+    list[Path], typer.Argument(metavar="SRC...", help="Folders of images, read with the folders in them.")
+]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Where the folders of the layout are made.")]
+Crop = Annotated[int, typer.Option(help="Side of square sub-images, for training; 0: whole images.")]
+Thresh = Annotated[
+    int, typer.Option(min=0, help="A rest at the border up to this size makes no sub-image of its own.")
+]
+MinSize = Annotated[
+    int, typer.Option(min=1, help="Leave out images with a smaller side (gt_size must fit into each).")
+]
+Lmdb = Annotated[bool, typer.Option("--lmdb", help="Make LMDBs as well.")]
+Workers = Annotated[int, typer.Option(min=1, help="Number of processes.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace folders that exist.")]
+
+
+def _lmdb_name(folder: str) -> str:
+    return folder.replace("/", "_") + ".lmdb"
+
+
+def check_depths(paths: Sequence[Path]) -> None:
+    """Looks at the headers of images before hours are spent on them; prints what of them is not used.
+
+    Raises:
+        DataError: One cannot be read, or some have other than 8 bits.
+    """
+    looks, deep = [], []
+    for path in paths:
+        try:
+            info = probe(path)
+        except UnfitImage as error:
+            raise DataError(f"Cannot read image {path}: {error}") from error
+        except OSError:
+            continue  # read_image() says what is wrong
+        looks.append((str(path), info))
+        if info.white != 255:
+            deep.append(f"{path} has {info.bits} bits per channel")
+    if deep:
+        more = f" (and {len(deep) - 1} more)" if len(deep) > 1 else ""
+        raise DataError(f"{deep[0]}{more}; convert it to 8 bits")
+    for loss in describe_losses(looks, len(paths)):
+        typer.echo(f"Warning: {loss}", err=True)
+
+
+def make(
+    sources: Sequence[Path],
+    out: Path,
+    cutting: Cutting,
+    folders: dict[int, str],
+    *,
+    lmdb: bool,
+    min_size: int,
+    workers: int,
+    force: bool,
+    degrade: Degrade | None = None,
+    check_names: Callable[[list[str]], None] | None = None,
+) -> None:
+    """Writes the pairs of all images of the sources, with a progress bar, and prints what was made.
+
+    Args:
+        sources: Folders.
+        out: Where the folders are made.
+        cutting: Scales and sizes.
+        folders: As for :func:`kdsr.prepare.pair_writer.write_pairs`.
+        lmdb: Makes an LMDB of each folder as well.
+        min_size: Images with a smaller side are left out, and reported.
+        workers: Number of processes.
+        force: Replaces folders that exist.
+        degrade: Makes the LQ image of the ground truth's size.
+        check_names: Called with the images' names before anything is written.
+    """
+    lmdbs = {scale: _lmdb_name(folder) for scale, folder in folders.items()} if lmdb else None
+    check_apart(sources, [out / folder for folder in (*folders.values(), *(lmdbs or {}).values())])
+    photographs = []
+    for source in sources:
+        listing = list_folder(source)
+        if not listing.images:
+            raise DataError(f"There is no image in {source}")
+        photographs += [Photograph(Path(name).stem, source / name) for name in listing.images]
+        left_out = describe_left_out(str(source), listing.left_out)
+        if left_out:
+            typer.echo(f"Warning: {left_out}", err=True)
+    check_depths([photograph.path for photograph in photographs])
+    photographs.sort(key=lambda photograph: photograph.name)
+    if check_names is not None:
+        check_names([photograph.name for photograph in photographs])
+    with tqdm(total=len(photographs), unit="image", desc=str(out), disable=None) as bar:
+        written = write_pairs(
+            photographs,
+            cutting,
+            out,
+            folders,
+            lmdbs=lmdbs,
+            degrade=degrade,
+            min_size=min_size,
+            workers=workers,
+            force=force,
+            progress=bar.update,
+        )
+    made = ", ".join([*folders.values(), *(lmdbs or {}).values()])
+    typer.echo(f"{out}: {written.pairs} pairs of {written.photographs} images in {made}")
+    if written.too_small:
+        listed = ", ".join(written.too_small[:5]) + (", …" if len(written.too_small) > 5 else "")
+        least = max(min_size, cutting.multiple_of)
+        typer.echo(f"{out}: left out {len(written.too_small)} images below {least} pixels: {listed}")

@@ -1,0 +1,209 @@
+"""The sample data set: colour photographs of scikit-image's wheel, split into training and validation."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import skimage
+
+from kdsr.data.image_files import list_images
+from kdsr.prepare.pair_writer import SETTINGS, Degrade, Photograph, fresh_folder, replace_folder, write_pairs
+from kdsr.prepare.sub_images import GT, LQ, Cutting, common_multiple
+from kdsr.runtime.errors import DataError, OptionError
+
+MANIFEST = "manifest.json"
+_FORMAT = 1  # changes with what the same arguments make
+
+
+@dataclass(frozen=True)
+class Source:
+    """A photograph of the wheel.
+
+    Args:
+        file: Its name in ``skimage/data``.
+        split: ``train`` or ``val``.
+        terms: What it shows, where it comes from and on which terms, as scikit-image states it.
+        window: Top, left, height and width of the part that is used; None for all of it.
+    """
+
+    file: str
+    split: str
+    terms: str
+    window: tuple[int, int, int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        return Path(self.file).stem
+
+
+_MIDDLEBURY = (
+    "view of a motorcycle, Middlebury 2014 stereo benchmark (Scharstein et al., GCPR 2014), down-sampled by "
+    "four; scikit-image states no licence, Middlebury asks for the citation"
+)
+# The wheel's other colour files are no use here: the Hubble deep field (noise and points on black), the
+# retina (a smooth disc on black), colour wheel, chessboard, logo and horse (drawings). The two views of the
+# motorcycle show the same things and stay on one side.
+SOURCES = (
+    Source("astronaut.png", "train", "Eileen Collins, NASA Great Images; public domain"),
+    Source("ihc.png", "train", "stained tissue under a microscope, CMMI; no known copyright restrictions"),
+    Source("motorcycle_left.png", "train", f"left {_MIDDLEBURY}"),
+    Source("motorcycle_right.png", "train", f"right {_MIDDLEBURY}"),
+    Source("chelsea.png", "val", "Chelsea the cat, by Stefan van der Walt; CC0", (6, 33, 288, 384)),
+    Source(
+        "coffee.png",
+        "val",
+        "coffee cup, by Rachel Michetti, courtesy of Pikolo Espresso Bar; CC0",
+        (8, 100, 384, 384),
+    ),
+    Source("rocket.jpg", "val", "DSCOVR on a Falcon 9, by SpaceX; public domain", (20, 150, 384, 384)),
+)
+
+# Large enough for patches of 192 pixels (48 at x4); a rest of up to 24 pixels makes no sub-image of its own.
+TRAIN_CROP, TRAIN_STEP, TRAIN_THRESH = 240, 120, 24
+
+
+def folder_names(scales: Sequence[int]) -> dict[int, str]:
+    """The folders of a data set by scale: ``GT``, ``LR_x2``, …"""
+    return {GT: "GT"} | {scale: f"LR_x{scale}" for scale in scales}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _contents(root: Path) -> dict[str, str]:
+    unlisted = (MANIFEST, "lock.mdb")  # the latter belongs to whoever reads the LMDB
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name not in unlisted)
+    return {path.relative_to(root).as_posix(): _sha256(path) for path in files}
+
+
+def _request(scales: Sequence[int], sources: Path) -> dict[str, Any]:
+    """What determines the result, as JSON gives it back."""
+    photographs = {
+        source.file: {
+            "split": source.split,
+            "window": None if source.window is None else list(source.window),
+            "sha256": _sha256(sources / source.file),
+        }
+        for source in SOURCES
+    }
+    cutting = {"crop": TRAIN_CROP, "step": TRAIN_STEP, "thresh": TRAIN_THRESH}
+    return {"format": _FORMAT, "scales": list(scales), "train": cutting, "photographs": photographs}
+
+
+def is_complete(out: Path, request: dict[str, Any]) -> bool:
+    """Whether ``out`` holds just what ``request`` makes, every file with its hash."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return manifest.get("request") == request and manifest.get("files") == _contents(out)
+
+
+def _readme(scales: Sequence[int]) -> str:
+    version = importlib.metadata.version("scikit-image")
+    rows = []
+    for source in SOURCES:
+        window = "all" if source.window is None else ", ".join(map(str, source.window))
+        rows.append(f"| {source.file} | {source.split} | {window} | {source.terms} |")
+    return f"""# Sample data
+
+Made by `kdsr data sample` of photographs that scikit-image {version} ships.
+LQ images: Matlab's bicubic `imresize`, x{", x".join(map(str, scales))}. Each folder is there as LMDB, too.
+Training: sub-images of {TRAIN_CROP} pixels. Validation: one part of each held-out photograph.
+
+| photograph | split | part (top, left, height, width) | origin and terms, as scikit-image states them |
+|---|---|---|---|
+""" + "".join(f"{row}\n" for row in rows)
+
+
+def make_sample(
+    out: Path, scales: Sequence[int], *, workers: int = 1, progress: Callable[[int], object] | None = None
+) -> bool:
+    """Writes the sample data set; does nothing where it is there and complete.
+
+    ``out`` gets ``train`` and ``val``, each with ``GT``, ``LR_x2``, … and the same as LMDBs, a ``README.md``
+    and a manifest with the hash of every file. It is put in its place when it is complete.
+
+    Args:
+        out: The folder, usually ``datasets/sample``.
+        scales: Factors of the LQ images.
+        workers: Number of processes.
+        progress: Called with 1 after each photograph.
+
+    Returns:
+        Whether anything was written.
+
+    Raises:
+        DataError: scikit-image's files are not there.
+        OptionError: ``out`` holds something else.
+    """
+    sources = Path(skimage.__file__).parent / "data"
+    missing = [source.file for source in SOURCES if not (sources / source.file).is_file()]
+    if missing:
+        raise DataError(f"scikit-image has no {', '.join(missing)} in {sources}; install its wheel (0.26)")
+    request = _request(scales, sources)
+    if is_complete(out, request):
+        return False
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"{out} exists and was not made by this command; choose another --out")
+    multiple = common_multiple(scales)
+    cuttings = {
+        "train": Cutting(tuple(scales), multiple, TRAIN_CROP, TRAIN_STEP, TRAIN_THRESH),
+        "val": Cutting(tuple(scales), multiple),
+    }
+    names = folder_names(scales)
+    lmdbs = {scale: f"{name}.lmdb" for scale, name in names.items()}
+    with fresh_folder(out.parent) as temporary:
+        new = temporary / out.name
+        for split, cutting in cuttings.items():
+            photographs = [
+                Photograph(source.name, sources / source.file, source.window)
+                for source in SOURCES
+                if source.split == split
+            ]
+            write_pairs(
+                photographs, cutting, new / split, names, lmdbs=lmdbs, workers=workers, progress=progress
+            )
+        (new / "README.md").write_text(_readme(scales), encoding="utf-8")
+        manifest = {"request": request, "files": _contents(new)}
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        replace_folder(new, out)
+    return True
+
+
+def degrade_sample(sample: Path, out: Path, degrade: Degrade) -> None:
+    """Degrades the images of a sample data set, each sub-image on its own, as ``kdsr data degrade`` would.
+
+    ``out`` gets ``train`` and ``val``, each with ``GT``, ``LQ`` and what was drawn for each image. What an earlier
+    call made with the same settings is made anew, so that it always belongs to ``sample``.
+
+    Args:
+        sample: What :func:`make_sample` wrote.
+        out: The folder, usually ``datasets/sample_TASK``.
+        degrade: Makes the LQ images.
+
+    Raises:
+        OptionError: ``out`` holds something else.
+    """
+    for split in ("train", "val"):
+        folder = out / split
+        ours = _settings(folder) == degrade.settings
+        if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+            raise OptionError(f"{folder} exists and was not made with these settings; move it away")
+        photographs = [Photograph(path.stem, path) for path in list_images(sample / split / "GT")]
+        write_pairs(photographs, Cutting((), 1), folder, {GT: "GT", LQ: "LQ"}, degrade=degrade, force=ours)
+
+
+def _settings(folder: Path) -> Any:
+    """How the LQ images of a folder were made; None where nothing says it."""
+    try:
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

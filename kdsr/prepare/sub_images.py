@@ -1,0 +1,116 @@
+"""Ground truth and LQ images of one photograph, bicubic or degraded, whole or cut into sub-images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kdsr.data.resize import imresize, mod_crop
+from kdsr.runtime.errors import OptionError
+
+Image = NDArray[np.uint8]
+GT = 1  # the key of the ground truth among the scales
+LQ = 0  # the key of a degraded image of the ground truth's size
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How photographs become training images.
+
+    All sizes are pixels of the ground truth.
+
+    Args:
+        scales: Factors of the LQ images.
+        multiple_of: Height and width of the ground truth are cropped to a multiple of it; a multiple of every
+            scale.
+        crop: Side of the square sub-images, a multiple of ``multiple_of``; 0 keeps images whole. A photograph
+            smaller than that in one dimension is not cut in that dimension.
+        step: Distance of neighbouring sub-images, a multiple of ``multiple_of``.
+        thresh: A rest at the right or lower border up to this size is left out, a larger one gets a sub-image
+            that ends at the border.
+
+    Raises:
+        OptionError: A size is not a multiple of every scale (ground truth and LQ images would not lie on each
+            other), or ``step`` is not positive although ``crop`` is.
+    """
+
+    scales: tuple[int, ...]
+    multiple_of: int
+    crop: int = 0
+    step: int = 0
+    thresh: int = 0
+
+    def __post_init__(self) -> None:
+        multiple = common_multiple(self.scales)
+        if self.multiple_of < 1 or self.multiple_of % multiple:
+            raise OptionError(
+                f"Images are cropped to multiples of {self.multiple_of}: must be one of {multiple}"
+            )
+        listed = ", ".join(map(str, self.scales))
+        for name, size in (("crop", self.crop), ("step", self.step)):
+            if size < 0 or size % multiple:
+                raise OptionError(f"{name} {size}: scales {listed} need a multiple of {multiple}")
+        if self.crop and not self.step:
+            raise OptionError(f"step 0: crop {self.crop} needs a positive one")
+
+    def starts(self, length: int) -> list[int]:
+        """Where sub-images begin along a dimension of ``length`` pixels (a multiple of ``multiple_of``)."""
+        if self.crop == 0 or length <= self.crop:
+            return [0]
+        last = length - self.crop
+        starts = list(range(0, last + 1, self.step))
+        if last - starts[-1] > self.thresh:
+            starts.append(last)
+        return starts
+
+
+def common_multiple(scales: Sequence[int]) -> int:
+    """The smallest number that every scale divides."""
+    return math.lcm(*scales)
+
+
+def cut(
+    image: Image, cutting: Cutting, degraded: Image | None = None
+) -> Iterator[tuple[str, dict[int, Image]]]:
+    """Makes the LQ images of a photograph and cuts all of them at the same places.
+
+    Cutting comes last: the border of a sub-image is made of its real neighbours.
+
+    Args:
+        image: (H, W) or (H, W, C), uint8.
+        cutting: The sizes.
+        degraded: An LQ image of the photograph's shape, which is cut with the others.
+
+    Yields:
+        The ending of the sub-image's name (``_s001``, row by row; empty for whole images) and its images by
+        scale, the ground truth under :data:`GT`, the degraded image under :data:`LQ`.
+    """
+    whole = {GT: mod_crop(image, cutting.multiple_of)}
+    if 0 in whole[GT].shape:
+        return
+    for scale in cutting.scales:
+        whole[scale] = imresize(whole[GT], 1 / scale)
+    if degraded is not None:
+        whole[LQ] = mod_crop(degraded, cutting.multiple_of)
+    height, width = whole[GT].shape[:2]
+    number = 0
+    for top in cutting.starts(height):
+        for left in cutting.starts(width):
+            number += 1
+            bottom, right = (min(start + cutting.crop, size) if cutting.crop else size
+                             for start, size in ((top, height), (left, width)))  # fmt: skip
+            pieces = {}
+            for key, part in whole.items():
+                scale = GT if key == LQ else key
+                pieces[key] = part[top // scale : bottom // scale, left // scale : right // scale]
+            yield f"_s{number:03d}" if cutting.crop else "", pieces
+
+
+def encode_png(image: Image) -> bytes:
+    """Encodes an image as PNG, quickly rather than small (the level of BasicSR's LMDBs)."""
+    return cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()

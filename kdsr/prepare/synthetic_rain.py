@@ -1,0 +1,166 @@
+"""Rain: streaks of several layers, as drops at several distances leave them on one exposure.
+
+Each layer is a field of sparse drops of random brightness, convolved with the shape of one streak, so that all
+streaks of a layer have nearly one direction and length, as falling drops have. Layers farther away are smaller
+and fainter. They are screen-blended, ``1 - (1 - x) (1 - s)``: rain adds light, less so to what is bright, and never
+takes any. A veil of mist, blended the same way everywhere, stands for the drops too far away to be seen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kdsr.prepare.synthesis import (
+    Floats,
+    Image,
+    Parameters,
+    Range,
+    as_8bit,
+    as_float,
+    check_range,
+    draw,
+    per_channel,
+)
+from kdsr.runtime.errors import OptionError
+
+# Within a layer, streaks vary: their number is split among groups of slightly other angle, length and width.
+_GROUPS = 3
+_ANGLE_JITTER = 2.0  # degrees
+_SIZE_JITTER = 0.3  # relative
+_FARTHER = 0.7  # size and brightness of a layer, relative to the one in front of it
+
+
+def streak_kernel(angle: float, length: float, width: float) -> Floats:
+    """The shape of one streak: a line that fades at its ends, with a Gaussian profile across.
+
+    Args:
+        angle: Degrees from the vertical; positive ones have their lower end to the right.
+        length: Between the points of half brightness at the ends, in pixels.
+        width: Between the points of half brightness across, in pixels.
+
+    Returns:
+        (K, K) with K odd and 1 in the middle.
+    """
+    radius = math.ceil(0.75 * length + 1.5 * width) + 1
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float32)
+    sine, cosine = math.sin(math.radians(angle)), math.cos(math.radians(angle))
+    along, across = x * sine + y * cosine, x * cosine - y * sine
+    profile = np.exp(-4 * math.log(2) * (across / width) ** 2)
+    # 1 in the inner half, then half a period of a cosine: 0.5 at length / 2
+    ends = np.clip((np.abs(along) - 0.25 * length) / (0.5 * length), 0, 1)
+    return (profile * (0.5 + 0.5 * np.cos(np.pi * ends))).astype(np.float32)
+
+
+def streak_field(
+    shape: tuple[int, ...], kernel: Floats, density: float, generator: np.random.Generator
+) -> tuple[Floats, int]:
+    """Streaks of one shape, at random places and of random brightness.
+
+    Args:
+        shape: Height and width.
+        kernel: The shape, (K, K).
+        density: Mean number of streaks over a pixel: the sum of all streaks' areas by that of the image.
+        generator: Source of places and brightness.
+
+    Returns:
+        (H, W) from 0 on, where a single streak of mean brightness is 1 in its middle; and the number
+        of streaks in and around the image.
+    """
+    margin = kernel.shape[0] // 2  # streaks reach into the image from outside
+    height, width = shape
+    rows, columns = height + 2 * margin, width + 2 * margin
+    number = int(generator.poisson(density * rows * columns / max(float(kernel.sum()), 1.0)))
+    drops = np.zeros((rows, columns), np.float32)
+    places = generator.integers(0, rows, number), generator.integers(0, columns, number)
+    np.add.at(drops, places, generator.gamma(4, 0.25, number).astype(np.float32))
+    filtered = cv2.filter2D(drops, cv2.CV_32F, kernel, borderType=cv2.BORDER_CONSTANT)
+    field = np.asarray(filtered, np.float32)
+    # by a Fourier transform: tiny negative numbers where there is no rain
+    field[field < 1e-4] = 0
+    return field[margin : margin + height, margin : margin + width], number
+
+
+def screen(image: NDArray[Any], light: NDArray[Any] | float) -> Floats:
+    """Adds light to what lets none through twice: ``1 - (1 - image) (1 - light)``.
+
+    Args:
+        image: (H, W) or (H, W, C) in [0, 1].
+        light: (H, W) in [0, 1], or one value.
+    """
+    if isinstance(light, np.ndarray):
+        light = per_channel(light, image)
+    return (1 - (1 - image) * (1 - light)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Rain:
+    """Rain whose direction, strength and shape are drawn per image.
+
+    Args:
+        angle: Degrees from the vertical, below 90; positive: drops fall towards the right.
+        length: Of the streaks of the nearest layer, in pixels.
+        width: Of the same, in pixels.
+        density: Mean number of streaks over a pixel, of all layers together.
+        strength: Mean brightness that a streak of the nearest layer adds to black, in [0, 1].
+        veil: Light that mist adds to black everywhere, in [0, 1].
+        layers: Number of distances.
+    """
+
+    name: ClassVar[str] = "rain"
+    angle: Range = (-40.0, 40.0)
+    length: Range = (14.0, 36.0)
+    width: Range = (1.0, 2.0)
+    density: Range = (0.15, 1.0)
+    strength: Range = (0.1, 0.27)
+    veil: Range = (0.0, 0.05)
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        check_range("angle", self.angle, -90, 90)
+        check_range("length", self.length, 1, 500)
+        check_range("width", self.width, 0.5, 100)
+        check_range("density", self.density, 0, 100)
+        check_range("strength", self.strength, 0, 1)
+        check_range("veil", self.veil, 0, 1)
+        if not 1 <= self.layers <= 10:
+            raise OptionError(f"layers {self.layers}: give 1 to 10")
+
+    def __call__(
+        self, image: Image, generator: np.random.Generator, name: str = ""
+    ) -> tuple[Image, Parameters]:
+        fields = ("angle", "length", "width", "density", "strength", "veil")
+        parameters: Parameters = {field: draw(generator, getattr(self, field)) for field in fields}
+        streaks, parameters["layers"] = self._streaks(image.shape[:2], parameters, generator)
+        return as_8bit(screen(screen(as_float(image), parameters["veil"]), streaks)), parameters
+
+    def _streaks(
+        self, shape: tuple[int, ...], drawn: Parameters, generator: np.random.Generator
+    ) -> tuple[Floats, list[Parameters]]:
+        """All layers blended, (H, W) in [0, 1], and what was drawn for each of their groups."""
+        light = np.zeros(shape, np.float32)
+        groups: list[Parameters] = []
+        for layer in range(self.layers):
+            size = _FARTHER**layer
+            layer_light = np.zeros_like(light)
+            for _ in range(_GROUPS):
+                stretch = 1 + draw(generator, (-_SIZE_JITTER, _SIZE_JITTER))
+                group: Parameters = {
+                    "layer": layer,
+                    "angle": round(drawn["angle"] + draw(generator, (-_ANGLE_JITTER, _ANGLE_JITTER)), 6),
+                    "length": round(max(drawn["length"] * size * stretch, 1.0), 6),
+                    "width": round(max(drawn["width"] * size, 0.8), 6),
+                    "strength": round(drawn["strength"] * size, 6),
+                }
+                kernel = streak_kernel(group["angle"], group["length"], group["width"])
+                share = drawn["density"] / (self.layers * _GROUPS)
+                field, group["streaks"] = streak_field(shape, kernel, share, generator)
+                layer_light += field * np.float32(group["strength"])
+                groups.append(group)
+            light = screen(light, np.clip(layer_light, 0, 1))
+        return light, groups
