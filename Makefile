@@ -12,7 +12,8 @@ unexport TORCH_INDEX
 endif
 
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest
+# one process per core, at most four; each test computes on one core (tests/conftest.py)
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 .PHONY: help demo test test-slow test-all tables lint format venv clean
 

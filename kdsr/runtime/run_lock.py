@@ -106,11 +106,13 @@ class RunLock:
         here = _held.get(self.file)
         if here is not None and here["pid"] == os.getpid():
             return here
+        failure = OSError(errno.EAGAIN, "it is removed each time", str(self.file))
         for _ in range(_TRIES):
-            self._make_folder()
             try:
+                self._make_folder()
                 descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:  # another run has removed the folder that it had made
+            except (FileNotFoundError, FileExistsError) as error:
+                failure = error  # another run may just have removed a folder that it had made
                 continue
             try:
                 holder = _lock(descriptor)
@@ -124,7 +126,7 @@ class RunLock:
                     os.close(descriptor)
             if holder is not None:
                 return holder
-        raise OSError(errno.EAGAIN, "it is removed each time", str(self.file))
+        raise failure
 
     def _make_folder(self) -> None:
         missing = [folder for folder in self.file.parents if not folder.exists()]
