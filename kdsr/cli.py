@@ -13,6 +13,7 @@ from kdsr.runtime.errors import reported
 from kdsr.tools.bench import app as bench_app
 from kdsr.tools.bench_tiles import tiles
 from kdsr.tools.demo import demo
+from kdsr.tools.new import new
 from kdsr.tools.tables import list_templates
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ def test(context: typer.Context) -> None:
 
 
 app.command()(demo)
+app.command()(new)
 app.command("list")(list_templates)
 app.add_typer(data_app, name="data", help="Prepare data sets.")
 bench_app.command()(tiles)

@@ -137,7 +137,7 @@ def read_file(path: Path, _above: tuple[Path, ...] = ()) -> tuple[dict[str, Any]
             text = file.read(MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise OptionError(f"option file {path}{by}: {reason}") from error
+        raise OptionError(f"option file {path}{by}: {reason}{_how_to_make(path)}") from error
     if len(text) > MOST_CHARACTERS:
         raise OptionError(f"option file {path}{by}: has more than {MOST_CHARACTERS:,d} characters")
     options = parse_yaml(text, str(path))
@@ -153,6 +153,14 @@ def read_file(path: Path, _above: tuple[Path, ...] = ()) -> tuple[dict[str, Any]
         piece, _ = read_file(path.parent / Path(name).expanduser(), (*_above, resolved))
         merged = merge(merged, piece)
     return merge(merged, options), bool(names)
+
+
+def _how_to_make(path: Path) -> str:
+    """The ``kdsr new`` line for a file that is missing, where its name is that of a combination of pieces."""
+    from kdsr.options.compose import new_command  # which reads pieces with this module
+
+    command = None if path.exists() else new_command(path)
+    return f"; this makes it:\n  {command}" if command else ""
 
 
 def _look_up(options: Any, name: str) -> Any:

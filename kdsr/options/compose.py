@@ -1,0 +1,309 @@
+"""Composes option files: which pieces of ``options/_base_`` a method, a backbone, a data set and a schedule need.
+
+``kdsr new`` writes what is composed here. A piece may have a variant for another choice, which then replaces it:
+``methods/FitNet_EDSR.yml``, ``backbones/NAFNet_GoPro.yml``, ``taps/EDSR_FACD.yml``.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kdsr.options.files import read_file
+from kdsr.runtime.errors import OptionError
+from kdsr.runtime.suggestions import nearest
+
+# loss in train -> the option that names the features it compares, which depend on the backbone
+_FEATURES = {
+    "fitnet_opt": "taps",
+    "at_opt": "taps",
+    "fakd_opt": "taps",
+    "rkd_opt": "taps",
+    "facd_opt": "taps",
+    "fm_opt": "taps",
+    "bm_opt": "blocks",
+    "nc_opt": "encoder_taps",
+    "et_opt": "decoder_taps",
+}
+_SHORT = {"sample": "demo", "T91BSDS": "short"}  # small data set -> its schedule
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``kdsr new`` is asked for: names of pieces, or paths of one's own (``.yml``).
+
+    ``scale`` and ``schedule`` may be None: the data set's only scale, and the usual schedule.
+    """
+
+    method: str
+    backbone: str
+    data: str
+    scale: int | None = None
+    schedule: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the run and of its file: ``FAKD_EDSR_x4``, ``SLKD_NAFNet_GoPro``, ``Logits_SwinIR_x4_no_gt``."""
+        names = (self.method, self.backbone, self.data)
+        method, backbone, data = (Path(one).stem if _is_path(one) else one for one in names)
+        method, _, variant = method.partition("_")
+        scale = f"x{self.scale}" if (self.scale or 1) > 1 else ""
+        parts = [method, backbone, "" if scale and data.startswith("DIV2K") else data, scale, variant]
+        return "_".join(part for part in (*parts, self.schedule and Path(self.schedule).stem) if part)
+
+    def command(self, file: str | Path) -> str:
+        """The command that writes ``file``."""
+        words = ["--method", self.method, "--backbone", self.backbone, "--data", self.data]
+        words += ["--scale", str(self.scale)] if (self.scale or 1) > 1 else []
+        words += ["--schedule", self.schedule] if self.schedule else []
+        return shlex.join(["kdsr", "new", *words, "-o", str(file)])
+
+
+@dataclass
+class Recipe:
+    """A composed option file: its pieces in order, each with the reason, and its own settings."""
+
+    name: str
+    pieces: list[tuple[Path, str]] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)  # lines of YAML
+
+    def text(self, file: Path, options: Path) -> str:
+        """The option file, its ``_base_`` entries relative to the folder that ``file`` lies in."""
+        folder = file.resolve().parent
+        bases = [Path(os.path.relpath(piece.resolve(), folder)).as_posix() for piece, _ in self.pieces]
+        schema = Path(os.path.relpath((options / "schema.json").resolve(), folder)).as_posix()
+        lines = [
+            f"# yaml-language-server: $schema={schema}",
+            "_base_:",
+            *(f"  - {base}" for base in bases),
+            "",
+        ]
+        return "\n".join([*lines, f"name: {self.name}", *self.settings]) + "\n"
+
+
+def options_folder() -> Path | None:
+    """The folder that has the pieces: ``options`` here, or the one of kdsr's checkout; an installed package has none."""
+    folders = (Path("options"), Path(__file__).resolve().parents[2] / "options")
+    return next((folder for folder in folders if (folder / "_base_/runtime.yml").is_file()), None)
+
+
+class Pieces:
+    """The pieces of an options folder, by kind and name.
+
+    Args:
+        options: The folder that has ``_base_``.
+    """
+
+    def __init__(self, options: Path) -> None:
+        self.folder = options / "_base_"
+        self._read: dict[Path, dict[str, Any]] = {}
+        self._listed: dict[str, dict[str, Path]] = {}
+        self.data: dict[tuple[str, int], Path] = {}
+        for name, piece in self._all("data").items():
+            if scale := self.read(piece).get("scale"):
+                self.data[name.removesuffix(f"_x{scale}"), scale] = piece
+        self.backbones = self._without_variants("backbones", {name for name, _ in self.data})
+        self.methods = self._without_variants("methods", self.backbones)
+        self.schedules = self._all("schedules")
+
+    def read(self, piece: Path) -> dict[str, Any]:
+        """A piece's options, its own ``_base_`` merged, references as they stand."""
+        if piece not in self._read:
+            self._read[piece] = read_file(piece)[0]
+        return self._read[piece]
+
+    def _all(self, kind: str) -> dict[str, Path]:
+        if kind not in self._listed:
+            self._listed[kind] = {piece.stem: piece for piece in sorted((self.folder / kind).glob("*.yml"))}
+        return self._listed[kind]
+
+    def _without_variants(self, kind: str, others: Mapping[str, Path] | set[str]) -> dict[str, Path]:
+        pieces = self._all(kind)
+        variants = {f"{name}_{other}" for name in pieces for other in others}
+        return {name: piece for name, piece in pieces.items() if name not in variants}
+
+    def _first(self, kind: str, *names: str) -> Path | None:
+        pieces = self._all(kind)
+        return next((pieces[name] for name in names if name in pieces), None)
+
+    def choices(self) -> Iterator[Choice]:
+        """Everything that can be composed of the shipped pieces, with the usual schedule."""
+        for method in self.methods:
+            for backbone in self.backbones:
+                for data, scale in self.data:
+                    choice = Choice(method, backbone, data, scale)
+                    try:
+                        self.compose(choice)
+                    except OptionError:
+                        continue
+                    yield choice
+
+    def compose(self, choice: Choice) -> Recipe:
+        """Puts the pieces of a choice together.
+
+        Raises:
+            OptionError: A name that is none, with the nearest ones, or a combination that cannot work; all at once.
+        """
+        problems: list[str] = []
+        method = self._find("method", choice.method, self.methods, problems)
+        backbone = self._find("backbone", choice.backbone, self.backbones, problems)
+        data, scale = self._find_data(choice, problems)
+        schedule = self.folder  # found below where none is named
+        if choice.schedule:
+            schedule = self._find("schedule", choice.schedule, self.schedules, problems)
+        if problems:
+            raise OptionError(problems)
+        # FitNet_EDSR.yml and NAFNet_GoPro.yml replace FitNet.yml and NAFNet.yml
+        network = str((self.read(backbone).get("network_g") or {}).get("type"))
+        if not _is_path(choice.method):
+            variants = (f"{choice.method}_{choice.backbone}", f"{choice.method}_{network}")
+            method = self._first("methods", *variants) or method
+        if not _is_path(choice.backbone):
+            backbone = self._first("backbones", f"{choice.backbone}_{choice.data}") or backbone
+
+        train = self.read(method).get("train") or {}
+        losses = [key for key, value in train.items() if key.endswith("_opt") and value]
+        problems += self._misfits(choice, losses, backbone, data, scale)
+        recipe = Recipe(replace(choice, scale=scale).name)
+        add = recipe.pieces.append
+        add((self.folder / "runtime.yml", "device, seed, precision and log of every run"))
+        add((data, f"--data {choice.data}" + (f" --scale {scale}" if scale > 1 else "")))
+        if not any(name.startswith("val") for name in self.read(data).get("datasets") or {}):
+            add(
+                (
+                    self.folder / "validation/Set5_Set14.yml",
+                    "the training set has no validation set of its own",
+                )
+            )
+        add((backbone, f"--backbone {choice.backbone}"))
+        recipe.pieces += self._features(choice, losses, backbone, network, problems)
+        if not choice.schedule:
+            schedule = self._usual_schedule(choice, network, data, scale, problems)
+        elif self._sets_patches(schedule) == self._sets_patches(data):
+            both = "both set" if self._sets_patches(data) else "neither sets"
+            problems.append(
+                f"--schedule {choice.schedule}: does not fit {choice.data}, {both} gt_size, the size of patches; "
+                f"valid: {', '.join(self._fitting_schedules(data))}"
+            )
+        why = (
+            f"--schedule {choice.schedule}"
+            if choice.schedule
+            else "the usual schedule; --schedule names another"
+        )
+        add((schedule, why))
+        add((method, f"--method {choice.method}"))
+        if problems:
+            raise OptionError(problems)
+        if not self.read(data).get("scale"):
+            recipe.settings.append(f"scale: {scale}")
+        has_teacher = self.read(method).get("network_t", True) is not None
+        if has_teacher and not (self.read(backbone).get("path") or {}).get("pretrain_network_t"):
+            file = f"experiments/pretrained_models/{Path(choice.backbone).stem}_{Path(choice.data).stem}.pth"
+            recipe.settings += ["path:", f"  pretrain_network_t: {file}"]
+        return recipe
+
+    def _find(self, flag: str, name: str, known: Mapping[str, Path], problems: list[str]) -> Path:
+        if name in known:
+            return known[name]
+        if not _is_path(name):
+            problems.append(
+                f"--{flag} {name}: there is no such piece in {self.folder}; {nearest(name, known)}"
+            )
+        elif not Path(name).is_file():
+            problems.append(f"--{flag} {name}: there is no such file")
+        return Path(name)
+
+    def _find_data(self, choice: Choice, problems: list[str]) -> tuple[Path, int]:
+        if _is_path(choice.data):
+            piece = self._find("data", choice.data, {}, problems)
+            return piece, (self.read(piece).get("scale") if piece.is_file() else None) or choice.scale or 1
+        scales = [scale for name, scale in self.data if name == choice.data]
+        if not scales:
+            self._find("data", choice.data, {name: piece for (name, _), piece in self.data.items()}, problems)
+        elif choice.scale is None and len(scales) > 1:
+            problems.append(f"--scale: missing; {choice.data} has {', '.join(map(str, scales))}")
+        elif choice.scale not in (None, *scales):
+            problems.append(f"--scale {choice.scale}: {choice.data} has {', '.join(map(str, scales))}")
+        else:
+            scale = choice.scale or scales[0]
+            return self.data[choice.data, scale], scale
+        return self.folder, 1
+
+    def _misfits(
+        self, choice: Choice, losses: list[str], backbone: Path, data: Path, scale: int
+    ) -> Iterator[str]:
+        """Why method, backbone and data do not go together."""
+        student = self.read(backbone).get("network_g") or {}
+        resizes = "upscale" in student or "scale" in student
+        if resizes and scale == 1:
+            yield f"--backbone {choice.backbone}: upscales, and the images of {choice.data} keep their size"
+        if not resizes and scale > 1 and student.get("type") != "Spandrel":
+            yield f"--backbone {choice.backbone}: keeps the size of images, and {choice.data} asks for x{scale}"
+        if "zoom_out_opt" in losses and scale == 1:
+            yield f"--method {choice.method}: zoom_out_opt is for super-resolution"
+        has_gt = "dataroot_gt" in ((self.read(data).get("datasets") or {}).get("train") or {})
+        if has_gt != ("pixel_opt" in losses):
+            what = "is for data without ground truth" if has_gt else "needs ground truth"
+            yield f"--method {choice.method}: {what}, --data {choice.data} has {'it' if has_gt else 'none'}"
+
+    def _features(
+        self, choice: Choice, losses: list[str], backbone: Path, network: str, problems: list[str]
+    ) -> list[tuple[Path, str]]:
+        """The pieces that name features, for the losses that compare some."""
+        found: dict[Path, str] = {}
+        for loss in losses:
+            option = _FEATURES.get(loss)
+            if option is None or option in (self.read(backbone).get("train") or {}):
+                continue
+            kind = "blocks" if option == "blocks" else "taps"
+            name = Path(choice.backbone).stem
+            piece = self._first(kind, f"{name}_{choice.method}", name, network)
+            if piece is None or option not in self.read(piece)["train"]:
+                problems.append(
+                    f"--method {choice.method}: {loss} needs train.{option}, and there is no "
+                    f"{self.folder / kind / name}.yml; write it, or {option} into the backbone's piece "
+                    "(docs/new_backbone.md)"
+                )
+            else:
+                found.setdefault(piece, f"the features that {loss} compares")
+        return list(found.items())
+
+    def _sets_patches(self, piece: Path) -> bool:
+        return "gt_size" in ((self.read(piece).get("datasets") or {}).get("train") or {})
+
+    def _fitting_schedules(self, data: Path) -> dict[str, Path]:
+        """Those that set the size of patches where the data do not, and the other way round."""
+        wanted = not self._sets_patches(data)
+        return {name: piece for name, piece in self.schedules.items() if self._sets_patches(piece) == wanted}
+
+    def _usual_schedule(
+        self, choice: Choice, network: str, data: Path, scale: int, problems: list[str]
+    ) -> Path:
+        """``demo`` or ``short`` for the small data sets, else the method's, the network's or, last, ``SR_*``."""
+        fitting = self._fitting_schedules(data)
+        short = _SHORT.get(Path(choice.data).stem.partition("_")[0])
+        wanted = [f"{short}_{network}", short] if short else []
+        starts = [] if short else [choice.method, network, *(["SR"] if scale > 1 else [])]
+        wanted += [name for start in starts for name in fitting if name.startswith(f"{start}_")]
+        for name in wanted:
+            if name in fitting:
+                return fitting[name]
+        problems.append(
+            f"--schedule: {choice.backbone} has no usual one for {choice.data}; valid: {', '.join(fitting)}"
+        )
+        return self.folder
+
+
+def new_command(file: Path) -> str | None:
+    """The ``kdsr new`` line that makes an option file of this name; None where the name is that of no combination."""
+    options = options_folder()
+    choices = Pieces(options).choices() if options else ()
+    return next((choice.command(file) for choice in choices if choice.name == file.stem), None)
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith((".yml", ".yaml"))
