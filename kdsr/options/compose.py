@@ -18,17 +18,9 @@ from kdsr.runtime.errors import OptionError
 from kdsr.runtime.suggestions import nearest
 
 # loss in train -> the option that names the features it compares, which depend on the backbone
-_FEATURES = {
-    "fitnet_opt": "taps",
-    "at_opt": "taps",
-    "fakd_opt": "taps",
-    "rkd_opt": "taps",
-    "facd_opt": "taps",
-    "fm_opt": "taps",
-    "bm_opt": "blocks",
-    "nc_opt": "encoder_taps",
-    "et_opt": "decoder_taps",
-}
+_FEATURES = {"bm_opt": "blocks", "nc_opt": "encoder_taps", "et_opt": "decoder_taps"} | dict.fromkeys(
+    ("fitnet_opt", "at_opt", "fakd_opt", "rkd_opt", "facd_opt", "fm_opt"), "taps"
+)
 _SHORT = {"sample": "demo", "T91BSDS": "short"}  # small data set -> its schedule
 
 
@@ -86,7 +78,7 @@ class Recipe:
 
 
 def options_folder() -> Path | None:
-    """The folder that has the pieces: ``options`` here, or the one of kdsr's checkout; an installed package has none."""
+    """The folder with the pieces: ``options`` here, or that of kdsr's checkout; an installed package has none."""
     folders = (Path("options"), Path(__file__).resolve().parents[2] / "options")
     return next((folder for folder in folders if (folder / "_base_/runtime.yml").is_file()), None)
 
@@ -173,12 +165,7 @@ class Pieces:
         add((self.folder / "runtime.yml", "device, seed, precision and log of every run"))
         add((data, f"--data {choice.data}" + (f" --scale {scale}" if scale > 1 else "")))
         if not any(name.startswith("val") for name in self.read(data).get("datasets") or {}):
-            add(
-                (
-                    self.folder / "validation/Set5_Set14.yml",
-                    "the training set has no validation set of its own",
-                )
-            )
+            add((self.folder / "validation/Set5_Set14.yml", "the data set has no validation set of its own"))
         add((backbone, f"--backbone {choice.backbone}"))
         recipe.pieces += self._features(choice, losses, backbone, network, problems)
         if not choice.schedule:
@@ -189,15 +176,21 @@ class Pieces:
                 f"--schedule {choice.schedule}: does not fit {choice.data}, {both} gt_size, the size of patches; "
                 f"valid: {', '.join(self._fitting_schedules(data))}"
             )
-        why = (
-            f"--schedule {choice.schedule}"
-            if choice.schedule
-            else "the usual schedule; --schedule names another"
-        )
-        add((schedule, why))
+        add((schedule, f"--schedule {choice.schedule}" if choice.schedule else "the usual one"))
         add((method, f"--method {choice.method}"))
         if problems:
             raise OptionError(problems)
+        training = {**self._train_set(data), **self._train_set(schedule)}
+        stages = [training, *(training.get("progressive") or [])]
+        batch = min(
+            (stage["batch_size_per_gpu"] for stage in stages if "batch_size_per_gpu" in stage), default=16
+        )
+        if "csd_opt" in losses and batch <= train.get("csd_negatives", 1):
+            recipe.settings.append(
+                f"train: {{csd_negatives: {batch - 1}}}  # the others of the smallest batch"
+            )
+        if "rkd_opt" in losses and batch < 3:
+            recipe.settings.append("datasets: {train: {batch_size_per_gpu: 3}}  # RKD compares three samples")
         if not self.read(data).get("scale"):
             recipe.settings.append(f"scale: {scale}")
         has_teacher = self.read(method).get("network_t", True) is not None
@@ -245,10 +238,11 @@ class Pieces:
             yield f"--backbone {choice.backbone}: keeps the size of images, and {choice.data} asks for x{scale}"
         if "zoom_out_opt" in losses and scale == 1:
             yield f"--method {choice.method}: zoom_out_opt is for super-resolution"
-        has_gt = "dataroot_gt" in ((self.read(data).get("datasets") or {}).get("train") or {})
-        if has_gt != ("pixel_opt" in losses):
-            what = "is for data without ground truth" if has_gt else "needs ground truth"
-            yield f"--method {choice.method}: {what}, --data {choice.data} has {'it' if has_gt else 'none'}"
+        has_gt = "dataroot_gt" in self._train_set(data)
+        if has_gt and choice.method.endswith("_no_gt"):
+            yield f"--method {choice.method}: is for data without ground truth, {choice.data} has it"
+        if not has_gt and "pixel_opt" in losses:
+            yield f"--method {choice.method}: pixel_opt needs ground truth, {choice.data} has none"
 
     def _features(
         self, choice: Choice, losses: list[str], backbone: Path, network: str, problems: list[str]
@@ -264,16 +258,19 @@ class Pieces:
             piece = self._first(kind, f"{name}_{choice.method}", name, network)
             if piece is None or option not in self.read(piece)["train"]:
                 problems.append(
-                    f"--method {choice.method}: {loss} needs train.{option}, and there is no "
-                    f"{self.folder / kind / name}.yml; write it, or {option} into the backbone's piece "
+                    f"--method {choice.method}: {loss} needs train.{option}, which no piece in "
+                    f"{self.folder / kind} has for {choice.backbone}; write one, or put it into the backbone's piece "
                     "(docs/new_backbone.md)"
                 )
             else:
                 found.setdefault(piece, f"the features that {loss} compares")
         return list(found.items())
 
+    def _train_set(self, piece: Path) -> dict[str, Any]:
+        return (self.read(piece).get("datasets") or {}).get("train") or {}
+
     def _sets_patches(self, piece: Path) -> bool:
-        return "gt_size" in ((self.read(piece).get("datasets") or {}).get("train") or {})
+        return "gt_size" in self._train_set(piece)
 
     def _fitting_schedules(self, data: Path) -> dict[str, Path]:
         """Those that set the size of patches where the data do not, and the other way round."""
