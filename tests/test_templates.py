@@ -17,7 +17,8 @@ from kdsr import train as train_entry
 from kdsr.distill.tap_options import tap_pairs
 from kdsr.distill.taps import module_names
 from kdsr.options.check import check
-from kdsr.options.files import load
+from kdsr.options.compose import Pieces
+from kdsr.options.files import interpolate, load, merge, parse_yaml
 from small_networks import SMALL
 
 ROOT = Path(__file__).resolve().parents[1] / "options"
@@ -115,12 +116,15 @@ def ids(file: Path) -> str:
     return file.stem
 
 
-def test_there_are_the_templates_that_the_readme_names() -> None:
-    names = {file.stem for file in TRAIN}
-    for scale in (2, 3, 4):
-        for backbone in ("SwinIR", "RCAN", "EDSR"):
-            assert {f"{method}_{backbone}_x{scale}" for method in ("DCKD", "Logits", "Scratch")} <= names
-    assert {"DCKD_SwinIR_x4_release", "DCKD_RLFN_x4"} <= names
+PIECES = Pieces(ROOT)
+CHOICES = {choice.name: choice for choice in PIECES.choices()}
+
+
+def composed(name: str, folder: Path) -> dict[str, Any]:
+    """The options of the file of this name that ``kdsr new`` writes."""
+    file = folder / f"{name}.yml"
+    file.write_text(PIECES.compose(CHOICES[name]).text(file, ROOT))
+    return load(file)
 
 
 @pytest.mark.parametrize("small", [*TRAIN, *TEST], ids=ids, indirect=True)
@@ -136,6 +140,26 @@ def test_as_it_ships_only_files_can_be_missing(
     monkeypatch.chdir(tmp_path)  # nothing lies here
     found = check(load(file), file.parent.name == "train")
     assert [problem for problem in found if "there is no" not in problem] == []
+
+
+def test_all_that_kdsr_new_composes_passes_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With networks that are quickly built; those of full size are checked with the templates above."""
+    monkeypatch.chdir(tmp_path)
+    problems = {}
+    for choice in CHOICES.values():
+        recipe = PIECES.compose(choice)
+        options: dict[str, Any] = {}
+        for piece, _ in recipe.pieces:
+            options = merge(options, PIECES.read(piece))
+        options = merge(
+            options, parse_yaml("\n".join([f"name: {recipe.name}", *recipe.settings]), recipe.name)
+        )
+        options = interpolate(options, recipe.name)
+        for network in (options[key] for key in ("network_g", "network_t") if options.get(key)):
+            network |= SMALL[network["type"]]
+        found = [problem for problem in check(options, True) if "there is no" not in problem]
+        problems |= {recipe.name: found} if found else {}
+    assert problems == {}
 
 
 @pytest.mark.parametrize("small", TRAIN, ids=ids, indirect=True)
@@ -190,10 +214,10 @@ BENCHMARKS = {  # sets, and whether the papers measure the Y channel
 
 @pytest.mark.parametrize("task", BENCHMARKS)
 @pytest.mark.parametrize("backbone", ["NAFNet", "Restormer"])
-def test_benchmarks_are_the_papers(backbone: str, task: str) -> None:
+def test_benchmarks_are_the_papers(backbone: str, task: str, tmp_path: Path) -> None:
     sets, luma = BENCHMARKS[task]
     teacher, student = (load(ROOT / f"test/{prefix}{backbone}_{task}.yml") for prefix in ("", "DCKD_"))
-    trained = load(ROOT / f"train/DCKD_{backbone}_{task}.yml")
+    trained = composed(f"DCKD_{backbone}_{task}", tmp_path)
     assert [dataset["name"] for dataset in teacher["datasets"].values()] == sets
     for options in (teacher, student):
         metrics = options["val"]["metrics"]
@@ -226,13 +250,13 @@ def test_sizes_are_the_papers(backbone: str, teacher: float, student: float) -> 
     assert parameters(options["network_g"]) == pytest.approx(student, rel=0.03)
 
 
-@pytest.mark.parametrize(
-    "file", [f for f in TRAIN if re.match("(DCKD|Logits|Scratch)_.*_x.$", f.stem)], ids=ids
-)
-def test_schedule_and_weights_are_the_papers(file: Path) -> None:
-    options = load(file)
-    scale, train, data = options["scale"], options["train"], options["datasets"]["train"]
-    assert options["name"] == file.stem and file.stem.endswith(f"x{scale}")
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("backbone", ["SwinIR", "RCAN", "EDSR"])
+@pytest.mark.parametrize("method", ["DCKD", "Logits", "Scratch"])
+def test_schedule_and_weights_are_the_papers(method: str, backbone: str, scale: int, tmp_path: Path) -> None:
+    options = composed(f"{method}_{backbone}_x{scale}", tmp_path)
+    train, data = options["train"], options["datasets"]["train"]
+    assert options["scale"] == scale
     assert data["gt_size"] == 48 * scale and data["batch_size_per_gpu"] == 16
     assert data["dataroot_lq"].endswith(f"X{scale}_sub")
     assert (train["optim_g"]["type"], train["optim_g"]["lr"]) == ("Adam", 1e-4)
@@ -243,7 +267,6 @@ def test_schedule_and_weights_are_the_papers(file: Path) -> None:
         for metric in options["val"]["metrics"].values()
     )
     weights = {key: value["loss_weight"] for key, value in train.items() if key.endswith("_opt")}
-    method = file.stem.split("_")[0]
     expected = {"pixel_opt": 1.0}
     if method != "Scratch":
         expected |= {"logits_opt": 1.0}
@@ -266,8 +289,10 @@ def test_schedule_and_weights_are_the_papers(file: Path) -> None:
         ("CSD", {"pixel_opt": 1.0, "csd_opt": 0.784}),
     ],
 )
-def test_weights_of_the_rivals_are_the_papers(method: str, weights: dict[str, float], backbone: str) -> None:
-    train = load(ROOT / f"train/{method}_{backbone}_x4.yml")["train"]
+def test_weights_of_the_rivals_are_the_papers(
+    method: str, weights: dict[str, float], backbone: str, tmp_path: Path
+) -> None:
+    train = composed(f"{method}_{backbone}_x4", tmp_path)["train"]
     assert {key: value["loss_weight"] for key, value in train.items() if key.endswith("_opt")} == weights
 
 
@@ -295,9 +320,17 @@ def test_a_template_with_two_mistakes_says_both(capsys: pytest.CaptureFixture[st
     assert "network_g.num_feats" in error and "train.optim_g.lrr" in error
 
 
-@pytest.mark.parametrize("file", TRAIN, ids=ids)
-def test_the_taps_are_there_at_full_size(file: Path) -> None:
-    options = load(file)
+TAPPED = [
+    name
+    for name, choice in CHOICES.items()
+    if choice.method in ("FAKD", "FACD", "MiPKD", "SLKD")
+    and (choice.data, choice.scale) in (("DIV2K", 4), ("Rain13K", 1))
+]
+
+
+@pytest.mark.parametrize("name", [*TAPPED, "SLKD_NAFNet_demo_sample_rain"])
+def test_the_taps_are_there_at_full_size(name: str, tmp_path: Path) -> None:
+    options = composed(name, tmp_path)
     for key, teacher in (("taps", "t"), ("blocks", "t"), ("encoder_taps", "t"), ("decoder_taps", "tb")):
         pairs = tap_pairs(options["train"][key]) if options["train"].get(key) else []
         networks = {

@@ -1,7 +1,7 @@
 """Reads options that list features, ``taps: [{student: body.3, teacher: body.7}, ...]``, and names files with them.
 
-The pieces of option files in ``options/_base_/taps`` and ``blocks`` are named after the networks that they are for:
-``EDSR.yml``, or ``EDSR_something.yml``.
+The pieces of option files in ``options/_base_/taps`` and ``blocks`` are named after the networks that they are for,
+``EDSR.yml``. Those for one method or size alone, ``EDSR_FACD.yml``, are never suggested.
 """
 
 from __future__ import annotations
@@ -93,9 +93,8 @@ def _gives(piece: Path, key: str) -> bool:
 def _is_for(piece: Path, types: Sequence[str]) -> bool:
     """Whether a piece is named after all of these types of networks, or after classes that they derive from."""
     known = dict(iter(ARCH_REGISTRY))
-    name = piece.stem.partition("_")[0]
     bases = [[cls.__name__ for cls in known[one].__mro__] if one in known else [one] for one in types]
-    return bool(types) and all(name in names for names in bases)
+    return bool(types) and all(piece.stem in names for names in bases)
 
 
 def tap_pairs(value: Any) -> list[TapPair]:

@@ -61,12 +61,12 @@ def tables(options: Path) -> str:
         OptionError: A method has no name here, or there is none.
     """
     pieces = Pieces(options)
-    if not pieces.methods or (unknown := [name for name in pieces.methods if name not in METHODS]):
-        where = f"{options}/_base_/methods"
+    where = f"{options}/_base_/methods"
+    if not pieces.methods:
+        raise OptionError(f"{where}: there are no pieces of methods; name a folder such as options")
+    if unknown := [name for name in pieces.methods if name not in METHODS]:
         raise OptionError(
             [f"{where}/{name}.yml: METHODS of kdsr/tools/tables.py does not name it" for name in unknown]
-            if pieces.methods
-            else f"{where}: there are no pieces of methods; name a folder such as options"
         )
     first, second = [], []
     shipped = {file.stem for file in (options / "train").glob("*.yml")}

@@ -22,11 +22,12 @@ from kdsr.options.files import load
 from small_runs import run
 
 Options = dict[str, Any]
-# every option that lists modules, with every piece that gives it
+# every option that lists modules, with every piece that gives it to networks of any size
 GIVEN = [
     (key, file)
     for folder in ("taps", "blocks")
     for file in sorted((PIECES / folder).glob("*.yml"))
+    if "_" not in file.stem
     for key in load(file)["train"]
 ]
 

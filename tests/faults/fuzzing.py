@@ -21,9 +21,9 @@ from kdsr.options.files import load
 from test_templates import reductions, write_weights
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
-TEMPLATES = ("DCKD_EDSR_x4", "DCKD_SwinIR_x2", "Logits_RCAN_x3", "Scratch_RLFN_x4", "VQGAN_f16_small", "VQGAN_f16",
+TEMPLATES = ("DCKD_EDSR_x4", "DCKD_SwinIR_x4", "DCKD_RCAN_x4", "DCKD_RLFN_x4", "VQGAN_f16_small", "VQGAN_f16",
              "DCKD_SwinIR_x4_release", "teacher_EDSR_x4")  # fmt: skip
-FILES_OF = ("DCKD_EDSR_x4", "Logits_RCAN_x3")  # small files, with all that a state can hold
+FILES_OF = ("DCKD_EDSR_x4", "DCKD_RCAN_x4")  # small files, with all that a state can hold
 SECONDS = 60  # after which a run that trains is fine, and one that does not is stuck
 MEMORY = 8 << 30  # bytes of address space, so that what is tried here cannot take the machine down
 

@@ -1,4 +1,4 @@
-"""kdsr list: the README's tables are those of the option files and the registries."""
+"""kdsr list: the README's tables are those of the pieces, the option files and the registries."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from kdsr.cli import app
 from kdsr.runtime.errors import OptionError
-from kdsr.tools.tables import BEGIN, END, read_templates, replaced, tables
+from kdsr.tools.tables import BEGIN, END, METHODS, replaced, tables
 
 ROOT = Path(__file__).resolve().parents[2]
-TEMPLATES = Path("options/train")
+OPTIONS = Path("options")
 
 
 @pytest.fixture
@@ -24,68 +24,62 @@ def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_in_the_checkout")
 def test_the_readme_has_todays_tables() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert replaced(text, tables(TEMPLATES), "README.md") == text, "run `make tables`"
+    assert replaced(text, tables(OPTIONS), "README.md") == text, "run `make tables`"
 
 
 @pytest.mark.usefixtures("_in_the_checkout")
 def test_the_command_prints_and_writes_them(tmp_path: Path) -> None:
     printed = CliRunner().invoke(app, ["list"])
-    assert printed.exit_code == 0 and printed.stdout == tables(TEMPLATES)
+    assert printed.exit_code == 0 and printed.stdout == tables(OPTIONS)
     file = tmp_path / "page.md"
     file.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     assert CliRunner().invoke(app, ["list", "--into", str(file)]).exit_code == 0
     assert file.read_text() == f"before\n{BEGIN}\n\n{printed.stdout}\n{END}\nafter\n"
 
 
-def write(folder: Path, name: str, **changes: str) -> None:
-    options = {
-        "network": "EDSR",
-        "scale": "4",
-        "set": "DIV2K",
-        "losses": "pixel_opt: {type: L1Loss}",
-    } | changes
-    (folder / f"{name}.yml").write_text(
-        f"model_type: KDModel\nscale: {options['scale']}\ndatasets: {{train: {{name: {options['set']}}}}}\n"
-        f"network_g: {{type: {options['network']}}}\ntrain: {{{options['losses']}}}\n"
-    )
+def write(options: Path, name: str, text: str) -> None:
+    file = options / "_base_" / f"{name}.yml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
-def test_the_tables_are_made_of_the_files(tmp_path: Path) -> None:
-    for scale in (2, 4):
-        write(tmp_path, f"Scratch_EDSR_x{scale}", scale=str(scale))
-        write(tmp_path, f"Scratch_RCAN_x{scale}", scale=str(scale), network="RCAN")
-    write(tmp_path, "Scratch_RLFN_x4", network="RLFN")
-    write(tmp_path, "Scratch_NAFNet_GoPro", network="NAFNet", scale="1", set="GoPro")
-    write(tmp_path, "Logits_NAFNet_GoPro", network="NAFNet", scale="1", set="GoPro",
-          losses="pixel_opt: {type: L1Loss}, logits_opt: {type: L1Loss}, lcr_opt: ~")  # fmt: skip
-    write(tmp_path, "short_Scratch_EDSR_x4")
+def test_the_tables_are_made_of_the_pieces(tmp_path: Path) -> None:
+    for scale in (2, 3, 4):
+        write(
+            tmp_path,
+            f"data/DIV2K_x{scale}",
+            f"scale: {scale}\ndatasets: {{train: {{dataroot_gt: a, gt_size: 48}}}}\n",
+        )
+    write(tmp_path, "data/DIV2K_LQ_x4", "scale: 4\ndatasets: {train: {gt_size: 48}}\n")
+    write(tmp_path, "data/GoPro", "scale: 1\ndatasets: {train: {dataroot_gt: a, gt_size: 48}}\n")
+    write(tmp_path, "schedules/SR_250k", "train: {total_iter: 250000}\n")
+    write(tmp_path, "schedules/NAFNet_200k", "train: {total_iter: 200000}\n")
+    for network in ("EDSR", "RCAN"):
+        write(tmp_path, f"backbones/{network}", f"network_g: {{type: {network}, upscale: 4}}\n")
+    write(tmp_path, "backbones/NAFNet", "network_g: {type: NAFNet}\n")
+    losses = "pixel_opt: {type: L1Loss}, logits_opt: {type: L1Loss}, lcr_opt: ~"
+    write(tmp_path, "methods/Logits", f"model_type: KDModel\ntrain: {{{losses}}}\n")
+    write(tmp_path, "methods/Logits_no_gt", "_base_: Logits.yml\ntrain: {pixel_opt: ~}\n")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "Logits_EDSR_x3.yml").touch()
     methods, tasks, registered = tables(tmp_path).split("\n\n")
-    assert methods.splitlines()[0] == "| method | paper | `model_type` | losses in `train` | templates |"
-    assert [line.split(" | ")[0] for line in methods.splitlines()[2:]] == [
-        "| Logits KD",
-        "| Scratch (no teacher)",
+    assert [line.split(" | ")[1:] for line in methods.splitlines()[2:]] == [
+        ["`Logits`", METHODS["Logits"][1], "`KDModel`", "`pixel_opt`, `logits_opt` |"],
+        ["`Logits_no_gt`", "–", "`KDModel`", "`logits_opt` |"],
     ]
-    assert "| `KDModel` | `pixel_opt`, `logits_opt` |" in methods
-    assert tasks.splitlines() == [
-        "| backbones | super-resolution (DIV2K) | motion deblurring (GoPro) |",
-        "|---|---|---|",
-        "| Logits KD | – | NAFNet |",
-        "| Scratch (no teacher) | EDSR, RCAN (×2, ×4); RLFN (×4) | NAFNet |",
+    assert [line.split(" | ")[1:3] for line in tasks.splitlines()[2:]] == [
+        ["**EDSR**, RCAN", "NAFNet"],
+        ["EDSR (×4), RCAN (×4)", "–"],
     ]
     ours = [name for name, made in LOSS_REGISTRY if made.__module__.startswith("kdsr.")]
     assert ours and all(f"`{name}`" in registered for name in ours)
 
 
-def test_what_has_no_name_is_said(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="there are no option files of methods"):
-        read_templates(tmp_path)
-    write(tmp_path, "Magic_EDSR_x4")
-    write(tmp_path, "Logits_EDSR_x4_twice")
-    write(tmp_path, "Logits_EDSR_fog", scale="1", set="Fog")
-    with pytest.raises(OptionError) as caught:
-        read_templates(tmp_path)
-    assert [problem.split(": ")[1].split(" is no ")[0] for problem in caught.value.problems] == [
-        "Fog", "Logits, twice", "Magic",
-    ]  # fmt: skip
+def test_what_has_no_name_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="there are no pieces of methods"):
+        tables(tmp_path)
+    write(tmp_path, "methods/Magic", "model_type: KDModel\n")
+    with pytest.raises(OptionError, match=r"Magic.yml: METHODS of kdsr/tools/tables.py"):
+        tables(tmp_path)
     with pytest.raises(OptionError, match="page.md: has no place for the tables"):
         replaced("text", "tables", "page.md")
