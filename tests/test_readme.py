@@ -231,6 +231,8 @@ def test_command(
         check_run(words, shown, monkeypatch, capfd)
     elif command.startswith("kdsr data "):
         check_data(words, workspace, monkeypatch)
+    elif command.startswith("kdsr new "):
+        check_new(words, monkeypatch, capfd)
     elif command.startswith("kdsr bench step "):
         file, overrides = option_words(words)
         small = [f"--force_yml={entry}" for entry in reductions(load(file, overrides))]
@@ -315,6 +317,18 @@ def check_test_of_run(
     assert call(["kdsr", "train", "-opt", file, "--force_yml", *small], monkeypatch) == 0
     assert call(words, monkeypatch) == 0, capfd.readouterr().err
     assert (Path("results") / name / "metrics.csv").exists()
+
+
+def check_new(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is written is what the document shows, where it shows the file."""
+    shown = {file: load(file) for file in Path("options/train").glob("*.yml") if not (ROOT / file).exists()}
+    for file in shown:
+        file.unlink()
+    assert call(words, monkeypatch) == 0
+    if "--list" not in words:
+        (written,) = (file for file in Path("options/train").glob("*.yml") if not (ROOT / file).exists())
+        assert load(written) == shown.get(written, load(written))
+        assert f"kdsr train -opt {written}" in capfd.readouterr().out
 
 
 def check_data(words: list[str], workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
