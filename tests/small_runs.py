@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 import yaml
 
 from kdsr import train as train_entry
+from kdsr.models.kd_model import KDModel
+from kdsr.models.vqgan_model import VQGANModel
 from kdsr.options.check import check
 
 
@@ -24,6 +27,18 @@ def run(options: dict[str, Any], *flags: str) -> int:
     """The exit code of a training of these options, in this process and in the working directory."""
     Path("run.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
     return train_entry.main(["-opt", "run.yml", *flags])
+
+
+def after_steps(do: Callable[[Any, int], None], patch: Callable[..., None] = setattr) -> None:
+    """Calls ``do`` with the model and the iteration after each training step of all models from now on."""
+    for kind in (KDModel, VQGANModel):
+        original = kind.optimize_parameters
+
+        def optimize_parameters(self: Any, current_iter: int, original: Any = original) -> None:
+            original(self, current_iter)
+            do(self, current_iter)
+
+        patch(kind, "optimize_parameters", optimize_parameters)
 
 
 def seen(net: Any, x: torch.Tensor, *names: str) -> list[torch.Tensor]:

@@ -132,7 +132,7 @@ def test_the_check_sees_what_is_wrong(module, source):
     ("module", "source"),
     [
         ("kdsr.models.a_model", "from kdsr.losses.contrastive_loss import contrastive_ratio"),
-        ("kdsr.models.a_model", "from kdsr.models.base_model import RestorationModel"),
+        ("kdsr.models.a_model", "from kdsr.models.trainer import Trainer"),
         ("kdsr.losses.a_loss", "from .contrastive_loss import ContrasLoss\nfrom kdsr import __version__"),
         ("kdsr.cli", "from kdsr.tools import report"),
     ],

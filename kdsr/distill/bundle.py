@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kdsr.distill.adapters import TapGroup, make_adapter
+from kdsr.distill.step import Teacher
 from kdsr.distill.taps import FeatureTaps, shapes_of
-from kdsr.distill.teacher import Teacher
 
 
 class Answer(NamedTuple):

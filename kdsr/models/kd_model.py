@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from basicsr.archs import build_network
+from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 import kdsr.terms  # noqa: F401  registers them
-from kdsr.distill.adapters import TapGroup
 from kdsr.distill.bundle import StudentBundle
-from kdsr.distill.step import Step, X
+from kdsr.distill.moving_average import Ema
+from kdsr.distill.step import Step, Teacher, X
 from kdsr.distill.tap_options import tap_problems
-from kdsr.distill.teacher import Teacher
 from kdsr.distill.term import Setup, Term, all_terms, term_problems
 from kdsr.distill.weight_files import weight_files
-from kdsr.models.base_model import RestorationModel
-from kdsr.models.evaluation import mean_values
+from kdsr.models.builder import TRAINING_KEYS, Builder
 from kdsr.models.pretrained import warm_start
-from kdsr.models.teacher_check import teacher_warnings
-from kdsr.runtime.distributed import share_weights
+from kdsr.models.restorer import Restorer
+from kdsr.models.trainer import LoopInterface, Trainer
+from kdsr.models.validator import Validator
+from kdsr.runtime.distributed import wrap_ddp
+from kdsr.runtime.errors import OptionError
 
 # what architectures call the number of channels of their input
 _CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_channel", "in_nc")
 
 
 @MODEL_REGISTRY.register()
-class KDModel(RestorationModel):
+class KDModel(LoopInterface, SRModel):
     """A student ``net_g`` that learns from the terms of ``kdsr.terms`` and of the user's modules.
 
     Each term is a key ``*_opt`` of ``train``: ``pixel_opt`` compares with the ground truth, ``logits_opt`` with the
@@ -43,7 +46,8 @@ class KDModel(RestorationModel):
     (``REQUIRED_TERMS``). The same options under ``model_type: KDModel`` give the same numbers.
     """
 
-    NETWORK_KEYS = frozenset({"t"})
+    TRAIN_KEYS = TRAINING_KEYS
+    NETWORK_KEYS = frozenset({"g", "t"})
     REQUIRED_TERMS: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -53,7 +57,6 @@ class KDModel(RestorationModel):
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
-        """Problems that show only when several options are seen together."""
         train, path = opt.get("train") or {}, opt.get("path") or {}
         problems = super().check_options(opt)
         if opt.get("network_t") and "t" not in weight_files(opt):
@@ -79,42 +82,55 @@ class KDModel(RestorationModel):
 
     # ------------------------------------------------------------------------------------------------ building
 
-    def build_training_networks(self) -> None:
-        super().build_training_networks()
+    def __init__(self, opt: dict[str, Any]) -> None:
+        BaseModel.__init__(
+            self, opt
+        )  # not SRModel's, which insists on a pixel loss and cannot wrap on the CPU
+        self.builder = Builder(opt, self.device)
+        self.restorer = Restorer(opt)
+        self.net_g = self.builder.network("g")
+        self.validator = Validator(opt, self.device, self.restore)
+        if self.is_train:
+            self.init_training_settings()
+
+    def init_training_settings(self) -> None:
+        """Builds what only training needs: the teachers, the terms, the moving average, optimizer and guard."""
+        train = self.opt["train"]
         self.teachers: dict[str, Teacher] = {}
         if self.opt.get("network_t"):
             self.net_t = self.teacher("t").net
-        started = warm_start(self.net_g, self.opt, self.net_t)
-        if started:
+        if (started := warm_start(self.net_g, self.opt, self.net_t)) is not None:
             get_root_logger().info(started)
         setup = Setup(
             opt=self.opt,
             device=self.device,
             student=self.net_g,
             sample_lq=self.sample_lq,
-            loss=self.build_loss,
-            frozen=self.build_frozen,
-            new_student=self.new_student,
-            multiple_of=self.size_multiple,
+            loss=self.builder.loss,
+            frozen=self.builder.frozen,
+            new_student=self.builder.new_student,
+            multiple_of=self.restorer.multiple_of,
         )
-        self.terms = {key: term(setup) for key, term in all_terms().items() if self.opt["train"].get(key)}
-        self.asks_for_x = any("teacher_output" in term.NEEDS for term in self.terms.values())
-
-    def build_losses(self, train_opt: dict[str, Any]) -> None:
-        """The terms have built theirs."""
+        self.terms = {key: term(setup) for key, term in all_terms().items() if train.get(key)}
+        self.net_g.train()
+        self.ema = Ema.of(self.net_g, train)
+        if self.ema:
+            self.net_g_ema = self.ema.net
+        find_unused = self.opt.get("find_unused_parameters", False)
+        self.bundle = wrap_ddp(self.trained_module(), self.device, find_unused)
+        self.trainer = Trainer(
+            self.builder, {"g": self.bundle}, self.state_networks(), self.validator, self.update_learning_rate
+        )
+        self.guard, self.generator = self.trainer.guard, self.trainer.generator
+        self.optimizers, self.schedulers = self.trainer.optimizers, self.trainer.schedulers
+        self.optimizer_g = self.optimizers[0]
 
     def teacher(self, key: str) -> Teacher:
-        """The frozen ``network_<key>`` as one that is shown images, built once."""
+        """The frozen ``network_<key>`` as a teacher, built once."""
         if key not in self.teachers:
-            net = self.build_frozen(key)
-            self.teachers[key] = Teacher(net, self.size_multiple(net), self.opt.get("scale") or 1)
+            net = self.builder.frozen(key)
+            self.teachers[key] = Teacher(net, self.restorer.multiple_of(net), self.opt.get("scale") or 1)
         return self.teachers[key]
-
-    def new_student(self) -> nn.Module:
-        """A further network like the student, with random weights, the same on all ranks."""
-        net = self.precision.place(build_network(self.opt["network_g"])).eval().requires_grad_(False)
-        share_weights(net)
-        return net
 
     def sample_lq(self) -> Tensor:
         """An empty LQ patch of the size that training begins with, (1, C, H, W)."""
@@ -123,18 +139,16 @@ class KDModel(RestorationModel):
         size = self.opt["datasets"]["train"].get("gt_size", 64) // self.opt.get("scale", 1)
         return torch.zeros(1, channels, size, size, device=self.device)
 
-    def tap_groups(self) -> dict[str, TapGroup]:
-        """Which features of the student are compared with which of a teacher, by a name for the comparison."""
-        return {name: group for term in self.terms.values() for name, group in term.tap_groups().items()}
-
     def trained_module(self) -> nn.Module:
-        groups = self.tap_groups()
+        """What DDP wraps and the optimizer sees: the student, in a bundle where terms tap it or run it again."""
+        groups = {name: group for term in self.terms.values() for name, group in term.tap_groups().items()}
+        self.teacher_sees_lq = any(group.view == X for group in groups.values()) or any(
+            "teacher_output" in term.NEEDS for term in self.terms.values()
+        )
         teachers = {group.teacher: self.teacher(group.teacher) for group in groups.values()}
-        sample = self.sample_lq() if groups else torch.empty(0)
-        bundle = StudentBundle(self.net_g, groups, teachers, sample)
+        bundle = StudentBundle(self.net_g, groups, teachers, self.sample_lq() if groups else torch.empty(0))
         for term in self.terms.values():
             bundle.passes.update(term.passes(bundle.shapes))
-        self.asks_for_x |= any(group.view == X for group in groups.values())
         if not (bundle.adapters or bundle.passes):
             return self.net_g
         self.student_bundle = bundle.to(self.device)
@@ -142,42 +156,77 @@ class KDModel(RestorationModel):
 
     def networks(self) -> dict[str, nn.Module]:
         """All networks of a training by name: the student, its EMA, the teachers, and the terms' own."""
-        found = {"net_g": self.net_g}
-        if self.ema_decay > 0:
-            found["net_g_ema"] = self.net_g_ema
+        found = {"net_g": self.net_g} | ({"net_g_ema": self.ema.net} if self.ema else {})
         found |= {f"net_{key}": teacher.net for key, teacher in self.teachers.items()}
         return found | {name: net for term in self.terms.values() for name, net in term.networks().items()}
 
     def state_networks(self) -> dict[str, nn.Module]:
-        networks = super().state_networks()
+        """Those that change: they belong to the training state."""
+        found = {"net_g": self.net_g} | ({"net_g_ema": self.ema.net} if self.ema else {})
         if self.student_bundle is not None:
-            networks |= self.student_bundle.trained_parts()
-        return networks | {
+            found |= self.student_bundle.trained_parts()
+        return found | {
             name: net for term in self.terms.values() for name, net in term.state_networks().items()
         }
 
     # ---------------------------------------------------------------------------------------------- one step
 
+    def feed_data(self, data: dict[str, Any]) -> None:
+        if self.is_train and self.trainer.checkpointer.pending_generators:
+            self.trainer.checkpointer.restore_generators()
+        self.images: Sequence[str] = data.get("lq_path") or data.get("gt_path") or ()
+        to = {
+            "device": self.device,
+            "non_blocking": True,
+            "memory_format": self.builder.precision.memory_format,
+        }
+        self.lq: Tensor = data["lq"].to(**to)
+        self.gt: Tensor | None = data["gt"].to(**to) if data.get("gt") is not None else None
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One training step. An update that is not finite is skipped, on all ranks."""
+        self.guard.begin()
+        losses = self.compute_gradients(current_iter)
+        self.guard.step(current_iter, losses, self.images)
+        if self.ema:
+            self.ema.update(current_iter, self.guard)
+        for term in self.terms.values():
+            term.after_step(self.step)
+        self.step.release()
+        if self.guard.full():
+            self.trainer.check()
+
+    def compute_gradients(self, current_iter: int) -> dict[str, Tensor]:
+        """The weighted losses of the step by name (scalars), after the backward pass of their sum."""
+        for loss in self.builder.scheduled_losses:
+            loss.begin(current_iter)
+        with self.builder.precision.autocast:
+            losses = self.forward_step(current_iter)
+        if not losses:
+            raise OptionError("train: names no loss; give pixel_opt, or the options of a method")
+        self.guard.backward(torch.stack(list(losses.values())).sum())
+        return losses
+
     def forward_step(self, current_iter: int) -> dict[str, Tensor]:
         """The frozen networks first, then the student, then the losses of each term."""
         self.step = step = self.begin_step(current_iter)
         with torch.no_grad():
-            self.ask_frozen(step)
+            self.run_frozen(step)
         self.run_student(step)
         return self.compute_losses(step)
 
     def begin_step(self, current_iter: int) -> Step:
-        ema = self.net_g_ema if self.ema_decay > 0 else None
+        ema = self.ema.net if self.ema else None
         return Step(current_iter, self.lq, self.gt, self.generator, self.net_g, ema)
 
-    def ask_frozen(self, step: Step) -> None:
-        """All that needs no gradient: what the terms draw, what the teachers answer, the terms' own networks."""
-        if self.asks_for_x:
+    def run_frozen(self, step: Step) -> None:
+        """All that needs no gradient: the terms draw, the teachers run, the terms run networks of their own."""
+        if self.teacher_sees_lq:
             step.show_teacher(X, step.lq)
         for term in self.terms.values():
             term.prepare(step)
         for key, views in step.teacher_views.items():
-            self.teacher(key).answer(views, step)
+            self.teacher(key).run(views, step)
         for term in self.terms.values():
             term.before_student(step)
 
@@ -190,23 +239,20 @@ class KDModel(RestorationModel):
         self.output = step.output = output.to(step.lq.dtype)
 
     def compute_losses(self, step: Step) -> dict[str, Tensor]:
-        """The weighted losses of this step by name (scalars); their sum is what is minimised."""
+        """The weighted losses by name; their sum is what is minimised."""
         return {name: loss for term in self.terms.values() for name, loss in term.losses(step).items()}
 
     def statistics(self) -> dict[str, Tensor]:
         return self.step.statistics
 
-    def after_step(self, current_iter: int) -> None:
-        super().after_step(current_iter)
-        for term in self.terms.values():
-            term.after_step(self.step)
-        self.step.release()
-
     # ------------------------------------------------------------------------------------------------ validation
 
+    def restore(self, lq: Tensor) -> Tensor:
+        return self.restore_with(getattr(self, "net_g_ema", self.net_g), lq)
+
     def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
-        """As in ``MeasuredModel``; features of whole images are not held until the next step."""
-        restored = super().restore_with(net, lq)
+        """Restores images of any size with a network; features of whole images are not held until the next step."""
+        restored = self.restorer(net, lq)
         if self.student_bundle is not None:
             self.student_bundle.forget()
             for teacher in self.teachers.values():
@@ -214,16 +260,5 @@ class KDModel(RestorationModel):
         return restored
 
     def validate_teacher(self, dataloaders: list[Any]) -> None:
-        """Measures the teacher as the student will be measured: a wrong range, scale or key shows at once."""
-        if self.net_t is None:
-            return
-        teacher = self.net_t
-        for dataloader in dataloaders:
-            name = dataloader.dataset.opt["name"]
-            results = self.measure_images(
-                lambda lq: self.restore_with(teacher, lq), dataloader, 0, network="the teacher"
-            )
-            self.record(0, "teacher", name, results)
-            self.log_means(f"Validation of the teacher, {name}", mean_values(results), name)
-            for line in teacher_warnings({name: results}, self.opt):
-                get_root_logger().warning(line)
+        if (teacher := self.net_t) is not None:
+            self.validator.validate_teacher(dataloaders, lambda lq: self.restore_with(teacher, lq))

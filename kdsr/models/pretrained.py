@@ -16,8 +16,8 @@ from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.safetensors_files import SUFFIX, save_safetensors
 
 
-def tell_of(net: nn.Module, key: str, opt: Mapping[str, Any], amp_dtype: torch.dtype | None) -> None:
-    """Logs what ``network_<key>`` is: its size, what it says of itself, whether reduced precision is left out."""
+def log_network(net: nn.Module, key: str, opt: Mapping[str, Any], amp_dtype: torch.dtype | None) -> None:
+    """Logs type and size of ``network_<key>``, its own notes, and whether it is left out of reduced precision."""
     log = get_root_logger()
     parameters = sum(parameter.numel() for parameter in net.parameters())
     log.info(f"net_{key}: {type(net).__name__}, {parameters:,d} parameters")

@@ -7,23 +7,29 @@ the adversarial term it is a VQ-VAE (van den Oord et al., NeurIPS 2017).
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
 from basicsr.archs.vgg_arch import VGG_PRETRAIN_PATH
+from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from kdsr.archs.vqgan_arch import VQGAN, Reconstruction
+from kdsr.distill.moving_average import Ema
 from kdsr.distill.weight_schedule import ScheduledLoss
 from kdsr.losses.vq_loss import VQLoss, adaptive_weight
-from kdsr.models.base_model import RestorationModel
+from kdsr.models.builder import TRAINING_KEYS, Builder
 from kdsr.models.code_usage import CodeUsage
+from kdsr.models.restorer import Restorer
+from kdsr.models.trainer import LoopInterface, Trainer
+from kdsr.models.validator import Validator
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import OptionError
-from kdsr.runtime.step_guard import Trained
 
 VGG_TYPES = tuple(name + norm for name in VGG_LAYERS for norm in ("", "_bn"))
 
@@ -62,7 +68,7 @@ def vgg_weights_problem(options: dict[str, Any]) -> str | None:
 
 
 @MODEL_REGISTRY.register()
-class VQGANModel(RestorationModel):
+class VQGANModel(LoopInterface, SRModel):
     """Encoder, codebook and decoder (``net_g``) trained on the images of a folder (``gt``, else ``lq``).
 
     ``L = |x - x'| + beta |z - sg[e]|^2 + |sg[z] - e|^2 [+ perceptual] [+ lambda * adversarial]``. The saved
@@ -80,7 +86,8 @@ class VQGANModel(RestorationModel):
     never). Logged beside the losses: ``perplexity`` and ``codes_used`` of the last hundred steps or so.
     """
 
-    TRAIN_KEYS: dict[str, Any] = {
+    TRAIN_KEYS: ClassVar[dict[str, Any]] = {
+        **TRAINING_KEYS,
         "vq_opt": dict,
         "perceptual_opt": (dict, type(None)),
         "gan_opt": (dict, type(None)),
@@ -91,13 +98,11 @@ class VQGANModel(RestorationModel):
         "vq_start": int,
         "pixel_opt": (dict, type(None)),  # any image is its own ground truth
     }
-    NETWORK_KEYS = frozenset({"d"})
+    NETWORK_KEYS = frozenset({"g", "d"})
     READ_WITH = dict.fromkeys(("optim_d", "gan_start", "gan_adaptive_weight"), ("gan_opt",))
-    HAS_BASELINE = False
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
-        """Problems that show only when several options are seen together."""
         train, network = opt.get("train") or {}, opt.get("network_g") or {}
         problems = super().check_options(opt)
         if opt.get("scale", 1) != 1:
@@ -135,14 +140,37 @@ class VQGANModel(RestorationModel):
     net_g: VQGAN
     net_d: nn.Module | None = None
 
-    def build_training_networks(self) -> None:
-        super().build_training_networks()
-        if self.opt["train"].get("gan_opt"):
-            self.net_d = self.build("d")
+    def __init__(self, opt: dict[str, Any]) -> None:
+        BaseModel.__init__(self, opt)
+        self.builder = Builder(opt, self.device)
+        self.restorer = Restorer(opt)
+        self.net_g = self.builder.network("g")  # type: ignore[assignment]
+        self.validator = Validator(opt, self.device, self.restore, has_baseline=False)
+        if self.is_train:
+            self.init_training_settings()
+
+    def init_training_settings(self) -> None:
+        """Builds what only training needs: discriminator, losses, moving average, optimizers and guard."""
+        train = self.opt["train"]
+        if train.get("gan_opt"):
+            self.net_d = self.builder.network("d")
             self.check_discriminator(self.net_d)
             self.bundle_d = wrap_ddp(self.net_d, self.device)
         self.usage = CodeUsage(self.net_g.quantize.embedding.num_embeddings).to(self.device)
-        self.restart_every = self.opt["train"].get("restart_every", 100)
+        self.restart_every = train.get("restart_every", 100)
+        self.net_g.train()
+        self.ema = Ema.of(self.net_g, train)
+        if self.ema:
+            self.net_g_ema = self.ema.net
+        self.init_losses(train)
+        self.reconstructor = _Reconstructor(self.net_g)
+        self.bundle = wrap_ddp(self.reconstructor, self.device, self.opt.get("find_unused_parameters", False))
+        trained = {"g": self.bundle} | ({"d": self.bundle_d} if self.net_d is not None else {})
+        networks = {"net_g": self.net_g} | ({"net_g_ema": self.ema.net} if self.ema else {})
+        networks |= {"usage": self.usage} | ({"net_d": self.net_d} if self.net_d is not None else {})
+        self.trainer = Trainer(self.builder, trained, networks, self.validator, self.update_learning_rate)
+        self.guard, self.generator = self.trainer.guard, self.trainer.generator
+        self.optimizers, self.schedulers = self.trainer.optimizers, self.trainer.schedulers
 
     @torch.no_grad()
     def check_discriminator(self, net: nn.Module) -> None:
@@ -166,13 +194,13 @@ class VQGANModel(RestorationModel):
         if not isinstance(judged, Tensor) or judged.shape[:1] != (2,) or not judged.numel():
             raise OptionError(f"{at_fault}: it gives no numbers for each of them")
 
-    def build_losses(self, train_opt: dict[str, Any]) -> None:
-        self.cri_pix = self.build_loss("pixel_opt")
-        self.cri_vq = self.build_loss("vq_opt") or VQLoss()
-        if train_opt.get("perceptual_opt") and (problem := vgg_weights_problem(train_opt["perceptual_opt"])):
+    def init_losses(self, train: dict[str, Any]) -> None:
+        self.cri_pix = self.builder.loss("pixel_opt")
+        self.cri_vq = self.builder.loss("vq_opt") or VQLoss()
+        if train.get("perceptual_opt") and (problem := vgg_weights_problem(train["perceptual_opt"])):
             raise OptionError(problem)
-        self.cri_perceptual = self.build_loss("perceptual_opt")
-        self.cri_gan = self.build_loss("gan_opt")
+        self.cri_perceptual = self.builder.loss("perceptual_opt")
+        self.cri_gan = self.builder.loss("gan_opt")
         self.gan_schedule = self.cri_gan if isinstance(self.cri_gan, ScheduledLoss) else None
         if self.gan_schedule is not None:  # is for the generator; the discriminator's own loss has no weight
             self.cri_gan = self.gan_schedule.loss
@@ -180,42 +208,44 @@ class VQGANModel(RestorationModel):
             # BasicSR's loss multiplies its weight in, where the adaptive weight would divide it out again.
             self.gan_weight = float(self.cri_gan.loss_weight)  # type: ignore[arg-type]
             self.cri_gan.loss_weight = 1.0  # type: ignore[assignment]
-        self.gan_start = train_opt.get("gan_start", 0)
-        self.gan_adaptive_weight = train_opt.get("gan_adaptive_weight", True)
+        self.gan_start = train.get("gan_start", 0)
+        self.gan_adaptive_weight = train.get("gan_adaptive_weight", True)
 
-    def trained_module(self) -> nn.Module:
-        self.reconstructor = _Reconstructor(self.net_g)
-        return self.reconstructor
-
-    def setup_optimizers(self) -> None:
-        super().setup_optimizers()
-        if self.net_d is not None:
-            self.optimizer_d = self.make_optimizer(self.net_d.parameters(), self.opt["train"]["optim_d"])
-            self.optimizers.append(self.optimizer_d)
-
-    def trained(self) -> dict[str, Trained]:
-        trained = super().trained()
-        return (
-            trained
-            if self.net_d is None
-            else trained | {"grad_norm_d": Trained(self.bundle_d, self.optimizer_d)}
-        )
+    # ---------------------------------------------------------------------------------------------- one step
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        super().feed_data(data)
-        self.lq = self.gt = self.lq if self.gt is None else self.gt
+        if self.is_train and self.trainer.checkpointer.pending_generators:
+            self.trainer.checkpointer.restore_generators()
+        self.images: Sequence[str] = data.get("lq_path") or data.get("gt_path") or ()
+        images: Tensor = data["lq"] if data.get("gt") is None else data["gt"]
+        memory_format = self.builder.precision.memory_format
+        self.lq = self.gt = images.to(self.device, non_blocking=True, memory_format=memory_format)
 
-    def statistics(self) -> dict[str, Tensor]:
-        return {**super().statistics(), **self.usage.statistics()}
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One training step of generator and discriminator. An update that is not finite is skipped, on all ranks."""
+        self.guard.begin()
+        losses = self.compute_gradients(current_iter)
+        self.guard.step(current_iter, losses, self.images)
+        if self.ema:
+            self.ema.update(current_iter, self.guard)
+        self.update_codes(current_iter)
+        if self.guard.full():
+            self.trainer.check()
 
     def compute_gradients(self, current_iter: int) -> dict[str, Tensor]:
+        """The losses of the step by name (scalars), after the backward pass of each network's own."""
         self.reconstructor.quantize = current_iter > self.opt["train"].get("vq_start", 0)
-        losses = super().compute_gradients(current_iter)
+        for loss in self.builder.scheduled_losses:
+            loss.begin(current_iter)
+        with self.builder.precision.autocast:
+            losses = self.forward_step(current_iter)
+        self.guard.backward(torch.stack(list(losses.values())).sum())
         if self.net_d is not None and current_iter > self.gan_start:
             losses["l_d"] = self.discriminator_gradients()
         return losses
 
     def forward_step(self, current_iter: int) -> dict[str, Tensor]:
+        """The weighted losses of ``net_g`` by name."""
         self.output = self.bundle(self.lq).to(self.lq.dtype)
         losses = {"l_pix": self.cri_pix(self.output, self.gt)} if self.cri_pix else {}
         if self.cri_perceptual:
@@ -246,15 +276,15 @@ class VQGANModel(RestorationModel):
         """Backward of the discriminator on this step's images and reconstructions; gives its loss."""
         assert self.net_d is not None and self.cri_gan is not None
         self.net_d.requires_grad_(True)
-        with self.precision.autocast():
+        with self.builder.precision.autocast:
             # one pass for both: two passes of DDP before a backward would disturb each other's buffers
             real, fake = self.bundle_d(torch.cat([self.gt, self.output.detach()])).float().chunk(2)
             loss = 0.5 * (self.cri_gan(real, True, is_disc=True) + self.cri_gan(fake, False, is_disc=True))
         self.guard.backward(loss)
         return loss
 
-    def after_step(self, current_iter: int) -> None:
-        super().after_step(current_iter)
+    def update_codes(self, current_iter: int) -> None:
+        """Counts the codes of this step, and restarts those that were not used for ``restart_every`` steps."""
         result = self.reconstructor.result
         self.usage.update(result.codes, self.guard.made)
         if self.restart_every and current_iter % self.restart_every == 0:
@@ -263,9 +293,8 @@ class VQGANModel(RestorationModel):
                 codebook, result.encoding, self.restart_every, self.generator, self.guard.made
             )
 
-    def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
-        return super().restore_with(_Reconstructor(net), lq)  # type: ignore[arg-type]
+    def statistics(self) -> dict[str, Tensor]:
+        return self.usage.statistics()
 
-    def state_networks(self) -> dict[str, nn.Module]:
-        networks = super().state_networks() | {"usage": self.usage}
-        return networks if self.net_d is None else networks | {"net_d": self.net_d}
+    def restore(self, lq: Tensor) -> Tensor:
+        return self.restorer(_Reconstructor(getattr(self, "net_g_ema", self.net_g)), lq)

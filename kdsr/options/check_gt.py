@@ -6,7 +6,7 @@ from typing import Any
 
 from basicsr.utils.registry import DATASET_REGISTRY
 
-from kdsr.models.base_model import RestorationModel
+from kdsr.models.trainer import LoopInterface
 from kdsr.options import declarations as tables
 from kdsr.options.signatures import registered
 
@@ -32,7 +32,7 @@ def ground_truth_problems(opt: dict[str, Any], model: type | None) -> list[str]:
     if model is None or not isinstance(train, dict):
         return []
     needing: dict[str, str] = {}
-    if issubclass(model, RestorationModel):
+    if issubclass(model, LoopInterface):
         needing = model.keys_with_gt(train)
     elif model.__name__ in tables.STOCK_MODELS:
         needing = {key: "take it out" for key in tables.STOCK_GT_KEYS if train.get(key)}

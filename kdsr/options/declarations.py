@@ -67,7 +67,7 @@ DIST_PARAMS: dict[str, Any] = {
     "timeout": Allowed((*NUMBER, NONE), lowest=1),
 }
 
-# What RestorationModel and its children read beside their TRAIN_KEYS.
+# What KDModel and VQGANModel read beside their TRAIN_KEYS.
 OUR_VAL: dict[str, Any] = {
     "teacher": bool,
     "teacher_check": bool,

@@ -6,7 +6,7 @@ from typing import Any
 
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from kdsr.models.base_model import RestorationModel
+from kdsr.models.trainer import LoopInterface
 from kdsr.options import declarations as tables
 from kdsr.options.signatures import nearest, registered
 
@@ -16,7 +16,7 @@ class ModelKeys:
 
     def __init__(self, model: type | None) -> None:
         self.name = model.__name__ if model else "the model"
-        self.ours = model is not None and issubclass(model, RestorationModel)
+        self.ours = model is not None and issubclass(model, LoopInterface)
         self.train: dict[str, Any] = {}
         self.networks: frozenset[str] = frozenset()
         self.path, self.val, self.top = dict(tables.PATH), dict(tables.VAL), dict(tables.TOP)

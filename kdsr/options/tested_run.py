@@ -10,7 +10,7 @@ from typing import Any
 
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from kdsr.models.base_model import RestorationModel
+from kdsr.models.trainer import LoopInterface
 from kdsr.options.files import read_file
 from kdsr.options.overrides import overrides_of
 from kdsr.options.signatures import registered
@@ -125,7 +125,7 @@ def as_test(
     weights, *others = _weights(run)
     path["pretrain_network_g"] = from_here(weights)
     model = registered(MODEL_REGISTRY).get(str(opt.get("model_type")))
-    if not (isinstance(model, type) and issubclass(model, RestorationModel)):
+    if not (isinstance(model, type) and issubclass(model, LoopInterface)):
         path.setdefault("param_key_g", "params_ema")  # the default of our models; BasicSR's is params
     also = f"; also there: {', '.join(file.name for file in others)}" if others else ""
     notes.append(f"weights: {path['pretrain_network_g']}{also} (path:pretrain_network_g=FILE chooses)")

@@ -9,7 +9,7 @@ from typing import Any
 
 from basicsr.utils import get_root_logger
 
-from kdsr.models.base_model import RestorationModel
+from kdsr.models.trainer import LoopInterface
 from kdsr.pipeline.bad_images import ReplacedImages
 from kdsr.pipeline.resume import set_aside_later
 from kdsr.pipeline.training_data import TrainingData
@@ -47,21 +47,21 @@ class Loop:
         self.iteration = resumed or 0
         self.samples = 0
         self.saved = True  # whether the state of this iteration is on the disk
-        if isinstance(model, RestorationModel):
-            model.before_validation = self.save_if_asked
-            model.validation_failed = self.save_in_time
+        if isinstance(model, LoopInterface):
+            model.validator.before = self.save_if_asked
+            model.validator.failed = self.save_in_time
 
     def begin(self, val_loaders: list[Any], tb_logger: Any) -> None:
         """Before the first iteration: what a killed run left undone is done, what it left lying is removed."""
         self.stop.training = True
-        if self.resumed is None or not isinstance(self.model, RestorationModel):
+        if self.resumed is None or not isinstance(self.model, LoopInterface):
             return
         # torch's advice on the order of two calls, which a schedule that goes on cannot follow
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         for line in on_first_rank(self._tidy):
             get_root_logger().info(line)
         if self.opt.get("val"):
-            self.model.validate_due(val_loaders, tb_logger)
+            self.model.validator.validate_due(val_loaders, self.iteration, tb_logger)
         self.stop_if_asked()
 
     def _tidy(self) -> list[str]:
@@ -81,7 +81,9 @@ class Loop:
         self.iteration += 1
         self.samples += self.data.plan.at(self.iteration).batch_size * self.sampler.num_replicas
         self.saved = False
-        self.model.position = {"epoch": self.sampler.epoch, "samples": self.samples}
+        if isinstance(self.model, LoopInterface):
+            position = {"epoch": self.sampler.epoch, "samples": self.samples}
+            self.model.trainer.checkpointer.position = position
 
     def end_iteration(self) -> None:
         """An iteration is over, with what was to be saved and validated after it."""

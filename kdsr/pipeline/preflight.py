@@ -20,8 +20,8 @@ from torch.utils.data import default_collate
 
 from kdsr.distill.step import X
 from kdsr.distill.weight_files import weight_files
-from kdsr.models.base_model import RestorationModel
 from kdsr.models.pretrained import load_pretrained, warm_start
+from kdsr.models.trainer import LoopInterface
 from kdsr.options.check_gt import ground_truth_problems
 from kdsr.options.signatures import registered
 from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError, is_out_of_memory
@@ -133,7 +133,7 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any, before_step: Callab
         with generators_kept(opt):
             with sizes_watched("the networks"):
                 rehearsed = model(opt)
-            batch = _first_batch(dataset, opt, issubclass(model, RestorationModel))
+            batch = _first_batch(dataset, opt, issubclass(model, LoopInterface))
             stage = "the rehearsal of validation fails"
             before_step(rehearsed)
             if "gt" not in batch and (problems := ground_truth_problems(opt, model)):
@@ -148,7 +148,9 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any, before_step: Callab
     except KdsrError:
         raise
     except Exception as error:
-        what = _unlike_outputs(rehearsed, opt) or _at_fault(rehearsed, opt, batch)
+        what: Any = _unlike_outputs(rehearsed, opt) or _at_fault(rehearsed, opt, batch)
+        if isinstance(rehearsed, LoopInterface):
+            what = rehearsed.builder.precision.problem(error) or what
         raise OptionError(what or f"{stage}: {describe_error(error)}") from error
 
 
@@ -227,7 +229,7 @@ def _first_batch(dataset: Any, opt: dict[str, Any], ours: bool) -> Any:
 
 def _unlike_outputs(model: Any, opt: dict[str, Any]) -> list[str]:
     """Networks that give images of another shape than the ground truth, after a step that was begun."""
-    made = vars(model) if isinstance(model, RestorationModel) else {}
+    made = vars(model) if isinstance(model, LoopInterface) else {}
     step = made.get("step")
     teacher_output = step.teacher_outputs.get(X) if step is not None else None
     images = {"network_g": made.get("output"), "network_t": teacher_output}
@@ -258,7 +260,7 @@ def _at_fault(model: Any, opt: dict[str, Any], batch: Any) -> list[str]:
                     "one tensor is wanted, the images"
                 )
     for key in _IMAGE_LOSSES:
-        loss = getattr(model, "build_loss", lambda key: None)(key)
+        loss = model.builder.loss(key) if isinstance(model, LoopInterface) else None
         image = torch.rand(2, 3, 16, 16, device=getattr(model, "device", None))
         try:
             if loss is None or (value := loss(image, image.flip(0))).ndim == 0:

@@ -12,8 +12,10 @@ from torch.utils.data import default_collate
 
 from kdsr.models.evaluation import ImageResult, Wanted, images_to_compare, measure, restored
 from kdsr.models.image_metrics import baseline_image, measured, shape_problem
-from kdsr.models.measured_model import MeasuredModel, pad_in_tests
+from kdsr.models.kd_model import KDModel
+from kdsr.models.restorer import pad_in_tests
 from kdsr.models.teacher_check import teacher_warnings
+from kdsr.models.trainer import LoopInterface
 from kdsr.options import declarations as tables
 from kdsr.pipeline.preflight import describe_error, first_items, generators_kept
 from kdsr.runtime.errors import KdsrError, OptionError
@@ -102,10 +104,9 @@ class ValidationRehearsal:
 
 def _networks(model: Any) -> dict[str, tuple[Restore, nn.Module]]:
     """What restores images in a validation, by the key in the options."""
-    if isinstance(model, MeasuredModel):
+    if isinstance(model, LoopInterface):
         found: dict[str, tuple[Restore, nn.Module]] = {"network_g": (model.restore, model.net_g)}
-        teacher = getattr(model, "net_t", None)
-        if teacher is not None:
+        if isinstance(model, KDModel) and (teacher := model.net_t) is not None:
             found["network_t"] = (lambda lq: model.restore_with(teacher, lq), teacher)
         return found
     if type(model).__name__ in tables.STOCK_MODELS:

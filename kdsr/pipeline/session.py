@@ -17,9 +17,9 @@ from basicsr.train import init_tb_loggers
 from basicsr.utils import check_resume, get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from kdsr.models.base_model import RestorationModel
-from kdsr.models.measured_model import pad_in_tests
+from kdsr.models.restorer import pad_in_tests
 from kdsr.models.state_validation import taken_over
+from kdsr.models.trainer import LoopInterface
 from kdsr.options.dump import dump
 from kdsr.options.parse import parse_options, warn
 from kdsr.options.signatures import registered
@@ -107,7 +107,7 @@ class Session:
         if is_train:
             require_a_batch(opt, len(self.datasets["train"]))
         model = registered(MODEL_REGISTRY)[opt["model_type"]]
-        self.ours = issubclass(model, RestorationModel)
+        self.ours = issubclass(model, LoopInterface)
         require_own_names(opt, self.datasets, self.ours)
         if opt["dist"] and not self.ours and opt["num_gpu"] == 0:
             raise OptionError(
@@ -147,7 +147,7 @@ class Session:
         opt["path"]["resume_state"] = str(path)
         if self.ours:
             with log_closed():
-                rehearsed.try_state(state, str(path))
+                rehearsed.trainer.checkpointer.load(state, str(path))
         else:
             # BasicSR's models find their weights through the options; ours have them in the state.
             check_resume(opt, state["iter"])
@@ -236,7 +236,8 @@ class Session:
     def build_model(self, opt: dict[str, Any]) -> Any:
         """Builds the model and measures the teacher once, before it teaches."""
         self.model = model = self.build_tested_model(opt)
-        model.run_record = self.record
+        if self.ours:
+            model.trainer.checkpointer.run_record = self.record
         if not self.ours and hasattr(model, "validation"):  # ours know by themselves
             made = self.resume_state["iter"] if self.resume_state else 0
             model.validation = up_to_iteration(max(int(opt["train"]["total_iter"]), made), model.validation)

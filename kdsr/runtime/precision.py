@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -48,6 +48,10 @@ class Precision:
                 "precision"
             )
         self.amp_dtype = AMP_DTYPES[amp] if amp else None
+        # around the forward passes of a training step
+        self.autocast: AbstractContextManager[Any] = (
+            torch.autocast(device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
+        )
         self.memory_format = torch.channels_last if opt.get("channels_last") else torch.contiguous_format
         # BasicSR's pipeline switches it on; two runs then pick different kernels and end in different bits.
         torch.backends.cudnn.benchmark = bool(opt.get("cudnn_benchmark", False))
@@ -60,26 +64,14 @@ class Precision:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(bool(opt.get("deterministic", False)))
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Context of a training step's forward passes; does nothing in full precision.
-
-        Raises:
-            OptionError: The device has no such arithmetic for one of the operations.
-        """
-        if self.amp_dtype is None:
-            yield
-            return
-        try:
-            with torch.autocast(self.device.type, self.amp_dtype):
-                yield
-        except RuntimeError as error:
-            if "not implemented for 'Half'" not in str(error):
-                raise
-            raise OptionError(
-                f"precision.amp: fp16: the {self.device.type} cannot compute this network in it "
-                f"({str(error).splitlines()[0]}); use bf16, or leave it out for full precision"
-            ) from error
+    def problem(self, error: BaseException) -> str | None:
+        """What to do about an error of a forward pass that this precision has caused; None for any other error."""
+        if self.amp_dtype is None or "not implemented for 'Half'" not in str(error):
+            return None
+        return (
+            f"precision.amp: fp16: the {self.device.type} cannot compute this network in it "
+            f"({str(error).splitlines()[0]}); use bf16, or leave it out for full precision"
+        )
 
     def loss_scale(self) -> LossScale | None:
         """What keeps small gradients above fp16's smallest number; None where the precision needs none."""

@@ -7,6 +7,7 @@ costs nothing, and for optimizers that are not fused, the decision is read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +26,25 @@ class Trained(NamedTuple):
     optimizer: torch.optim.Optimizer
 
 
+class StepRecord(NamedTuple):
+    """A step as it was, still on the device."""
+
+    iteration: int
+    losses: dict[str, Tensor]
+    norms: dict[str, Tensor]  # of the gradients, before clipping
+    failed: Tensor
+    images: Sequence[str]
+
+
+CAPACITY = 1000  # records between two readings
+
+
 class StepGuard:
     """Makes the updates of a step, all of them or none.
 
     A step is ``begin``, forward passes, ``backward`` once or more, ``step``. Afterwards ``made`` says on the device
     whether the update was made, and ``made_on_host`` says it on the host where that is known (else None).
+    ``records`` holds the steps since ``StepLog`` read them last, ``iteration`` is the last one.
 
     Args:
         trained: What is trained, by the name that the norm of its gradients is given.
@@ -66,6 +81,9 @@ class StepGuard:
         self.made_on_host: bool | None = True
         self.failed = torch.zeros_like(self.made)  # not finite, and not merely held back after the limit
         self.norms: dict[str, Tensor] = {}
+        self.records: list[StepRecord] = []
+        self.last: StepRecord | None = None
+        self.iteration = 0
 
     def begin(self) -> None:
         """Forgets the gradients, and remembers the buffers: a forward pass may change them."""
@@ -77,21 +95,27 @@ class StepGuard:
         """Adds the gradients of a scalar loss, scaled where the precision needs it."""
         (loss if self.loss_scale is None else loss * self.loss_scale.factor).backward()
 
-    def step(self, losses: Tensor) -> None:
+    def step(self, iteration: int, losses: dict[str, Tensor], images: Sequence[str] = ()) -> None:
         """Updates all that is trained; or, unless the losses and the gradients are finite everywhere, nothing.
 
         Collective under a process group.
 
         Args:
-            losses: The step's losses of this process, (K,).
+            iteration: For the record.
+            losses: The step's losses of this process by name, scalars.
+            images: What they were computed of, for the record.
         """
         having = {name: part for name, part in self.trained.items() if gradients_of(part.optimizer)}
         self._measure(having)
-        self._decide(losses.detach())
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        self._decide(torch.stack(list(losses.values())))
         if self.clip_norm is not None:
             for name, part in having.items():
                 clip_grads_with_norm_(parameters_of(part.optimizer), self.clip_norm, self.norms[name])
         self._update([part.optimizer for part in having.values()])
+        self.last = StepRecord(iteration, losses, self.norms, self.failed, images)
+        self.records.append(self.last)
+        self.iteration = iteration
 
     def _measure(self, having: dict[str, Trained]) -> None:
         self.norms = {}
@@ -138,6 +162,18 @@ class StepGuard:
 
     def _current_buffers(self) -> list[Tensor]:
         return [buffer for part in self.trained.values() for buffer in part.module.buffers()]
+
+    def last_values(self) -> dict[str, Tensor]:
+        """The losses of the last step by name; with ``clip_norm`` the norms of its gradients too, before clipping."""
+        if self.last is None:
+            return {}
+        return self.last.losses | (self.last.norms if self.clip_norm is not None else {})
+
+    def full(self) -> bool:
+        """Whether the records are to be read before the next step: there are many, or the run has to stop."""
+        return len(self.records) >= CAPACITY or (
+            self.made_on_host is False and int(self.in_a_row) >= self.limit
+        )
 
     def try_again(self) -> None:
         """Forgets how many updates were skipped in a row."""

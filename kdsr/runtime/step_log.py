@@ -1,31 +1,23 @@
-"""What is said of steps that were not finite: which terms, on which images; and when a run has to stop."""
+"""StepLog: what of the steps is logged: mean losses, and which steps were not finite, on which images."""
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from basicsr.utils import get_root_logger
 from torch import Tensor
 
 from kdsr.runtime.distributed import gather_lists
-from kdsr.runtime.step_guard import StepGuard
+from kdsr.runtime.errors import TrainingError
+from kdsr.runtime.step_guard import StepGuard, StepRecord
 
-CAPACITY = 1000  # steps that are remembered between two readings
 SHOWN = 10  # steps that the last message names one by one
-
-
-class _Step(NamedTuple):
-    """A step as it was, still on the device."""
-
-    iteration: int
-    names: list[str]
-    values: Tensor  # the losses, then the norms of the gradients
-    failed: Tensor
-    images: Sequence[str]
 
 
 class _Failure(NamedTuple):
@@ -39,49 +31,59 @@ class _Failure(NamedTuple):
 
 
 class StepLog:
-    """Remembers the last steps without reading them, and tells of those that were not finite when it is asked.
+    """Logs the steps that were not finite, and ends a run that makes no others.
 
     Args:
-        guard: What decided about the steps.
+        guard: What decided about the steps, and has recorded them.
         rank: Of this process.
     """
 
     def __init__(self, guard: StepGuard, rank: int = 0) -> None:
         self.guard = guard
         self.rank = rank
-        self._steps: list[_Step] = []
         self._lines: deque[str] = deque(maxlen=min(SHOWN, guard.limit))
         self._last = 0  # iteration
 
-    def note(self, iteration: int, losses: dict[str, Tensor], images: Sequence[str]) -> None:
-        """Takes in a step that the guard has just decided about. Nothing is read from the device."""
-        norms = self.guard.norms
-        values = torch.stack([value.detach().float() for value in (*losses.values(), *norms.values())])
-        self._steps.append(_Step(iteration, [*losses, *norms], values, self.guard.failed, images))
+    def check(self, save: Callable[[], Path]) -> None:
+        """Logs the steps that were not finite since the last call; ends a run that makes no others. Collective.
 
-    def due(self) -> bool:
-        """Whether ``tell`` should be called before the next step: it is full, or the run has to stop."""
-        return len(self._steps) >= CAPACITY or (
-            self.guard.made_on_host is False and int(self.guard.in_a_row) >= self.guard.limit
+        Args:
+            save: Saves the run that ends here; returns the file of its state.
+
+        Raises:
+            TrainingError: ``train.max_nonfinite`` in a row; what is saved is from before the first of them.
+        """
+        problems = self.read()
+        if not problems:
+            return
+        self.guard.try_again()  # else the state would be one that stops at once
+        state = save()
+        raise TrainingError(
+            [
+                f"{problems[0]} (train.max_nonfinite: {self.guard.limit}). Lower train.optim_g.lr, set "
+                "train.clip_grad_norm, use precision.amp: bf16 or none, or look at the images; the same command with "
+                f"--auto_resume then goes on from {state}, with the weights from before",
+                *problems[1:],
+            ]
         )
 
-    def tell(self) -> list[str]:
+    def read(self) -> list[str]:
         """Logs the steps that were not finite since the last call. Collective; reads the device once if all were.
 
         Returns:
             Why the run cannot go on, a line each; empty when it can.
         """
         counters = [self.guard.skipped, self.guard.in_a_row]
-        flags = [step.failed.to(torch.int64) for step in self._steps]
+        flags = [step.failed.to(torch.int64) for step in self.guard.records]
         *failed, skipped, in_a_row = torch.stack([*flags, *counters]).tolist()
-        steps, self._steps = self._steps, []
+        steps, self.guard.records = self.guard.records, []
         if any(failed):
             mine = [self._failure(step) for step, flag in zip(steps, failed, strict=True) if flag]
             everyones = sorted(gather_lists(mine), key=lambda failure: (failure.iteration, failure.rank))
-            told = skipped - sum(failed)
+            logged = skipped - sum(failed)
             for iteration, group in itertools.groupby(everyones, key=lambda failure: failure.iteration):
-                told += 1
-                self._tell_one(iteration, list(group), told)
+                logged += 1
+                self._log_step(iteration, list(group), logged)
         if in_a_row < self.guard.limit:
             return []
         first = self._last - in_a_row + 1
@@ -90,23 +92,21 @@ class StepLog:
             *self._lines,
         ]
 
-    def _failure(self, step: _Step) -> _Failure:
-        finite = step.values.isfinite().tolist()
-        wrong = {
-            name: value
-            for name, value, good in zip(step.names, step.values.tolist(), finite, strict=True)
-            if not good
-        }
-        norms = {name: wrong.pop(name) for name in list(wrong) if name in self.guard.trained}
-        return _Failure(step.iteration, self.rank, wrong, norms, list(step.images))
+    def _failure(self, step: StepRecord) -> _Failure:
+        losses, norms = (
+            {name: float(value) for name, value in values.items() if not value.float().isfinite()}
+            for values in (step.losses, step.norms)
+        )
+        return _Failure(step.iteration, self.rank, losses, norms, list(step.images))
 
-    def _tell_one(self, iteration: int, failures: list[_Failure], skipped: int) -> None:
+    def _log_step(self, iteration: int, failures: list[_Failure], skipped: int) -> None:
         self._last = iteration
         overflow = not any(failure.losses for failure in failures)
         # Where only gradients are at fault, all processes have the same: which images they came from is not known.
         failures = [failure for failure in failures if overflow or failure.losses]
-        said = "; ".join(_said(failure, many=len(failures) > 1 or failure.rank > 0) for failure in failures)
-        line = f"iteration {iteration}: {said}"
+        many = len(failures) > 1
+        causes = "; ".join(_describe(failure, many or failure.rank > 0) for failure in failures)
+        line = f"iteration {iteration}: {causes}"
         self._lines.append(line)
         if overflow and self.guard.loss_scale is not None:
             get_root_logger().info(
@@ -116,7 +116,18 @@ class StepLog:
             get_root_logger().warning(f"Update skipped, {skipped} so far: not finite in {line}")
 
 
-def _said(failure: _Failure, many: bool) -> str:
+def _describe(failure: _Failure, many: bool) -> str:
     terms = ", ".join(f"{name}: {value}" for name, value in (failure.losses or failure.norms).items())
     whose = f"images of rank {failure.rank}" if many else "images"
     return f"{terms}; {whose}: {', '.join(failure.images)}" if failure.images else terms
+
+
+def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars of the device by name, averaged over all ranks. Collective; reads the device once."""
+    if not values:
+        return {}
+    stacked = torch.stack([value.float() for value in values.values()])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(stacked)
+        stacked /= dist.get_world_size()
+    return dict(zip(values, stacked.tolist(), strict=True))

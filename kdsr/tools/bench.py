@@ -94,9 +94,9 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
     model.compute_losses = compute_losses_then_backward
     update = model.guard.step
 
-    def update_apart_from_backward(losses: Tensor) -> None:
+    def update_apart_from_backward(*args: Any) -> None:
         clock.switch(REST)
-        update(losses)
+        update(*args)
 
     model.guard.step = update_apart_from_backward
     try:

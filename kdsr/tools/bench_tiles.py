@@ -25,9 +25,9 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch.utils.data import DataLoader
 
-from kdsr.models.base_model import RestorationModel
 from kdsr.models.evaluation import evaluate
 from kdsr.models.tiling import tile_problems
+from kdsr.models.trainer import LoopInterface
 from kdsr.options.check import check
 from kdsr.runtime.errors import DataError, OptionError
 from kdsr.tools.bench import Device, machine, read
@@ -58,7 +58,7 @@ def prepare(file: str | Path, overrides: Sequence[str] = (), device: Device = De
     ]
     if problems:
         raise OptionError(problems)
-    if not issubclass(MODEL_REGISTRY.get(opt["model_type"]), RestorationModel):
+    if not issubclass(MODEL_REGISTRY.get(opt["model_type"]), LoopInterface):
         raise OptionError(
             f"model_type: {opt['model_type']} is BasicSR's own, which restores whole images only"
         )

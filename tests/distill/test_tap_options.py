@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from kdsr.distill import tap_options
 from kdsr.distill.adapters import TapGroup
 from kdsr.distill.bundle import StudentBundle
+from kdsr.distill.step import Teacher
 from kdsr.distill.tap_options import PIECES, missing_taps, tap_pairs, tap_problems
-from kdsr.distill.teacher import Teacher
 from kdsr.options.files import load
 from small_runs import run
 

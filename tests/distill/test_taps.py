@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from kdsr.distill.adapters import TapGroup, TapPair, resized_like
 from kdsr.distill.bundle import StudentBundle
+from kdsr.distill.step import Teacher
 from kdsr.distill.tap_options import tap_pairs, tap_problems
 from kdsr.distill.taps import FeatureTaps, module_names, shapes_of
-from kdsr.distill.teacher import Teacher
 from kdsr.runtime.errors import OptionError
 
 

@@ -167,13 +167,13 @@ def _live(
 
 def _watch(seen: Any) -> None:
     """Lets the loop's calls leave a mark of where they are; they do what they did."""
-    from kdsr.models.base_model import RestorationModel
-    from kdsr.models.measured_model import MeasuredModel
-    from kdsr.models.stateful_model import StatefulModel
+    from kdsr.models.checkpointer import Checkpointer
+    from kdsr.models.kd_model import KDModel
+    from kdsr.models.validator import Validator
     from kdsr.pipeline.progress import ProgressMessageLogger
 
     started = ProgressMessageLogger.__init__
-    feed = RestorationModel.feed_data
+    feed = KDModel.feed_data
     running = []
 
     def start(self: Any, *arguments: Any) -> None:
@@ -182,7 +182,7 @@ def _watch(seen: Any) -> None:
 
     def step(self: Any, data: Any) -> None:
         if running:  # not the rehearsal
-            seen[0], seen[1] = STEP, self.iteration + 1
+            seen[0], seen[1] = STEP, self.guard.iteration + 1
         feed(self, data)
 
     def within(phase: int, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -197,9 +197,10 @@ def _watch(seen: Any) -> None:
         return watched
 
     ProgressMessageLogger.__init__ = start  # type: ignore[method-assign]
-    RestorationModel.feed_data = step  # type: ignore[method-assign]
-    StatefulModel.save = within(SAVE, StatefulModel.save)  # type: ignore[method-assign]
-    MeasuredModel.validation = within(VALIDATION, MeasuredModel.validation)  # type: ignore[method-assign]
+    KDModel.feed_data = step  # type: ignore[method-assign]
+    Checkpointer.save = within(SAVE, Checkpointer.save)  # type: ignore[method-assign]
+    Checkpointer.save_weights = within(SAVE, Checkpointer.save_weights)  # type: ignore[method-assign]
+    Validator.validate = within(VALIDATION, Validator.validate)  # type: ignore[method-assign]
 
 
 def train(folder: Path, argv: list[str]) -> int:

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdsr.models.base_model import RestorationModel
 from kdsr.models.dckd_model import DCKDModel
 from kdsr.models.kd_model import KDModel
 from kdsr.runtime.errors import TrainingError
@@ -25,7 +24,7 @@ from small_runs import run
 PATHS = ("fused", "read on the host")
 
 
-def make(options: dict[str, Any], kind: type[RestorationModel] = KDModel, **derived: Any) -> Any:
+def make(options: dict[str, Any], kind: type[KDModel] = KDModel, **derived: Any) -> Any:
     options = copy.deepcopy(options) | {"num_gpu": 0, "dist": False, "rank": 0, "world_size": 1}
     torch.manual_seed(0)
     return kind(options | {"is_train": True} | derived)
@@ -95,14 +94,14 @@ def test_a_skipped_step_of_dckd_is_one_without_its_update(dckd_options: dict[str
         if iteration == 2:
             before = weights(by_hand.net_g_ema)
             left_out = copy.deepcopy((by_hand.net_g.state_dict(), by_hand.optimizer_g.state_dict()))
-            by_hand.update_ema = lambda *_: None
-            by_hand.after_step = lambda iteration: None
+            by_hand.ema.update = lambda *_: None
+            terms, by_hand.terms["cl_opt"].after_step = by_hand.terms, lambda step: None
             step(by_hand, iteration)
-            del by_hand.update_ema, by_hand.after_step
+            del by_hand.ema.update, terms["cl_opt"].after_step
             by_hand.net_g.load_state_dict(left_out[0])
             by_hand.optimizer_g.load_state_dict(left_out[1])
             assert equal(before, weights(by_hand.net_g_ema))
-            by_hand.after_step(iteration)
+            terms["cl_opt"].after_step(by_hand.step)
         else:
             step(by_hand, iteration)
     names = ("net_g", "net_g_ema", "net_his")
@@ -122,7 +121,7 @@ def test_both_paths_agree(run_options: dict[str, Any]) -> None:
     assert [model.guard.made_on_host for model in models] == [None, True]
     for on_device, on_host in zip(*(weights(m.net_g, m.net_g_ema) for m in models), strict=True):
         torch.testing.assert_close(on_device, on_host)
-    assert models[0].extra_state() == models[1].extra_state() == {"guard": {"skipped": 3, "in_a_row": 0}}
+    assert [model.guard.state() for model in models] == [{"skipped": 3, "in_a_row": 0}] * 2
 
 
 class Reads(TorchDispatchMode):
@@ -204,7 +203,7 @@ def test_too_many_in_a_row_end_the_run_with_the_weights_from_before(
     with pytest.raises(TrainingError) as raised:
         go_on()
     problems = raised.value.problems
-    stopped = model.iteration
+    stopped = model.guard.iteration
     assert stopped == (6 if path == "fused" else 4)
     assert problems[0].startswith(
         "iterations 2 to 4 were not finite, and nothing was learned from them (train.max_nonfinite: 3). "
@@ -309,7 +308,7 @@ def test_fp16_agrees_with_full_precision(run_options: dict[str, Any]) -> None:
         ("clip_grad_norm", 1, None),
     ],
 )
-@pytest.mark.parametrize("kind", [RestorationModel, KDModel, DCKDModel])
+@pytest.mark.parametrize("kind", [KDModel, DCKDModel])
 def test_options_are_checked(
     dckd_options: dict[str, Any], kind: Any, key: str, value: Any, problem: str | None
 ) -> None:
@@ -441,9 +440,9 @@ def test_a_run_skips_exactly_the_batches_with_the_bad_image(
 
     def without_the_cat(self: KDModel, iteration: int) -> None:
         if "cat" in self.images[0]:
-            self.optimizer_g.step = self.update_ema = lambda *_: None  # type: ignore[method-assign]
+            self.optimizer_g.step = self.ema.update = lambda *_: None  # type: ignore
         original(self, iteration)
-        vars(self).pop("update_ema", None)
+        vars(self.ema).pop("update", None)
         vars(self.optimizer_g).pop("step", None)
 
     monkeypatch.setattr(KDModel, "optimize_parameters", without_the_cat)

@@ -11,8 +11,9 @@ import torch
 import yaml
 
 import ranks
+from kdsr.distill.step import Step
 from kdsr.models.mipkd_model import MiPKDModel
-from small_runs import complete, run, seen
+from small_runs import after_steps, complete, run, seen
 
 Options = dict[str, Any]
 L1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
@@ -102,7 +103,7 @@ def test_draws_change_from_step_to_step_and_come_from_the_models_generator(optio
     def inputs() -> dict[str, Any]:
         step = model.begin_step(1)
         with torch.no_grad():
-            model.ask_frozen(step)
+            model.run_frozen(step)
         return step.student_inputs
 
     first, second = inputs(), inputs()
@@ -233,13 +234,16 @@ def test_two_processes_train_alike(options: Options, tmp_path: Path) -> None:
 
 def _note_the_weights(rank: int) -> None:
     """Writes what a rank drew and where its trained parameters ended."""
-    after = MiPKDModel.after_step
+    run_student = MiPKDModel.run_student
     taken: list[bool] = []
 
-    def noting_after(self: MiPKDModel, current_iter: int) -> None:
-        taken.extend(self.step.student_inputs["block_mixing"][1])
-        after(self, current_iter)
-        weights = {name: value.clone() for name, value in self.student_bundle.state_dict().items()}
+    def note_what_is_drawn(self: MiPKDModel, step: Step) -> None:
+        taken.extend(step.student_inputs["block_mixing"][1])
+        run_student(self, step)
+
+    def save_weights(model: Any, current_iter: int) -> None:
+        weights = {name: value.clone() for name, value in model.student_bundle.state_dict().items()}
         torch.save({"weights": weights, "taken": taken}, f"rank_{rank}.pth")
 
-    MiPKDModel.after_step = noting_after  # type: ignore[method-assign]
+    MiPKDModel.run_student = note_what_is_drawn  # type: ignore[method-assign]
+    after_steps(save_weights)

@@ -17,6 +17,7 @@ import ranks
 from faults.lives import differences
 from kdsr.models.kd_model import KDModel
 from kdsr.runtime.distributed import gather_batches
+from small_runs import after_steps
 
 STOP_AT = 4
 
@@ -63,14 +64,12 @@ def prepare(rank: int) -> None:
 
 def prepare_and_stop(rank: int) -> None:
     prepare(rank)
-    original = AdapterModel.after_step
 
-    def after_step(self: AdapterModel, current_iter: int) -> None:
-        original(self, current_iter)
+    def stop(model: Any, current_iter: int) -> None:
         if rank == 1 and current_iter == STOP_AT and Path("experiments").exists():
             os.kill(os.getpid(), signal.SIGUSR2)
 
-    AdapterModel.after_step = after_step  # type: ignore[method-assign]
+    after_steps(stop)
 
 
 @pytest.mark.slow

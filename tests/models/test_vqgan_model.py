@@ -196,8 +196,7 @@ def test_validation_measures_the_reconstruction_of_any_size(options: dict[str, A
     from basicsr.data.paired_image_dataset import PairedImageDataset
 
     loader = DataLoader(PairedImageDataset(copy.deepcopy(options["datasets"]["val"])))
-    model.validation(loader, 1, None)
-    assert 3 < model.metric_results["psnr"] < 20
+    assert 3 < model.validator.validate(loader, 1, None)["psnr"] < 20
 
 
 def test_discriminator_joins_at_its_iteration(options: dict[str, Any]) -> None:
@@ -212,7 +211,7 @@ def test_discriminator_joins_at_its_iteration(options: dict[str, Any]) -> None:
     weights = [name for name in before if name.endswith(("original", "0.weight"))]
     assert all(not torch.equal(before[name], model.net_d.state_dict()[name]) for name in weights)
     assert all(parameter.grad is not None for parameter in model.net_d.parameters())
-    model.optimizer_g.param_groups[0]["lr"] = 0.0  # a generator that stands still is found out
+    model.optimizers[0].param_groups[0]["lr"] = 0.0  # a generator that stands still is found out
     for iteration in range(5, 15):
         last = step(model, iteration, images)
     assert last["l_d"] < 0.9 * logs[2]["l_d"]

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kdsr.metrics.calculation import better_of, calculate_metric
-from kdsr.models.base_model import RestorationModel
+from kdsr.models.trainer import LoopInterface
 from kdsr.options import declarations as tables
 from kdsr.options.check import check
 from kdsr.options.check_data import keys_of_dataset
@@ -25,7 +25,7 @@ from kdsr.runtime.precision import Precision
 from small_runs import problems_after
 
 Options = dict[str, Any]
-MODELS = [model for _, model in MODEL_REGISTRY if issubclass(model, RestorationModel)]
+MODELS = [model for _, model in MODEL_REGISTRY if issubclass(model, LoopInterface)]
 QUICK = settings(
     deadline=None,
     derandomize=True,

@@ -194,9 +194,9 @@ class MyPairs(PairedImageDataset):
 class MyModel(KDModel):
     TRAIN_KEYS = {"my_opt": (dict, type(None))}
 
-    def build_losses(self, train_opt):
-        super().build_losses(train_opt)
-        self.cri_mine = self.build_loss("my_opt")
+    def init_training_settings(self):
+        super().init_training_settings()
+        self.cri_mine = self.builder.loss("my_opt")
 
     def compute_losses(self, step):
         return {**super().compute_losses(step), "l_mine": self.cri_mine(step.output, step.gt)}

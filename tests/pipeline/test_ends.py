@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from faults.lives import Life
-from kdsr.models.base_model import RestorationModel
 from kdsr.pipeline.session import Session
+from small_runs import after_steps
 
 Options = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,14 +29,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lo
 
 
 def in_step_3(do: Callable[[], object]) -> None:
-    original = RestorationModel.after_step
-
-    def after_step(self: RestorationModel, current_iter: int) -> None:
-        original(self, current_iter)
-        if current_iter == 3:
-            do()
-
-    RestorationModel.after_step = after_step  # type: ignore[method-assign]
+    after_steps(lambda model, current_iter: do() and None if current_iter == 3 else None)
 
 
 def send(name: str) -> None:

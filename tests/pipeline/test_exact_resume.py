@@ -19,7 +19,8 @@ import ranks
 from faults.lives import differences
 from kdsr import train as train_entry
 from kdsr.distill.term import TERM_REGISTRY
-from kdsr.models.base_model import RestorationModel
+from kdsr.models.kd_model import KDModel
+from small_runs import after_steps
 
 Options = dict[str, Any]
 
@@ -185,14 +186,12 @@ def in_lmdbs(options: Options) -> None:
 
 def stop_at(iteration: int, name: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sends the process a signal in the middle of that iteration."""
-    original = RestorationModel.after_step
 
-    def after_step(self: RestorationModel, current_iter: int) -> None:
-        original(self, current_iter)
+    def kill(model: Any, current_iter: int) -> None:
         if current_iter == iteration and Path("experiments").exists():
             os.kill(os.getpid(), name)
 
-    monkeypatch.setattr(RestorationModel, "after_step", after_step)
+    after_steps(kill, monkeypatch.setattr)
 
 
 @pytest.mark.parametrize(
@@ -253,14 +252,14 @@ def test_growing_patches_end_in_the_same_bits(
     dckd_options["train"]["total_iter"] = 8
     dckd_options["logger"]["save_checkpoint_freq"] = 8
     seen = []
-    feed = RestorationModel.feed_data
+    feed = KDModel.feed_data
 
-    def feed_data(self: RestorationModel, data: dict[str, Any]) -> None:
+    def feed_data(self: KDModel, data: dict[str, Any]) -> None:
         if Path("experiments").exists():
             seen.append(tuple(data["gt"].shape))
         feed(self, data)
 
-    monkeypatch.setattr(RestorationModel, "feed_data", feed_data)
+    monkeypatch.setattr(KDModel, "feed_data", feed_data)
     assert run("whole", dckd_options) == 0
     assert seen == [(3, 3, 32, 32)] * 3 + [(2, 3, 64, 64)] * 3 + [(2, 3, 96, 96)] * 2
     seen.clear()
@@ -323,14 +322,11 @@ def two_process_options(options: Options) -> Options:
 
 
 def stop_rank_1_at_5(rank: int) -> None:
-    original = RestorationModel.after_step
-
-    def after_step(self: RestorationModel, current_iter: int) -> None:
-        original(self, current_iter)
+    def kill(model: Any, current_iter: int) -> None:
         if rank == 1 and current_iter == 5 and Path("experiments").exists():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    RestorationModel.after_step = after_step  # type: ignore[method-assign]
+    after_steps(kill)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import pytest
 import torch
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 
-from kdsr.models.measured_model import MeasuredModel
+from kdsr.models.validator import Validator
 from kdsr.pipeline.resume import changes, fingerprint_of_set, newest_state, run_record
 from kdsr.runtime.errors import CheckpointError
 from small_runs import run
@@ -279,7 +279,7 @@ def test_a_validation_that_the_killed_run_owed_is_made_at_resume(
 
     shutil.rmtree(RUN)
     with monkeypatch.context() as patch:
-        patch.setattr(MeasuredModel, "record", die)
+        patch.setattr(Validator, "record", die)
         with pytest.raises(Killed):
             run(run_options)
     assert not (RUN / "metrics.csv").exists()

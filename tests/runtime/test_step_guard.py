@@ -54,7 +54,7 @@ def step(guard: StepGuard, net: nn.Module, batch: Tensor, factor: float = 1.0) -
     guard.begin()
     loss = net(batch).square().mean() * factor
     guard.backward(loss)
-    guard.step(loss.reshape(1))
+    guard.step(1, {"l_pix": loss})
 
 
 def everything(net: nn.Module) -> list[Tensor]:
@@ -98,7 +98,7 @@ def test_gradients_alone_can_be_at_fault(fused: bool, value: float) -> None:
     net[2].weight.register_hook(lambda gradient: gradient * value)
     loss = net(batches(1)[0]).square().mean()
     guard.backward(loss)
-    guard.step(loss.reshape(1))
+    guard.step(1, {"l_pix": loss})
     assert loss.isfinite() and not guard.norms["grad_norm"].isfinite()
     assert all(torch.equal(*pair) for pair in zip(everything(net), before, strict=True))
 
@@ -111,7 +111,7 @@ def test_one_loss_of_several_is_enough(fused: bool) -> None:
     guard.begin()
     loss = net(batches(1)[0]).square().mean()
     guard.backward(loss)
-    guard.step(torch.stack([loss, torch.tensor(math.nan)]))  # a term without gradient
+    guard.step(1, {"l_pix": loss, "l_odd": torch.tensor(math.nan)})  # a term without gradient
     assert all(torch.equal(*pair) for pair in zip(everything(net), before, strict=True))
 
 
@@ -129,7 +129,7 @@ def test_what_is_trained_together_is_skipped_together(fused: bool) -> None:
         losses = [first(batches(1)[0]).square().mean(), second(batch).square().mean()]
         for loss in losses:
             guard.backward(loss)
-        guard.step(torch.stack(losses))
+        guard.step(1, dict(zip("ab", losses, strict=True)))
         for net, old in zip((first, second), before, strict=False):
             assert torch.equal(everything(net)[0], old[0]) is not moves
         assert torch.equal(everything(third)[0], before[2][0])  # has no gradient

@@ -12,8 +12,8 @@ from basicsr.utils import get_root_logger
 from torch import nn
 
 from kdsr.runtime.precision import LossScale
-from kdsr.runtime.step_guard import StepGuard, Trained
-from kdsr.runtime.step_log import CAPACITY, StepLog
+from kdsr.runtime.step_guard import CAPACITY, StepGuard, Trained
+from kdsr.runtime.step_log import StepLog
 
 CPU = torch.device("cpu")
 
@@ -58,8 +58,7 @@ class Run:
         self.guard.begin()
         self.guard.backward(self.net(torch.full((1, 1), gradient)).sum())
         named = {name: torch.tensor(value) for name, value in losses.items()}
-        self.guard.step(torch.stack(list(named.values())))
-        self.log.note(self.iteration, named, images)
+        self.guard.step(self.iteration, named, images)
 
 
 def test_terms_values_and_images_are_named_once(said: list[str]) -> None:
@@ -70,21 +69,21 @@ def test_terms_values_and_images_are_named_once(said: list[str]) -> None:
     run.step(l_pix=1.0, images=("also_fine.png",))
     run.step(l_pix=math.nan)
     assert said == []
-    assert run.log.tell() == []
+    assert run.log.read() == []
     assert said == [
         "WARNING Update skipped, 1 so far: not finite in iteration 2: l_cl: nan; images: a.png, b.png",
         "WARNING Update skipped, 2 so far: not finite in iteration 3: l_pix: -inf, l_cl: inf; images: c.png",
         "WARNING Update skipped, 3 so far: not finite in iteration 5: l_pix: nan",
     ]
     run.step(l_pix=1.0)
-    assert run.log.tell() == [] and len(said) == 3
+    assert run.log.read() == [] and len(said) == 3
 
 
 def test_gradients_are_named_where_only_they_are_at_fault(said: list[str]) -> None:
     run = Run()
     run.step(l_pix=1.0, gradient=math.inf, images=("a.png",))
     run.step(l_pix=math.nan, gradient=math.nan, images=("b.png",))
-    run.log.tell()
+    run.log.read()
     assert said == [
         "WARNING Update skipped, 1 so far: not finite in iteration 1: grad_norm: inf; images: a.png",
         "WARNING Update skipped, 2 so far: not finite in iteration 2: l_pix: nan; images: b.png",
@@ -95,7 +94,7 @@ def test_an_overflow_of_scaled_gradients_is_no_warning(said: list[str]) -> None:
     run = Run(scaled=True)
     run.step(l_pix=1.0, gradient=math.inf, images=("a.png",))
     run.step(l_pix=math.nan, images=("b.png",))
-    run.log.tell()
+    run.log.read()
     assert [line.split(",")[0] for line in said] == ["INFO Update skipped", "WARNING Update skipped"]
     assert "the loss scale is halved; iteration 1: grad_norm: inf; images: a.png" in said[0]
 
@@ -108,10 +107,10 @@ def test_the_reason_to_stop_names_the_steps_whenever_they_were_read(fused: bool,
     for iteration in range(1, 12):
         run.step(l_pix=math.nan if iteration != 3 else 1.0, images=(f"{iteration}.png",))
         if not fused:
-            assert run.log.due() is (iteration >= 7)
+            assert run.guard.full() is (iteration >= 7)
         if iteration % every == 0:
-            reasons.append(run.log.tell())
-    reasons.append(run.log.tell())
+            reasons.append(run.log.read())
+    reasons.append(run.log.read())
     assert [reason for reason in reasons if reason][0] == [
         "iterations 4 to 7 were not finite, and nothing was learned from them",
         *(f"iteration {n}: l_pix: nan; images: {n}.png" for n in (4, 5, 6, 7)),
@@ -122,7 +121,7 @@ def test_long_runs_of_bad_steps_are_not_all_listed() -> None:
     run = Run(limit=30)
     for _ in range(30):
         run.step(l_pix=math.nan)
-    first, *rest = run.log.tell()
+    first, *rest = run.log.read()
     assert first.startswith("iterations 1 to 30 were")
     assert [line.split(":")[0] for line in rest] == [f"iteration {n}" for n in range(21, 31)]
 
@@ -130,8 +129,8 @@ def test_long_runs_of_bad_steps_are_not_all_listed() -> None:
 def test_it_asks_to_be_read_before_it_forgets(said: list[str]) -> None:
     run = Run()
     run.step(l_pix=math.nan)
-    while not run.log.due():
+    while not run.guard.full():
         run.step(l_pix=1.0)
     assert run.iteration == CAPACITY
-    run.log.tell()
-    assert len(said) == 1 and not run.log.due()
+    run.log.read()
+    assert len(said) == 1 and not run.guard.full()

@@ -1,0 +1,132 @@
+"""Builder: networks, losses and optimizers, as the options name them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.losses import build_loss
+from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
+from torch import nn
+
+from kdsr.distill.weight_schedule import ScheduledLoss, is_schedule
+from kdsr.models.pretrained import load_pretrained, log_network
+from kdsr.runtime.distributed import share_weights
+from kdsr.runtime.errors import OptionError
+from kdsr.runtime.option_values import count, number
+from kdsr.runtime.precision import Precision
+from kdsr.runtime.step_guard import fused_where_it_helps, keep_own_kernels
+
+Number = (int, float)
+
+# the options of ``train`` that every training reads
+TRAINING_KEYS: dict[str, Any] = {
+    "total_iter": count(),
+    "warmup_iter": int,
+    "ema_decay": number(lowest=0, below=1),  # at 1 what is validated and saved would never change
+    "ema_warmup": bool,
+    "optim_g": dict,
+    "scheduler": dict,
+    "clip_grad_norm": (*Number, type(None)),
+    "max_nonfinite": int,
+}
+_SCHEDULERS = {
+    "MultiStepLR": MultiStepRestartLR,
+    "MultiStepRestartLR": MultiStepRestartLR,
+    "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
+}
+
+
+def training_problems(opt: dict[str, Any]) -> list[str]:
+    """What is wrong with the options of ``TRAINING_KEYS``, beyond the type of each."""
+    train = opt.get("train") or {}
+    problems = []
+    clip = train.get("clip_grad_norm")
+    if clip is not None and not clip > 0:
+        problems.append(f"train.clip_grad_norm: {clip} is no length of a gradient; it must be above 0")
+    if train.get("ema_warmup") and not train.get("ema_decay"):
+        problems.append(
+            "train.ema_warmup: needs train.ema_decay above 0, the moving average that it speeds up"
+        )
+    if train.get("max_nonfinite", 1) < 1:
+        problems.append(f"train.max_nonfinite: {train['max_nonfinite']} is no number of steps, from 1")
+    return problems
+
+
+class Builder:
+    """Builds what the options name, on the device of the run.
+
+    It replaces BasicSR's own: BasicSR loads the weights that fit and prints the rest, and knows only Adam.
+
+    Args:
+        opt: The parsed options.
+        device: Where the run computes.
+
+    Attributes:
+        precision: The options ``precision``, applied to all networks.
+        scheduled_losses: The losses so far whose weight changes during the run.
+    """
+
+    def __init__(self, opt: dict[str, Any], device: torch.device) -> None:
+        self.opt = opt
+        self.device = device
+        self.precision = Precision(opt.get("precision"), device)
+        self.scheduled_losses: list[ScheduledLoss] = []
+        self._frozen: dict[str, nn.Module] = {}  # by the network's key
+
+    def network(self, key: str) -> nn.Module:
+        """``network_<key>`` with the weights of ``path.pretrain_network_<key>``, where that is given."""
+        net = self.precision.place(build_network(self.opt[f"network_{key}"]))
+        log_network(net, key, self.opt, self.precision.amp_dtype)
+        load_pretrained(net, key, self.opt)
+        share_weights(net)
+        return net
+
+    def frozen(self, key: str) -> nn.Module:
+        """``network_<key>`` in eval mode, without gradients. Built once; never wrapped for DDP, never saved."""
+        if key not in self._frozen:
+            self._frozen[key] = self.network(key).eval().requires_grad_(False)
+        return self._frozen[key]
+
+    def new_student(self) -> nn.Module:
+        """A frozen network like the student, with random weights, the same on all ranks."""
+        net = self.precision.place(build_network(self.opt["network_g"])).eval().requires_grad_(False)
+        share_weights(net)
+        return net
+
+    def loss(self, key: str) -> nn.Module | None:
+        """The loss ``train.<key>``, None without it; its ``loss_weight`` may be a schedule (``weight_schedule``)."""
+        opt = self.opt["train"].get(key)
+        if not opt:
+            return None
+        if not is_schedule(opt.get("loss_weight")):
+            return build_loss(opt).to(self.device)
+        loss = ScheduledLoss(build_loss({**opt, "loss_weight": 1.0}), opt["loss_weight"]).to(self.device)
+        self.scheduled_losses.append(loss)
+        return loss
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], key: str) -> torch.optim.Optimizer:
+        """The optimizer ``train.<key>``, any of ``torch.optim``: ``{type: AdamW, lr: 1e-4, ...}``.
+
+        On a GPU it is fused, where it can be.
+
+        Raises:
+            OptionError: There is nothing to train.
+        """
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if not trained:
+            network = f"network_{key.removeprefix('optim_')}"
+            raise OptionError(f"{network}: {self.opt[network]['type']} has no parameters to train")
+        options = dict(self.opt["train"][key])
+        kind = options.pop("type")
+        optimizer = getattr(torch.optim, kind)(trained, **fused_where_it_helps(options, kind, self.device))
+        keep_own_kernels(optimizer)
+        return optimizer
+
+    def schedulers(self, optimizers: Iterable[torch.optim.Optimizer]) -> list[Any]:
+        """BasicSR's scheduler ``train.scheduler`` of each optimizer."""
+        options = dict(self.opt["train"]["scheduler"])
+        kind = _SCHEDULERS[options.pop("type")]
+        return [kind(optimizer, **options) for optimizer in optimizers]

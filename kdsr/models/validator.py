@@ -1,0 +1,266 @@
+"""Validator: measures networks on whole data sets, and keeps the values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.utils import get_root_logger
+from torch import Tensor
+
+from kdsr.models.evaluation import ImageResult, Wanted, evaluate, mean_baseline, mean_values
+from kdsr.models.image_metrics import baseline_name
+from kdsr.models.metrics_file import BASELINE, append_csv, forget_after, recorded_means
+from kdsr.models.teacher_check import teacher_warnings
+from kdsr.runtime.distributed import on_first_rank
+from kdsr.runtime.errors import DataError
+
+Restore = Callable[[Tensor], Tensor]
+
+
+class Validator:
+    """Measures every image of a set, shared among the ranks; writes the values to ``metrics.csv`` and TensorBoard.
+
+    Args:
+        opt: The parsed options.
+        device: Where the run computes.
+        restore: The network under test, on images of any size.
+        has_baseline: False where the input of a validation is what its output is compared with.
+
+    Attributes:
+        best: The best mean values so far, by set and metric: ``{better, val, iter}``.
+        before: Called before a validation; set by what surrounds the loop.
+        failed: Called when an image of a set could not be measured; likewise.
+        save_best: Called in training where ``logger.save_best`` asks for it and the weights are the best so far, with
+            the set, the metric, the value and the iteration.
+    """
+
+    def __init__(
+        self,
+        opt: dict[str, Any],
+        device: torch.device,
+        restore: Restore,
+        *,
+        has_baseline: bool = True,
+    ) -> None:
+        self.opt = opt
+        self.device = device
+        self.restore = restore
+        self.has_baseline = has_baseline
+        self.is_train: bool = opt["is_train"]
+        self.scale: int = opt.get("scale") or 1
+        self.best: dict[str, dict[str, Any]] = {}
+        self.before: Callable[[], None] | None = None
+        self.failed: Callable[[], None] | None = None
+        self.save_best: Callable[[dict[str, Any]], None] | None = None
+        self._validated: set[tuple[str, Any]] = set()
+        self._baselines: dict[str, dict[str, float]] = {}  # mean values by set
+
+    def validate(
+        self, dataloader: Any, iteration: int | str, tb_logger: Any, save_img: bool = False
+    ) -> dict[str, float]:
+        """Validates on all ranks, once for each set and iteration: BasicSR comes twice at the end of a training.
+
+        Args:
+            dataloader: BasicSR's, of a validation or test set.
+            iteration: In training the last one that was trained, in a test the name of the run.
+            tb_logger: TensorBoard's writer, or None.
+            save_img: Whether the restored images are written.
+
+        Returns:
+            The mean values by metric.
+
+        Raises:
+            DataError: An image cannot be read, written or measured; on every rank.
+            TrainingError: The output for an image is not finite; on every rank.
+        """
+        dataset_name = dataloader.dataset.opt["name"]
+        if (dataset_name, iteration) in self._validated:
+            return {}
+        self._validated.add((dataset_name, iteration))
+        if self.before is not None:
+            self.before()
+        try:
+            results = self.measure(self.restore, dataloader, iteration, self._tested_network(), save_img)
+        except (
+            DataError
+        ):  # on all ranks; the network is sound: what it has learnt since its last state is saved
+            if self.failed is not None:
+                self.failed()
+            raise
+        means = mean_values(results)
+        if means and self.is_train:
+            # The best checkpoint first: a validation that is in metrics.csv is not made again.
+            self._update_best(dataset_name, means, iteration)
+        self.record(iteration, "student", dataset_name, results)
+        if means:
+            self._log_means(f"Validation {dataset_name}", means, dataset_name, with_best=self.is_train)
+        if means and self.is_train and tb_logger:
+            self._log_to_tensorboard(tb_logger, iteration, dataset_name, means, results)
+        return means
+
+    def validate_due(self, dataloaders: list[Any], iteration: int, tb_logger: Any) -> None:
+        """Makes, at a resume, the validations of the state's iteration that the killed run still owed.
+
+        Those that ``metrics.csv`` has are not repeated; they may set a best value that the state does not know yet,
+        for it was saved before them.
+        """
+        val = self.opt["val"]
+        names = [dataloader.dataset.opt["name"] for dataloader in dataloaders]
+
+        def recorded() -> list[dict[str, float]]:
+            return [recorded_means(self.metrics_file, iteration, name) for name in names]
+
+        # What rank 0 reads counts: the others may not see its disk.
+        for dataloader, name, means in zip(dataloaders, names, on_first_rank(recorded), strict=True):
+            if means:
+                self._update_best(name, means, iteration)
+                self._validated.add((name, iteration))
+            elif iteration % val["val_freq"] == 0:
+                self.validate(dataloader, iteration, tb_logger, val["save_img"])
+
+    def validate_teacher(self, dataloaders: list[Any], restore: Restore) -> None:
+        """Measures the teacher as the student will be measured: a wrong range, scale or key shows at once."""
+        for dataloader in dataloaders:
+            name = dataloader.dataset.opt["name"]
+            results = self.measure(restore, dataloader, 0, "the teacher")
+            self.record(0, "teacher", name, results)
+            self._log_means(f"Validation of the teacher, {name}", mean_values(results), name)
+            for line in teacher_warnings({name: results}, self.opt):
+                get_root_logger().warning(line)
+
+    def resume(self, iteration: int) -> None:
+        """Drops the values of later iterations: the resumed run measures those again. Collective."""
+        on_first_rank(lambda: forget_after(self.metrics_file, iteration))
+
+    def _tested_network(self) -> str:
+        """What ``restore`` uses, for messages."""
+        if not self.is_train:
+            return "the tested network"
+        return "the student's EMA" if self.opt["train"].get("ema_decay", 0) > 0 else "the student"
+
+    def _update_best(self, dataset_name: str, means: dict[str, float], iteration: int | str) -> None:
+        """Takes the mean values of a set into ``best``.
+
+        Where a resumed run has other metrics than the run before, the best values of those that are still there go on.
+        """
+        before = self.best.pop(dataset_name, {})
+        metrics = self.opt["val"].get("metrics")
+        if not metrics:
+            return
+        best = self.best[dataset_name] = {}
+        for metric, options in metrics.items():
+            better = options.get("better", "higher")
+            worst = float("-inf") if better == "higher" else float("inf")
+            kept = before.get(metric, {})
+            best[metric] = (
+                kept if kept.get("better") == better else {"better": better, "val": worst, "iter": -1}
+            )
+            value = means.get(metric)
+            if value is None:
+                continue
+            if value >= best[metric]["val"] if better == "higher" else value <= best[metric]["val"]:
+                best[metric] |= {"val": value, "iter": iteration}
+        wanted = self.opt["logger"].get("save_best") or {}
+        if self.save_best is None or wanted.get("set") != dataset_name or wanted["metric"] not in means:
+            return
+        if best[wanted["metric"]]["iter"] == iteration:
+            self.save_best({**wanted, "iteration": iteration, "value": best[wanted["metric"]]["val"]})
+
+    def measure(
+        self, restore: Restore, dataloader: Any, iteration: int | str, network: str, save_img: bool = False
+    ) -> list[ImageResult]:
+        """Measures every image of a set, all ranks together; the baseline only where its values are not known yet."""
+        dataset_name = dataloader.dataset.opt["name"]
+        metrics = self.opt["val"].get("metrics") or {}
+        if dataset_name not in self._baselines:
+            self._baselines[dataset_name] = on_first_rank(
+                lambda: recorded_means(self.metrics_file, 0, dataset_name, BASELINE)
+            )
+        known = self._baselines[dataset_name]
+        unknown = {key: metric for key, metric in metrics.items() if self.has_baseline and key not in known}
+        results = evaluate(
+            restore,
+            dataloader,
+            Wanted(metrics, unknown, self.scale, network),
+            self.device,
+            rank=self.opt["rank"],
+            world_size=self.opt["world_size"],
+            save_to=(lambda image: self._image_path(dataset_name, image, iteration)) if save_img else None,
+        )
+        known |= mean_baseline(results)
+        self._warn_about_baseline(dataset_name, results)
+        return results
+
+    def _warn_about_baseline(self, dataset_name: str, results: list[ImageResult]) -> None:
+        failed = [
+            f"{result.image} ({metric}: {why})"
+            for result in results
+            for metric, why in result.unmeasured.items()
+        ]
+        if failed:
+            more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+            get_root_logger().warning(
+                f"{dataset_name}: no {baseline_name(self.opt.get('scale') or 1)} baseline of "
+                f"{', '.join(failed[:3])}{more}; the baseline's mean is that of the other images. "
+                "An input that equals its ground truth may be in the wrong folder"
+            )
+
+    def record(
+        self, iteration: int | str, network: str, dataset_name: str, results: list[ImageResult]
+    ) -> None:
+        """Adds the values of each image to ``metrics.csv``, in training those of a new baseline too."""
+        if not self.is_train:  # programs that read a test's file expect the tested network alone
+            results = [replace(result, baseline={}) for result in results]
+        on_first_rank(lambda: append_csv(self.metrics_file, iteration, network, dataset_name, results))
+
+    def _log_means(
+        self, title: str, values: dict[str, float], dataset_name: str, with_best: bool = False
+    ) -> None:
+        """Logs mean values of a set, each beside the baseline's and, for the student, the best one so far."""
+        baseline, name = self._baselines.get(dataset_name, {}), baseline_name(self.scale)
+        lines = [title]
+        for metric, value in values.items():
+            line = f"\t # {metric}: {value:.4f}"
+            if metric in baseline:
+                line += f" ({name} {baseline[metric]:.4f})"
+            if with_best:
+                best = self.best[dataset_name][metric]
+                line += f"\tBest: {best['val']:.4f} @ {best['iter']} iter"
+            lines.append(line)
+        get_root_logger().info("\n".join(lines) + "\n")
+
+    def _log_to_tensorboard(
+        self,
+        tb_logger: Any,
+        iteration: int | str,
+        dataset_name: str,
+        means: dict[str, float],
+        results: list[ImageResult],
+    ) -> None:
+        values = {f"metrics/{dataset_name}/{metric}": value for metric, value in means.items()}
+        baseline = self._baselines.get(dataset_name, {})
+        values |= {f"baseline/{dataset_name}/{metric}": value for metric, value in baseline.items()}
+        values |= {
+            f"images/{dataset_name}/{metric}/{result.image}": value
+            for result in results
+            for metric, value in result.values.items()
+        }
+        for tag, value in values.items():
+            tb_logger.add_scalar(tag, value, iteration)
+
+    @property
+    def metrics_file(self) -> Path:
+        """Where the values of each image go: ``metrics.csv`` in the run's folder."""
+        return Path(self.opt["path"]["experiments_root" if self.is_train else "results_root"]) / "metrics.csv"
+
+    def _image_path(self, dataset_name: str, image: str, iteration: int | str) -> Path:
+        """BasicSR's places for saved images; in training below the set's name, which BasicSR leaves out."""
+        folder = Path(self.opt["path"]["visualization"], dataset_name)
+        if self.is_train:
+            return folder / image / f"{Path(image).name}_{iteration}.png"
+        suffix = self.opt["val"].get("suffix") or self.opt["name"]
+        return folder / f"{image}_{suffix}.png"
