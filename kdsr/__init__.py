@@ -1,6 +1,6 @@
 """kdsr: knowledge distillation for image restoration, inside BasicSR.
 
-``import kdsr`` makes BasicSR importable and registers every network, loss, data set, metric and model of this
+``import kdsr`` makes BasicSR importable and registers every network, loss, data set and model of this
 package in BasicSR's registries.
 """
 
@@ -18,7 +18,6 @@ _REGISTERED = {
     "archs": "_arch",
     "losses": "_loss",
     "data": "_dataset",
-    "metrics": "_metric",
     "models": "_model",
 }
 

@@ -14,7 +14,7 @@ FILES = sorted((ROOT / "kdsr").rglob("*.py"))
 LAYERS = (
     {"compat"},
     {"runtime"},
-    {"archs", "losses", "data", "metrics"},
+    {"archs", "losses", "data"},
     {"prepare", "distill"},
     {"terms"},
     {"models"},

@@ -13,13 +13,13 @@ from kdsr.distill.step import Teacher
 from kdsr.distill.taps import FeatureTaps, shapes_of
 
 
-class Answer(NamedTuple):
-    """What a bundle gives: all that may be in a loss, so that DDP finds which parameters are used.
+class BundleOutput(NamedTuple):
+    """The output of a bundle: all that a loss may use, so that DDP finds which parameters are used.
 
     Attributes:
         output: The student's.
         features: Its adapted features, by group.
-        results: What further passes gave, by name.
+        results: The results of further passes, by name.
     """
 
     output: Tensor
@@ -34,18 +34,19 @@ class StudentBundle(nn.Module):
 
     Args:
         student: The bare network.
-        groups: What is compared with what, by name.
+        groups: Which features are compared, by name.
         teachers: The teachers by key; their features are tapped.
-        lq: A batch of the size that training sees, (1, C, H, W), with which shapes are found out once.
+        lq: A batch of the size used in training, (1, C, H, W); one pass of it gives the shapes of the features.
 
     Attributes:
         shapes: Of each group's features, the student's and the teacher's.
         passes: Further passes by name, added by the terms: modules that map ``(student, *inputs)`` to a result. They
-            come after the student's own, whose features are then taken; one with an attribute ``group`` gets those of
-            that group as the first of its inputs.
+            run after the student's own pass. One with an attribute ``group`` gets the features of that group as its
+            first input.
 
     Raises:
-        OptionError: A module does not exist, gives no feature map, or its map cannot be brought to the teacher's size.
+        OptionError: A module does not exist, its output is no feature map, or no adapter brings it to the teacher's
+            size.
     """
 
     def __init__(
@@ -74,11 +75,11 @@ class StudentBundle(nn.Module):
             )
 
     def trained_parts(self) -> dict[str, nn.Module]:
-        """What is trained beside the student, by the name under which the state keeps it."""
+        """What is trained beside the student, by its name in the state."""
         parts = {"adapters": self.adapters, "passes": self.passes}
         return {name: part for name, part in parts.items() if next(part.parameters(), None) is not None}
 
-    def forward(self, lq: Tensor, inputs: Mapping[str, tuple[Any, ...]] | None = None) -> Answer:
+    def forward(self, lq: Tensor, inputs: Mapping[str, tuple[Any, ...]] | None = None) -> BundleOutput:
         """Runs the student, and its further passes with their inputs by name."""
         output = self.student(lq)
         features = {
@@ -95,11 +96,11 @@ class StudentBundle(nn.Module):
             if group is not None:
                 given = (features[group], *given)
             results[name] = further(self.student, *given)
-        if self.passes:  # what the taps have kept of these is of no use
-            self.forget()
-        return Answer(output, features, results)
+        if self.passes:  # their features are not used
+            self.clear()
+        return BundleOutput(output, features, results)
 
-    def forget(self) -> None:
-        """Drops what the student's taps have kept of the last pass."""
+    def clear(self) -> None:
+        """Drops the student's features of the last pass."""
         for taps in self.taps.values():
-            taps.forget()
+            taps.clear()

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from kdsr.runtime.errors import OptionError
 
 
-def features_of(answer: Any, extractor: nn.Module, levels: int) -> list[Tensor]:
-    """The features in what an extractor gives for images, finest level first, (N, C, H, W) each.
+def features_of(output: Any, extractor: nn.Module, levels: int) -> list[Tensor]:
+    """The features in the output of an extractor, finest level first, (N, C, H, W) each.
 
     Args:
-        answer: A list of features (VGG19), or a tuple that begins with one (VQGAN).
-        extractor: What gave it, for messages.
-        levels: How many there have to be.
+        output: A list of features (VGG19), or a tuple that begins with one (VQGAN).
+        extractor: The network, for messages.
+        levels: The expected number of levels.
 
     Raises:
-        OptionError: There are more or fewer, or they are no feature maps.
+        OptionError: There are more or fewer levels, or they are no feature maps.
     """
-    features = answer[0] if isinstance(answer, tuple) else answer
+    features = output[0] if isinstance(output, tuple) else output
     name = type(extractor).__name__
     if not isinstance(features, list) or not all(isinstance(x, Tensor) and x.dim() == 4 for x in features):
         raise OptionError(

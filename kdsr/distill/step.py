@@ -1,4 +1,4 @@
-"""Step: everything that one training step knows, and what a term may ask of it. Teacher: a frozen network of a step."""
+"""Step: the data of one training step, which every term gets. Teacher: a frozen network that a step runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ X = "x"  # the view of a teacher that is the LQ batch itself
 
 @dataclass
 class Step:
-    """One training step, from its batch to its losses. Every term gets it; its fields are filled from top to bottom.
+    """The data of one training step. Every term gets it; its fields are filled from top to bottom.
 
     Attributes:
         iteration: Counted from 1.
@@ -26,15 +26,15 @@ class Step:
         generator: On the CPU, part of the training state. A term draws from it in ``prepare`` and ``before_student``.
         student: The bare student.
         student_ema: Its moving average; None where there is none.
-        teacher_views: By the teacher's key, the images that it sees in this step, by the view's name.
-        teacher_outputs: What the teachers restored, by the view's name.
+        teacher_views: The images that a teacher gets in this step: by the teacher's key, then by the view's name.
+        teacher_outputs: The teachers' outputs, by the view's name.
         teacher_features: The teachers' features, by tap group.
-        student_inputs: By the name of a further pass of the student, what it gets.
+        student_inputs: The inputs of further passes of the student, by the pass's name.
         output: The student's output for ``lq``.
         student_features: Its adapted features, by tap group.
-        results: What its further passes gave, by name.
+        results: The results of its further passes, by name.
         statistics: Scalars on the device that are logged beside the losses.
-        kept: A place for what a term makes early in a step and needs later, by the term's key.
+        kept: Anything that a term computes early in a step and needs later, by the term's key.
     """
 
     iteration: int
@@ -66,17 +66,17 @@ class Step:
         return self.teacher_outputs[X]
 
     def show_teacher(self, view: str, images: Tensor, teacher: str = "t") -> None:
-        """Lets a teacher see images of any size in this step; called in ``prepare``.
+        """Adds images of any size to the input of a teacher in this step; called in ``prepare``.
 
         Args:
-            view: Under which name ``teacher_outputs`` has the answer.
+            view: The name of its output in ``teacher_outputs``.
             images: (N, C, H, W). Views of the same size go through the network in one batch.
             teacher: The network's key: ``t`` for ``network_t``.
         """
         self.teacher_views.setdefault(teacher, {})[view] = images
 
     def release(self) -> None:
-        """Drops, at the end of a step, what takes memory: only outputs and statistics stay."""
+        """Frees memory at the end of a step: only outputs and statistics stay."""
         held: tuple[dict[Any, Any], ...] = (
             self.teacher_views, self.teacher_features, self.student_inputs, self.student_features,
             self.results, self.kept, self._extracted,
@@ -85,9 +85,9 @@ class Step:
             tensors.clear()
 
     def extract(self, network: nn.Module, *image_sets: Tensor, chunk: int | None = None) -> list[Any]:
-        """What a frozen extractor gives for each set of images: once per set and step, however many terms ask.
+        """The outputs of a frozen extractor for sets of images: one pass per set and step, however many terms ask.
 
-        Sets without a gradient that were not asked for before go through the network in one batch.
+        New sets without a gradient go through the network in one batch.
 
         Args:
             network: Maps images to a tensor, or to (nested) lists and tuples of tensors, whose rows belong to images.
@@ -99,8 +99,8 @@ class Step:
         if frozen:
             with torch.no_grad():
                 batch = torch.cat(frozen) if len(frozen) > 1 else frozen[0]
-                answers = [network(part) for part in batch.split(chunk or len(batch))]
-                whole = _joined(answers)
+                outputs = [network(part) for part in batch.split(chunk or len(batch))]
+                whole = _joined(outputs)
             start = 0
             for images in frozen:
                 rows = slice(start, start + len(images))
@@ -112,25 +112,25 @@ class Step:
         return [self._extracted[id(network), id(images)][1] for images in image_sets]
 
 
-def _joined(answers: list[Any]) -> Any:
-    """The answers for the parts of a batch as one, along the first dimension."""
-    if len(answers) == 1:
-        return answers[0]
-    if isinstance(answers[0], Tensor):
-        return torch.cat(answers)
-    return type(answers[0])(_joined(list(parts)) for parts in zip(*answers, strict=True))
+def _joined(outputs: list[Any]) -> Any:
+    """Concatenates the outputs for the parts of a batch along the first dimension."""
+    if len(outputs) == 1:
+        return outputs[0]
+    if isinstance(outputs[0], Tensor):
+        return torch.cat(outputs)
+    return type(outputs[0])(_joined(list(parts)) for parts in zip(*outputs, strict=True))
 
 
-def _rows(answer: Any, samples: slice, total: int) -> Any:
-    """The part of an answer that belongs to some of its samples; a tensor may have several rows per sample."""
-    if isinstance(answer, Tensor):
-        each = len(answer) // total
-        return answer[samples.start * each : samples.stop * each]
-    return type(answer)(_rows(part, samples, total) for part in answer)
+def _rows(output: Any, samples: slice, total: int) -> Any:
+    """The part of an output that belongs to some of its samples; a tensor may have several rows per sample."""
+    if isinstance(output, Tensor):
+        each = len(output) // total
+        return output[samples.start * each : samples.stop * each]
+    return type(output)(_rows(part, samples, total) for part in output)
 
 
 class Teacher:
-    """A frozen network with the features that terms compare with.
+    """A frozen network, with the features of it that terms use.
 
     Args:
         net: In eval mode, without gradients.
@@ -153,12 +153,12 @@ class Teacher:
         taps = FeatureTaps(self.net, names, option)
         self._taps[group] = taps, view
         shapes = shapes_of(self.net, taps, lq)
-        self.forget()
+        self.clear()
         return shapes
 
     @torch.no_grad()
     def run(self, views: Mapping[str, Tensor], step: Step) -> None:
-        """Restores views of images; fills ``teacher_outputs`` and ``teacher_features`` of the step.
+        """Restores views of images and fills ``teacher_outputs`` and ``teacher_features`` of the step.
 
         Views of the size of x need no padding and go through the network in one batch, others one by one.
         """
@@ -183,9 +183,9 @@ class Teacher:
             if view in rows:
                 step.teacher_features[group] = [feature[rows[view]] for feature in taps.take(batch)]
             else:
-                taps.forget()
+                taps.clear()
 
-    def forget(self) -> None:
-        """Drops what the taps have kept of the last pass."""
+    def clear(self) -> None:
+        """Drops the features of the last pass."""
         for taps, _ in self._taps.values():
-            taps.forget()
+            taps.clear()

@@ -120,7 +120,7 @@ class FeatureTaps:
         return keep
 
     def take(self, lq: Tensor) -> list[Tensor]:
-        """The features of the last forward pass, in the order of the names, (N, C, H, W) each; they are forgotten.
+        """The features of the last forward pass, in the order of the names, (N, C, H, W) each; they are dropped here.
 
         Args:
             lq: What the network was given, (N, C, H, W).
@@ -138,7 +138,7 @@ class FeatureTaps:
             return [feature.unflatten(0, (-1, lq.shape[1])).flatten(1, 2) for feature in maps]
         return maps
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drops the features of the last forward pass."""
         self._kept = {}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdsr.models.pretrained import export_safetensors
 from kdsr.models.retention import drop_old
-from kdsr.models.state_validation import refuse_unlike, taken_over
+from kdsr.models.state_validation import check_state, loading_state
 from kdsr.runtime.checkpoint import mismatch, save_file
 from kdsr.runtime.distributed import gather_lists, on_first_rank
 from kdsr.runtime.errors import CheckpointError
@@ -160,8 +160,8 @@ class Checkpointer:
         Raises:
             CheckpointError: When the state is that of another network or optimizer, or of none.
         """
-        with taken_over(file):
-            refuse_unlike(
+        with loading_state(file):
+            check_state(
                 state,
                 file,
                 {name: net.state_dict() for name, net in self.networks.items()},

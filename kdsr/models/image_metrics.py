@@ -1,4 +1,4 @@
-"""The metrics of one restored image and of its baseline, with the reason where a metric has no value."""
+"""The metrics of the options: which values are better, and the values of one image or why there is none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import basicsr.metrics
 import numpy as np
 import torch
 from basicsr.utils import tensor2img
@@ -14,12 +15,37 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 
 from kdsr.data.resize import imresize
-from kdsr.metrics.calculation import calculate_metric
 from kdsr.runtime.errors import TrainingError, is_out_of_memory
 
+_BETTER = {"calculate_psnr": "higher", "calculate_ssim": "higher", "calculate_niqe": "lower"}
 _ROWS = 256  # of an image at once: work on a whole one takes several times its memory
 _SSIM_WINDOW = 11
 _NIQE_BLOCK = 96
+
+
+def better_of(metric: Mapping[str, Any]) -> str | None:
+    """Which values of a metric of ``val.metrics`` are better, ``higher`` or ``lower``; None where it is not declared.
+
+    The option ``better`` counts first, then the attribute ``better`` of a registered function or class.
+    (BasicSR takes higher values of any metric for better, those of NIQE as well.)
+    """
+    kind = str(metric.get("type"))
+    entry = dict(iter(METRIC_REGISTRY)).get(kind)
+    for direction in (metric.get("better"), _BETTER.get(kind), getattr(entry, "better", None)):
+        if direction in ("higher", "lower"):
+            return direction
+    return None
+
+
+def calculate_metric(images: Mapping[str, Any], metric: Mapping[str, Any]) -> Any:
+    """BasicSR's ``calculate_metric``, without passing ``better``, which is no argument of a metric.
+
+    Args:
+        images: ``img`` and, for a metric with a reference, ``img2``: (H, W, C) or (H, W), BGR, 8 bits.
+        metric: One entry of ``val.metrics``.
+    """
+    arguments = {key: value for key, value in metric.items() if key != "better"}
+    return basicsr.metrics.calculate_metric(images, arguments)
 
 
 def needs_reference(metric: Mapping[str, Any]) -> bool:

@@ -251,12 +251,12 @@ class KDModel(LoopInterface, SRModel):
         return self.restore_with(getattr(self, "net_g_ema", self.net_g), lq)
 
     def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
-        """Restores images of any size with a network; features of whole images are not held until the next step."""
+        """Restores images of any size with a network; the features of whole images are dropped."""
         restored = self.restorer(net, lq)
         if self.student_bundle is not None:
-            self.student_bundle.forget()
+            self.student_bundle.clear()
             for teacher in self.teachers.values():
-                teacher.forget()
+                teacher.clear()
         return restored
 
     def validate_teacher(self, dataloaders: list[Any]) -> None:

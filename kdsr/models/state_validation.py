@@ -22,7 +22,7 @@ _KERNELS = ("params", "fused", "foreach")  # of a group: not taken over, or the 
 
 
 @contextmanager
-def taken_over(file: str) -> Iterator[None]:
+def loading_state(file: str) -> Iterator[None]:
     """Whatever goes wrong while a state is taken over is the state's fault.
 
     Raises:
@@ -71,7 +71,7 @@ def optimizer_problem(saved: Any, optimizer: Optimizer) -> str | None:
             return f"is for {len(numbers)} parameters, the run has {len(own['params'])}"
         parameters |= dict(zip(numbers, own["params"], strict=True))
         for key in (own.keys() & group.keys()) - {*_KERNELS}:
-            if not alike(group[key], own[key]):
+            if not same_kind(group[key], own[key]):
                 return f"has {key}: {str(group[key])[:60]}"
     names: dict[bool, set[Any]] = {}
     for number, entry in saved["state"].items():
@@ -115,7 +115,11 @@ def scheduler_problem(saved: Any, scheduler: Any) -> str | None:
         return "is no state of this scheduler"
     own = scheduler.state_dict()
     for key, value in saved.items():
-        if not alike(value, own[key]) if key in own else not isinstance(key, str) or hasattr(scheduler, key):
+        if (
+            not same_kind(value, own[key])
+            if key in own
+            else not isinstance(key, str) or hasattr(scheduler, key)
+        ):
             return f"has {str(key)[:60]}: {str(value)[:60]}"
     return None
 
@@ -127,7 +131,7 @@ def best_problem(saved: Any) -> str | None:
         metric for values in sets for metric in (values.values() if isinstance(values, dict) else [None])
     ]
     kinds = {"better": "", "val": 0.0, "iter": 0}
-    fine = all(isinstance(metric, dict) and alike(metric, kinds) for metric in metrics)
+    fine = all(isinstance(metric, dict) and same_kind(metric, kinds) for metric in metrics)
     return None if fine else "best_metric_results are no values of metrics"
 
 
@@ -146,7 +150,7 @@ def generator_problem(saved: Any, own: Sequence[str]) -> str | None:
     return None
 
 
-def alike(value: Any, own: Any) -> bool:
+def same_kind(value: Any, own: Any) -> bool:
     """Whether a saved value is of the same kind as the run's own: numbers, text, lists and sections of such."""
     if isinstance(own, bool) or isinstance(value, bool):
         return isinstance(value, bool) and (isinstance(own, bool) or own is None)
@@ -156,14 +160,14 @@ def alike(value: Any, own: Any) -> bool:
         return isinstance(value, Tensor) and value.shape == own.shape and value.dtype == own.dtype
     if isinstance(own, list | tuple):
         same = isinstance(value, list | tuple) and len(value) == len(own)
-        return same and all(alike(*pair) for pair in zip(value, own, strict=True))
+        return same and all(same_kind(*pair) for pair in zip(value, own, strict=True))
     if isinstance(own, dict):
         same = isinstance(value, dict) and value.keys() == own.keys()
-        return same and all(alike(value[key], own[key]) for key in own)
+        return same and all(same_kind(value[key], own[key]) for key in own)
     return value is None if own is None else type(value) is type(own)
 
 
-def refuse_unlike(
+def check_state(
     state: Mapping[str, Any],
     file: str,
     networks: Mapping[str, Mapping[str, Any]],

@@ -20,7 +20,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 from kdsr.distill.moving_average import lag_warning
 from kdsr.distill.weight_files import weight_files
 from kdsr.distill.weight_schedule import is_schedule, schedule_problems
-from kdsr.metrics.calculation import better_of
+from kdsr.models.image_metrics import better_of
 from kdsr.models.tiling import tile_problems
 from kdsr.options import declarations as tables
 from kdsr.options.check_data import check_datasets

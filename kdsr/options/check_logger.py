@@ -7,7 +7,7 @@ from typing import Any
 
 from basicsr.utils.registry import METRIC_REGISTRY
 
-from kdsr.metrics.calculation import better_of
+from kdsr.models.image_metrics import better_of
 from kdsr.options import declarations as tables
 from kdsr.options.check_gt import gives_gt
 from kdsr.options.signatures import check_table, nearest, parameters_of, registered

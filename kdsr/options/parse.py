@@ -20,7 +20,7 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from kdsr.metrics.calculation import better_of
+from kdsr.models.image_metrics import better_of
 from kdsr.options import declarations as tables
 from kdsr.options.check import check
 from kdsr.options.check_data import keys_of_dataset

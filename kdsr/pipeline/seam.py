@@ -22,7 +22,7 @@ from basicsr.utils import bgr2ycbcr
 
 from kdsr.data import pairing
 from kdsr.data.image_files import imfrombytes
-from kdsr.metrics.calculation import calculate_metric
+from kdsr.models.image_metrics import calculate_metric
 from kdsr.models.pretrained import load_network
 from kdsr.pipeline.session import Session
 from kdsr.runtime.atomic_files import begin_anew

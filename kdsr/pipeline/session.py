@@ -18,7 +18,7 @@ from basicsr.utils import check_resume, get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from kdsr.models.restorer import pad_in_tests
-from kdsr.models.state_validation import taken_over
+from kdsr.models.state_validation import loading_state
 from kdsr.models.trainer import LoopInterface
 from kdsr.options.dump import dump
 from kdsr.options.parse import parse_options, warn
@@ -169,7 +169,7 @@ class Session:
             seed = state["manual_seed"]
         record = run_record({**self.args.resolved, "manual_seed": seed}, self.datasets["train"])
         if state is not None and path is not None and self.ours:
-            with taken_over(str(path)):
+            with loading_state(str(path)):
                 notes += changes(state, record, path, self.args.force_resume)
         return path, seed, record, notes
 

@@ -169,14 +169,6 @@ def gather_lists(items: list[Any]) -> list[Any]:
     return [item for part in parts for item in part]
 
 
-def agree_on(error: str | None) -> str | None:
-    """Tells every rank what went wrong on one of them: the first rank's error that has one, or None.
-
-    Collective. After work that only some ranks do (files are rank 0's), so that all of them end and none waits.
-    """
-    return next((found for found in gather_lists([error]) if found is not None), None)
-
-
 def on_first_rank(do: Callable[[], T]) -> T:
     """Runs ``do`` in rank 0 alone; every rank gets what it returns, or its error.
 

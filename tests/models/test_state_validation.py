@@ -12,13 +12,13 @@ from basicsr.models.lr_scheduler import MultiStepRestartLR
 from torch import nn
 
 from kdsr.models.state_validation import (
-    alike,
     best_problem,
     generator_problem,
+    loading_state,
     networks_problem,
     optimizer_problem,
+    same_kind,
     scheduler_problem,
-    taken_over,
 )
 from kdsr.runtime.errors import CheckpointError
 
@@ -122,13 +122,12 @@ def test_networks_and_best_values() -> None:
 
 
 def test_alike() -> None:
-    assert alike(2, 1.0) and alike([1, 2], (3, 4)) and alike({"a": None}, {"a": None})
-    assert (
-        not alike(True, 1) and not alike(1, True) and not alike([1], [1, 2]) and not alike({"a": 1}, {"b": 1})
-    )
+    assert same_kind(2, 1.0) and same_kind([1, 2], (3, 4)) and same_kind({"a": None}, {"a": None})
+    unlike: list[tuple[Any, Any]] = [(True, 1), (1, True), ([1], [1, 2]), ({"a": 1}, {"b": 1})]
+    assert not any(same_kind(*pair) for pair in unlike)
 
 
 def test_what_goes_wrong_is_the_files_fault() -> None:
     said = r"7\.state: no run can go on from it \(KeyError: 'x'\)"
-    with pytest.raises(CheckpointError, match=said), taken_over("7.state"):
+    with pytest.raises(CheckpointError, match=said), loading_state("7.state"):
         {}["x"]

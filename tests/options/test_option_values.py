@@ -12,7 +12,7 @@ from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdsr.metrics.calculation import better_of, calculate_metric
+from kdsr.models.image_metrics import better_of, calculate_metric
 from kdsr.models.trainer import LoopInterface
 from kdsr.options import declarations as tables
 from kdsr.options.check import check
