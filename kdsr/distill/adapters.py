@@ -1,4 +1,4 @@
-"""Which features are compared with which, and the adapters that bring them to one shape."""
+"""Which features are compared, and the adapters that bring them to one shape."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class TapGroup(NamedTuple):
         option: The option that lists them (``train.taps``).
         pairs: Their names.
         teacher: The teacher's key: ``t`` for ``network_t``.
-        view: The images of which the teacher's features are taken (``Step.show_teacher``).
-        adapt: Whether the student's features pass adapters; without, they keep their own channels.
+        view: The images from which the teacher's features come (``Step.show_teacher``).
+        adapt: Whether the student's features go through adapters; without, they keep their own channels.
     """
 
     option: str
@@ -49,18 +49,18 @@ def resized_like(features: Sequence[Tensor], targets: Sequence[Tensor]) -> list[
 
 
 def make_adapter(group: TapGroup, pair: TapPair, ours: torch.Size, theirs: torch.Size) -> nn.Module:
-    """A 1×1 convolution from the student's channels to the teacher's; nothing where the group wants none.
+    """A 1×1 convolution from the student's channels to the teacher's; the identity without ``group.adapt``.
 
     "Scale conversion module" in SLKD, "DR block" in FACD.
 
     Args:
-        group: Whose features these are.
+        group: The group of the features.
         pair: Their names.
-        ours: Shape of the student's, (N, C, H, W).
+        ours: Shape of the student's feature, (N, C, H, W).
         theirs: Shape of the teacher's.
 
     Raises:
-        OptionError: The sizes are not in proportion.
+        OptionError: The sizes have different aspect ratios.
     """
     (height, width), (their_height, their_width) = ours[2:], theirs[2:]
     same = (height, width) == (their_height, their_width)

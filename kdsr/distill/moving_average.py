@@ -1,4 +1,4 @@
-"""Networks that follow another one slowly: the EMA, the history model, a model of negatives."""
+"""Moving averages of weights: the EMA, the history model of DCKD, the negative models of MCLIR."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def lag_warning(train: Mapping[str, Any], has_warmup: bool) -> str | None:
 
     Args:
         train: The options ``train``.
-        has_warmup: Whether the model reads ``ema_warmup``.
+        has_warmup: Whether the model has the option ``ema_warmup``.
     """
     decay, total = train.get("ema_decay", 0), train.get("total_iter", 0)
     if not all(isinstance(value, int | float) for value in (decay, total)):
-        return None  # the check of their kinds says so
+        return None  # the check of their types reports it
     if train.get("ema_warmup") or not (0 < decay <= 1 <= total < math.inf):
         return None
     left = decay**total
@@ -86,7 +86,7 @@ def blend_weights(target: nn.Module, source: nn.Module, keep: float, where: Tens
 
 
 class Ema:
-    """The moving average of a network's weights: ``net_g_ema``, ``params_ema`` in files.
+    """The exponential moving average of a network's weights: ``net_g_ema``, ``params_ema`` in files.
 
     Args:
         source: The network that it follows.
@@ -105,12 +105,12 @@ class Ema:
 
     @classmethod
     def of(cls, source: nn.Module, train: Mapping[str, Any]) -> Ema | None:
-        """The moving average that the options ``train`` ask for; None without one."""
+        """The moving average of the options ``train``; None without ``ema_decay``."""
         decay = train.get("ema_decay", 0)
         return cls(source, decay, train.get("ema_warmup", False)) if decay > 0 else None
 
     def update(self, iteration: int, guard: StepGuard) -> None:
-        """Follows an update; one that the guard has skipped changes nothing here either."""
+        """Averages the weights after an update; does nothing if the guard has skipped it."""
         if guard.made_on_host is not False:
             where = None if guard.made_on_host else guard.made
             blend_weights(self.net, self.source, ema_decay_at(iteration, self.decay, self.warmup), where)

@@ -1,4 +1,4 @@
-"""Images of any size through networks that need sides divisible by a number."""
+"""Padding for networks that need image sides divisible by a number."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pad_and_restore(net: Callable[[Tensor], Tensor], lq: Tensor, multiple_of: in
     Args:
         net: Maps (N, C, H, W) to (N, C, H·scale, W·scale).
         lq: (N, C, H, W).
-        multiple_of: What H and W must be divisible by; 1 for any size.
+        multiple_of: The number that H and W must be divisible by; 1 for any size.
         scale: Upscaling factor of the network.
 
     Returns:

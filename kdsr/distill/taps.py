@@ -1,4 +1,4 @@
-"""Features by the dotted names of the modules that make them (``body.3``), on any network."""
+"""Outputs of modules by their dotted names (``body.3``), on any network."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def module_names(net: nn.Module, names: Sequence[str], option: str) -> list[str]
         option: The option that has them, for messages.
 
     Raises:
-        OptionError: There is no such module; with what is there instead.
+        OptionError: There is no such module; the message names those that exist.
     """
     modules = {name for name, _ in net.named_modules() if name}
     found = [name if name in modules else _without_shares(net, name) for name in names]
@@ -71,7 +71,7 @@ def _instead(net: nn.Module, name: str, modules: set[str]) -> str:
 
 
 def share_problem(name: str) -> str | None:
-    """What is wrong with the shares in a name of ``module_names``; None where nothing is."""
+    """What is wrong with the shares in a name for ``module_names``; None where nothing is."""
     for part in name.split("."):
         share = _SHARE.fullmatch(part)
         if share and not 1 <= int(share[1]) <= int(share[2]):
@@ -82,9 +82,9 @@ def share_problem(name: str) -> str | None:
 class FeatureTaps:
     """Keeps the outputs of named modules of a network until they are taken.
 
-    In-place modules of the network are switched off, and outputs that it overwrites itself are copied, from the second
-    pass on (``shapes_of`` makes the first). Of a module that is called several times in a forward pass the last output
-    counts. Hooks work on the module itself: register before ``torch.compile``.
+    In-place modules of the network are made out-of-place. Outputs that the network itself overwrites are copied, from
+    the second pass on (``shapes_of`` makes the first). If a module is called several times in a forward pass, the last
+    output is kept. Register before ``torch.compile``.
 
     Args:
         net: The bare network.
@@ -98,7 +98,7 @@ class FeatureTaps:
     def __init__(self, net: nn.Module, names: Sequence[str], option: str) -> None:
         self.names = tuple(module_names(net, names, option))
         self.option = option
-        # Its features have a batch entry per colour: they become channels.
+        # Its features have one batch entry per colour, which become channels.
         self.colour_wise = bool(getattr(net, "colour_wise", False))
         self._kept: dict[str, tuple[Any, int]] = {}
         self._overwritten: set[str] = set()
@@ -123,13 +123,13 @@ class FeatureTaps:
         """The features of the last forward pass, in the order of the names, (N, C, H, W) each; they are dropped here.
 
         Args:
-            lq: What the network was given, (N, C, H, W).
+            lq: The input of the network, (N, C, H, W).
 
         Raises:
             OptionError: A module's output is no feature map, or it was not called.
         """
         kept, self._kept = self._kept, {}
-        # A network may add to a module's output in place (``res += x``): such a one is copied from the next pass on.
+        # A network may change a module's output in place (``res += x``): it is copied from the next pass on.
         self._overwritten |= {
             name for name, (feature, version) in kept.items() if version != _version(feature)
         }
@@ -162,7 +162,7 @@ def _version(feature: Any) -> int:
 
 
 def _grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """Height and width of so many tokens of an image whose sides were divided by a power of two."""
+    """Height and width of a grid of ``tokens``: the image's sides divided by a power of two; None if none fits."""
     for level in range(6):
         rows, columns = -(-height >> level), -(-width >> level)
         if (height >> level) * (width >> level) == tokens:

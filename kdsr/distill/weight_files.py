@@ -1,4 +1,4 @@
-"""Which file each network of the options gets its weights from."""
+"""The files of pretrained weights that the options name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 
 def weight_files(opt: Mapping[str, Any]) -> dict[str, Any]:
-    """The file that each network gets its weights from, by the network's key (``t``).
+    """The file of weights of each network, by the network's key (``t``).
 
-    That is ``path.pretrain_network_<key>``, else the file that the network's type itself reads (``Spandrel``).
+    It is ``path.pretrain_network_<key>``, or the file that the network itself reads (``type: Spandrel``).
     """
     known = dict(iter(ARCH_REGISTRY))
     files: dict[str, Any] = {

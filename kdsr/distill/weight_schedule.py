@@ -1,4 +1,4 @@
-"""Weights of losses that change while a run goes on: steps and ramps over iterations."""
+"""Loss weights that change during training: steps and ramps over iterations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Points = list[tuple[int, float]]
 
 
 def is_schedule(weight: Any) -> bool:
-    """Whether an option ``loss_weight`` is a schedule and not a number."""
+    """Whether an option ``loss_weight`` is a schedule rather than a number."""
     return isinstance(weight, list | dict)
 
 
@@ -49,9 +49,9 @@ def _is_point(point: Any) -> bool:
 
 
 def weight_at(points: Points, ramp: bool, iteration: int) -> float:
-    """The weight at an iteration (from 1): of the last point that is reached, or on the line to the next one.
+    """The weight at an iteration (from 1): that of the last point reached, or linear to the next one with ``ramp``.
 
-    Before the first point its weight holds, after the last one that one's.
+    Before the first point it is that of the first, after the last point that of the last.
     """
     reached = bisect_right([at for at, _ in points], iteration)
     if reached == 0:
@@ -64,12 +64,12 @@ def weight_at(points: Points, ramp: bool, iteration: int) -> float:
 
 
 class ScheduledLoss(nn.Module):
-    """A loss whose weight follows a schedule. At weight 0 it is computed all the same, and times 0.
+    """A loss whose weight follows a schedule. At weight 0 it is still computed, and multiplied by 0.
 
-    So the parameters that a step uses are always the same ones, which DDP counts on.
+    So every step uses the same parameters, as DDP requires.
 
     Args:
-        loss: A loss of weight 1 that gives a scalar, or a tuple whose first entry is one.
+        loss: A loss of weight 1 that returns a scalar, or a tuple whose first entry is one.
         schedule: ``[[iteration, weight], ...]``, or ``{ramp: [[iteration, weight], ...]}``.
     """
 
@@ -81,7 +81,7 @@ class ScheduledLoss(nn.Module):
         self.weight = weight_at(self.points, self.ramp, 1)
 
     def begin(self, iteration: int) -> None:
-        """Called once before each step."""
+        """Sets the weight; called once before each step."""
         self.weight = weight_at(self.points, self.ramp, iteration)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

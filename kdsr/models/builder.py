@@ -58,7 +58,7 @@ def training_problems(opt: dict[str, Any]) -> list[str]:
 class Builder:
     """Builds what the options name, on the device of the run.
 
-    It replaces BasicSR's own: BasicSR loads the weights that fit and prints the rest, and knows only Adam.
+    BasicSR's own functions load the weights that fit and print the rest, and support only Adam.
 
     Args:
         opt: The parsed options.

@@ -1,4 +1,4 @@
-"""Checkpointer: what of a training is saved, and how a run goes on from it."""
+"""Checkpointer: saves a training and resumes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdsr.runtime.distributed import gather_lists, on_first_rank
 from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.step_guard import StepGuard
 
-SCHEDULE_KEYS = ("optim_", "scheduler", "warmup_iter")  # how the options of the learning rate begin
+SCHEDULE_KEYS = ("optim_", "scheduler", "warmup_iter")  # prefixes of the options that set the learning rate
 
 
 class Checkpointer:
@@ -97,7 +97,7 @@ class Checkpointer:
         on_first_rank(lambda: self._write_weights(name, **more))
 
     def save_best(self, measured: dict[str, Any]) -> None:
-        """Writes ``net_g_best.pth``; ``measured`` in it says when, where and how good the weights were. Collective."""
+        """Writes ``net_g_best.pth`` with the entry ``measured``: set, metric, value and iteration. Collective."""
         self.save_weights("best", measured=measured)
 
     def _write_weights(self, name: str, **more: Any) -> Path:
@@ -114,7 +114,7 @@ class Checkpointer:
         return file
 
     def _state(self, iteration: int) -> dict[str, Any]:
-        """What cannot be derived and all ranks share, as tensors and plain values (read with weights_only)."""
+        """The state that all ranks share, as tensors and plain values (read with weights_only)."""
         return {
             "epoch": self.position["epoch"],
             "iter": iteration,
@@ -129,7 +129,7 @@ class Checkpointer:
         }
 
     def _generator_states(self) -> dict[str, Any]:
-        """States of all that the model draws from, torch's global generator included (SwinIR's drop path)."""
+        """The states of all generators in use, torch's global one included (SwinIR's drop path)."""
         states: dict[str, Any] = {"model": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -148,17 +148,17 @@ class Checkpointer:
             )
 
     def load(self, state: dict[str, Any], file: str) -> None:
-        """Takes over networks, optimizers, schedulers, generators and best values; writes nothing.
+        """Loads networks, optimizers, schedulers, generators and best values; writes nothing.
 
-        Where the options of the learning rate have changed since, the new ones count: the schedule is replayed up to
-        the state's iteration.
+        If the options of the learning rate have changed, the new ones count: the schedule is replayed up to the
+        state's iteration.
 
         Args:
             state: As read.
             file: Where it was read, for messages.
 
         Raises:
-            CheckpointError: When the state is that of another network or optimizer, or of none.
+            CheckpointError: The state belongs to another network or optimizer, or is no state.
         """
         with loading_state(file):
             check_state(
@@ -176,7 +176,7 @@ class Checkpointer:
             self.guard.load(state.get("extra", {}).get("guard", {}))
             generators = state["generators"]
             if len(generators) == self.opt["world_size"]:
-                # Not set yet: the loop still has to start its loaders, which draw.
+                # Set later: the loop still has to start its loaders, which draw from them.
                 self.pending_generators = generators[self.opt["rank"]]
             self.guard.iteration = self.resumed_from = state["iter"]
 
@@ -217,12 +217,12 @@ class Checkpointer:
             for group, settings in zip(optimizer.param_groups, groups, strict=True):
                 group.update(settings)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about a schedule that moves without an optimizer
+            warnings.simplefilter("ignore")  # torch warns of scheduler steps without optimizer steps
             for iteration in range(1, state["iter"] + 1):
                 self.update_learning_rate(iteration, self.opt["train"].get("warmup_iter", -1))
 
     def restore_generators(self) -> None:
-        """Sets the generators to the loaded states; at the first batch, when the loaders have drawn from them."""
+        """Sets the generators to the loaded states; called at the first batch, after the loaders have drawn."""
         if self.pending_generators is not None:
             states, self.pending_generators = self.pending_generators, None
             self.generator.set_state(states["model"].cpu())

@@ -1,4 +1,4 @@
-"""Which codes of a VQGAN are used, and new places for those that are not."""
+"""Counts the codes of a VQGAN that are used, and restarts the others."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-DECAY = 0.99  # of the running histogram: it remembers about a hundred steps
-USED_ABOVE = 0.01  # a code counts as used above this share of what it would have if all were used alike
+DECAY = 0.99  # of the running histogram: about a hundred steps
+USED_ABOVE = 0.01  # a code counts as used above this fraction of a uniform share
 
 
 class CodeUsage(nn.Module):
-    """Counts the codes that a training uses. Its buffers belong to the training's state.
+    """Counts the codes that a training uses. Its buffers are part of the training state.
 
     Args:
         n_embed: Number of codes.
@@ -27,14 +27,14 @@ class CodeUsage(nn.Module):
 
     @torch.no_grad()
     def update(self, codes: Tensor, counts_if: Tensor | None = None) -> None:
-        """Takes in the codes of a step, of all processes. Nothing is read from the device.
+        """Counts the codes of a step, of all processes. Reads nothing from the device.
 
         Args:
             codes: Indices, of any shape.
-            counts_if: Boolean scalar, equal in all processes: false leaves everything as it is. None: true.
+            counts_if: Boolean scalar, equal in all processes: false changes nothing. None: true.
         """
         indices = codes.flatten()
-        # not bincount: it reads the largest index from the device; whole numbers add up alike in any order
+        # not bincount, which reads the largest index from the device; sums of integers do not depend on their order
         counted = torch.zeros_like(self.idle).scatter_add_(0, indices, torch.ones_like(indices))
         counts = counted.to(self.histogram.dtype)
         if dist.is_available() and dist.is_initialized():
@@ -48,8 +48,8 @@ class CodeUsage(nn.Module):
         self.idle.copy_(idle)
 
     def statistics(self) -> dict[str, Tensor]:
-        """``perplexity`` (1 .. n_embed: so many codes, used alike, would be as rich) and the share used."""
-        whole = self.histogram.sum()  # 0 until a step has counted
+        """``perplexity`` (1 to n_embed: the effective number of codes) and ``codes_used`` (the fraction in use)."""
+        whole = self.histogram.sum()  # 0 before the first step
         share = self.histogram / whole.clamp(min=torch.finfo(whole.dtype).tiny)
         used = share * len(share) > USED_ABOVE
         return {
@@ -66,13 +66,13 @@ class CodeUsage(nn.Module):
         generator: torch.Generator,
         restart_if: Tensor | None = None,
     ) -> None:
-        """Puts codes that were not used for ``patience`` steps where the encoder's outputs are.
+        """Moves codes that were not used for ``patience`` steps to outputs of the encoder.
 
         Args:
             codebook: (n_embed, C), changed in place; equal in all processes afterwards.
             encoding: (N, C, h, w), the encoder's outputs of this step.
             patience: Steps without use after which a code is dead.
-            generator: Which outputs are taken is drawn from it (on the CPU), in any case.
+            generator: On the CPU; the outputs are drawn from it, whether or not a code is moved.
             restart_if: Boolean scalar: false moves no code. None: true.
         """
         tokens = encoding.detach().permute(0, 2, 3, 1).reshape(-1, codebook.shape[1])
@@ -83,6 +83,6 @@ class CodeUsage(nn.Module):
         dead = self.idle >= patience
         if restart_if is not None:
             dead &= restart_if
-        # masked, not indexed: how many are dead need not be known on the host
+        # masked, not indexed: indexing would read the number of dead codes from the device
         codebook.copy_(torch.where(dead.unsqueeze(1), places, codebook))
         self.idle.masked_fill_(dead, 0)

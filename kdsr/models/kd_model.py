@@ -27,23 +27,23 @@ from kdsr.models.validator import Validator
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import OptionError
 
-# what architectures call the number of channels of their input
+# names of the number of input channels in architectures
 _CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_channel", "in_nc")
 
 
 @MODEL_REGISTRY.register()
 class KDModel(LoopInterface, SRModel):
-    """A student ``net_g`` that learns from the terms of ``kdsr.terms`` and of the user's modules.
+    """Trains a student ``net_g`` with the terms of ``kdsr.terms`` and of the user's modules.
 
     Each term is a key ``*_opt`` of ``train``: ``pixel_opt`` compares with the ground truth, ``logits_opt`` with the
-    output of a frozen teacher ``net_t``, and so on; their sum is minimised. Without ``network_t`` it trains from
-    scratch. In test mode only the student is built.
+    output of a frozen teacher ``net_t``, and so on. The sum of their losses is minimised. Without ``network_t`` the
+    student trains from scratch. In test mode only the student is built.
 
-    Options: ``path.init_from``: ``teacher`` (its matching blocks) or a checkpoint, from which the student starts.
-    ``val.teacher``: validate the teacher once at the start. ``train.taps`` names the features that terms compare.
+    Options: ``path.init_from``: initialise the student from the ``teacher`` (its matching blocks) or a checkpoint.
+    ``val.teacher``: validate the teacher once at the start. ``train.taps``: the features that terms compare.
 
-    A method of a paper is a preset, a subclass that names the terms of which it wants one at least
-    (``REQUIRED_TERMS``). The same options under ``model_type: KDModel`` give the same numbers.
+    The method of a paper is a preset: a subclass that requires at least one of some terms (``REQUIRED_TERMS``). The
+    same options under ``model_type: KDModel`` give the same numbers.
     """
 
     TRAIN_KEYS = TRAINING_KEYS
@@ -52,7 +52,7 @@ class KDModel(LoopInterface, SRModel):
 
     @classmethod
     def declared_terms(cls) -> list[type[Term]]:
-        """The terms that it takes; they declare option keys of their own."""
+        """The terms that it can train with; each declares its own option keys."""
         return [*all_terms().values()]
 
     @classmethod
@@ -70,7 +70,9 @@ class KDModel(LoopInterface, SRModel):
         if cls.REQUIRED_TERMS and not any(train.get(key) for key in cls.REQUIRED_TERMS):
             wanted = " or ".join(f"train.{key}" for key in cls.REQUIRED_TERMS)
             problems.append(f"{wanted}: missing, {cls.__name__} is for it; give it, or use KDModel")
-        return list(dict.fromkeys(problems + term_problems(opt)))  # two terms may miss the same network
+        return list(
+            dict.fromkeys(problems + term_problems(opt))
+        )  # two terms may need the same missing network
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
@@ -83,9 +85,8 @@ class KDModel(LoopInterface, SRModel):
     # ------------------------------------------------------------------------------------------------ building
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        BaseModel.__init__(
-            self, opt
-        )  # not SRModel's, which insists on a pixel loss and cannot wrap on the CPU
+        # not SRModel's, which requires a pixel loss and wraps networks for a GPU only
+        BaseModel.__init__(self, opt)
         self.builder = Builder(opt, self.device)
         self.restorer = Restorer(opt)
         self.net_g = self.builder.network("g")
@@ -133,14 +134,14 @@ class KDModel(LoopInterface, SRModel):
         return self.teachers[key]
 
     def sample_lq(self) -> Tensor:
-        """An empty LQ patch of the size that training begins with, (1, C, H, W)."""
+        """A black LQ patch of the size used at the start of training, (1, C, H, W)."""
         options = self.opt["network_g"]
         channels = next((options[key] for key in _CHANNEL_KEYS if key in options), 3)
         size = self.opt["datasets"]["train"].get("gt_size", 64) // self.opt.get("scale", 1)
         return torch.zeros(1, channels, size, size, device=self.device)
 
     def trained_module(self) -> nn.Module:
-        """What DDP wraps and the optimizer sees: the student, in a bundle where terms tap it or run it again."""
+        """The module that DDP wraps and the optimizer trains: the student, in a bundle where terms tap or rerun it."""
         groups = {name: group for term in self.terms.values() for name, group in term.tap_groups().items()}
         self.teacher_sees_lq = any(group.view == X for group in groups.values()) or any(
             "teacher_output" in term.NEEDS for term in self.terms.values()
@@ -161,7 +162,7 @@ class KDModel(LoopInterface, SRModel):
         return found | {name: net for term in self.terms.values() for name, net in term.networks().items()}
 
     def state_networks(self) -> dict[str, nn.Module]:
-        """Those that change: they belong to the training state."""
+        """The networks that change: they belong to the training state."""
         found = {"net_g": self.net_g} | ({"net_g_ema": self.ema.net} if self.ema else {})
         if self.student_bundle is not None:
             found |= self.student_bundle.trained_parts()

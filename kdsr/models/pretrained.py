@@ -1,4 +1,4 @@
-"""Gives networks their weights, from the checkpoints that the options name, and writes them for other programs."""
+"""Loads the checkpoints that the options name into networks, and exports weights for other programs."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def log_network(net: nn.Module, key: str, opt: Mapping[str, Any], amp_dtype: tor
 def load_pretrained(net: nn.Module, key: str, opt: dict[str, Any]) -> None:
     """Loads ``path.pretrain_network_<key>`` into ``net``, where the options name one.
 
-    ``path.param_key_<key>`` says which weights of the file; when it is not given, ``params`` in training and, under
-    test, the EMA where there is one. ``path.strict_load_<key>``: whether the names must be the network's.
+    ``path.param_key_<key>``: which weights of the file; by default ``params`` in training and, in a test, the EMA where
+    there is one. ``path.strict_load_<key>``: whether the names must be the network's.
 
     Raises:
         CheckpointError: The file is missing, unreadable or does not fit.
@@ -54,14 +54,14 @@ def load_pretrained(net: nn.Module, key: str, opt: dict[str, Any]) -> None:
 def load_network(
     model: Any, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
 ) -> None:
-    """``BaseModel.load_network`` for BasicSR's own models: by the reader that has looked at the file before the run.
+    """``BaseModel.load_network`` for BasicSR's own models, with the reader of this package.
 
     Args:
         model: The model.
-        net: Its network; ``net_g_ema`` gets ``params_ema`` where the file has it, else what ``net_g`` gets.
+        net: Its network; ``net_g_ema`` gets ``params_ema`` where the file has it, else the weights of ``net_g``.
         load_path: The file.
-        strict: For a file that is no ``path.pretrain_network_<key>``, whose options count instead.
-        param_key: Likewise. It is ``params`` where a run goes on from a file that it wrote itself.
+        strict: Used only for a file that no ``path.pretrain_network_<key>`` names; the options of that one win.
+        param_key: Likewise. A resumed run reads ``params`` of its own files.
 
     Raises:
         CheckpointError: The file is missing, unreadable or does not fit.
@@ -83,10 +83,10 @@ def load_network(
 
 
 def warm_start(net: nn.Module, opt: dict[str, Any], teacher: nn.Module | None) -> str | None:
-    """Starts a student from ``path.init_from``: the ``teacher``'s matching blocks, or another student's file.
+    """Initialises a student from ``path.init_from``: the ``teacher``'s matching blocks, or a checkpoint.
 
     Returns:
-        What was taken over, for the log; None without the option.
+        A line for the log; None without the option.
 
     Raises:
         CheckpointError: The file cannot be read, or nothing of it fits.
@@ -95,7 +95,7 @@ def warm_start(net: nn.Module, opt: dict[str, Any], teacher: nn.Module | None) -
     if source is None:
         return None
     if source == "teacher":
-        assert teacher is not None  # the option check saw to it
+        assert teacher is not None  # the option check requires one
         weights = dict(teacher.state_dict())
     else:
         weights = select_weights(read_checkpoint(source), "auto", source, "path.init_from", net.state_dict())
@@ -106,13 +106,13 @@ def warm_start(net: nn.Module, opt: dict[str, Any], teacher: nn.Module | None) -
 def copy_matching(net: nn.Module, weights: dict[str, Tensor], source: str) -> tuple[int, int]:
     """Copies every parameter and buffer that ``weights`` has under the same name and in the same shape.
 
-    Serves the teacher's matching blocks (RCAN and EDSR of equal width: the student's first blocks) and a ×2 student
-    as the start of a ×4 one (all but the upsampler).
+    For example the first blocks of a teacher of equal width (RCAN, EDSR), or all but the upsampler of a ×2 student
+    for a ×4 one.
 
     Args:
         net: The student; changed in place.
         weights: State dict of the source.
-        source: What the weights came from, for the error.
+        source: Where the weights came from, for the error.
 
     Returns:
         How many tensors were copied, and how many the student has.
@@ -124,7 +124,7 @@ def copy_matching(net: nn.Module, weights: dict[str, Tensor], source: str) -> tu
     matching = {
         name for name, tensor in own.items() if name in weights and weights[name].shape == tensor.shape
     }
-    # A bias of three colours fits everywhere and says nothing.
+    # A bias of three channels fits everywhere: it does not count as a match.
     kernels = {name for name, parameter in net.named_parameters() if parameter.dim() > 1}
     if not matching & kernels:
         example = next((name for name in own if name in kernels and name in weights), None)

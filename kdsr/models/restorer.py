@@ -26,14 +26,14 @@ class Restorer:
         self.scale = opt.get("scale") or 1
 
     def multiple_of(self, net: nn.Module) -> int:
-        """What an image's height and width must be divisible by for ``net``: what it declares, and ``val`` says."""
+        """What an image's height and width must be divisible by for ``net``, by itself and by the options ``val``."""
         wanted = int(self.val.get("multiple_of") or self.val.get("window_size") or 1)
         return math.lcm(declared_multiple(net), wanted)
 
     def __call__(self, net: nn.Module, lq: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H·scale, W·scale), in eval mode."""
         tile = tile_of(self.val)
-        # The views of a tile, not the tiles of a view: the mean then takes a tile's memory, not another image's.
+        # Self-ensemble within a tile: the mean of the views then needs a tile's memory, not an image's.
         restore = self_ensemble(net) if self.val.get("self_ensemble") else net
         training = net.training
         net.eval()
@@ -46,7 +46,7 @@ class Restorer:
 
 
 def declared_multiple(net: nn.Module) -> int:
-    """What a network itself says that the sides of its images must be divisible by."""
+    """What the sides of an image must be divisible by, as the network declares it; 1 where it declares nothing."""
     declared: Any = getattr(net, "multiple_of", None) or getattr(net, "window_size", None)
     if declared is None:  # BasicSR's SwinIR leaves it to its blocks
         windows = (getattr(module, "window_size", None) for module in net.modules())
@@ -55,14 +55,14 @@ def declared_multiple(net: nn.Module) -> int:
 
 
 def pad_in_tests(model: Any, opt: dict[str, Any]) -> None:
-    """Gives a model of BasicSR's images whose sides suit its network, and crops what comes out.
+    """Lets a model of BasicSR's test images of any size: pads its input and crops its output.
 
-    Of BasicSR's models SwinIRModel alone pads, and by less than its images have pixels only; the others end in a
-    traceback on an image that is no multiple of a window. A model with a ``test`` of its own is left as it is.
+    Of BasicSR's models only SwinIRModel pads, by less than the size of the image; the others end in a traceback on an
+    image that is no multiple of a window. A model with a ``test`` of its own is left as it is.
 
     Args:
         model: An SRModel or a child of it.
-        opt: The options; ``val.window_size`` counts, as in our models.
+        opt: The options; ``val.window_size`` is used, as in our models.
     """
     if getattr(type(model), "test", None) not in (SRModel.test, SwinIRModel.test):
         return

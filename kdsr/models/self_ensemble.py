@@ -1,4 +1,4 @@
-"""Self-ensemble (Timofte et al., CVPR 2016): a network's mean answer to the eight turned and mirrored views."""
+"""Self-ensemble (Timofte et al., CVPR 2016): the mean output over the eight rotated and mirrored views."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def self_ensemble(net: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The network that shows ``net`` each of the eight views of an image, turns the answers back and averages them.
+    """Runs ``net`` on the eight views of an image, transforms the outputs back and averages them.
 
-    It takes eight times as long and, without gradient, little more memory: views are seen one after the other.
+    Takes eight times as long and, without gradient, little more memory: the views run one after the other.
 
     Args:
         net: Maps (N, C, H, W) to (N, C', H·scale, W·scale), square or not.
@@ -24,9 +24,9 @@ def self_ensemble(net: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
         for turns in range(4):
             for mirrored in (False, True):
                 view = lq.rot90(turns, (-2, -1))
-                answer = net((view.flip(-1) if mirrored else view).contiguous())
-                answer = (answer.flip(-1) if mirrored else answer).rot90(-turns, (-2, -1))
-                total = answer / 8 if total is None else total.add_(answer, alpha=1 / 8)
+                output = net((view.flip(-1) if mirrored else view).contiguous())
+                output = (output.flip(-1) if mirrored else output).rot90(-turns, (-2, -1))
+                total = output / 8 if total is None else total.add_(output, alpha=1 / 8)
         assert total is not None
         return total
 

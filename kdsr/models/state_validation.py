@@ -1,7 +1,7 @@
-"""Looks at a training state before anything of it is taken over: is it one of this very model?
+"""Validates a training state against the model before anything of it is loaded.
 
-A file can be whole and still hold what no run has written. torch takes over much of it without a look (an optimizer
-any tensors, a scheduler any attributes) and fails at the first step, or not at all.
+A readable file may still hold values that no run has written. torch loads much of it unchecked (an optimizer any
+tensors, a scheduler any attributes) and fails at the first step, or not at all.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.optim import Optimizer
 
 from kdsr.runtime.errors import CheckpointError, KdsrError
 
-_FACTORS = ("row_var", "col_var")  # Adafactor's, which have shapes of their own
-_SCALARS = ("step", "mu_product", "eta", "mu")  # what optimizers count or average over time, not over weights
-_KERNELS = ("params", "fused", "foreach")  # of a group: not taken over, or the machine's own business
+_FACTORS = ("row_var", "col_var")  # Adafactor's, with shapes of their own
+_SCALARS = ("step", "mu_product", "eta", "mu")  # state of optimizers that is one number per parameter
+_KERNELS = ("params", "fused", "foreach")  # of a group: not loaded, or specific to the machine
 
 
 @contextmanager
 def loading_state(file: str) -> Iterator[None]:
-    """Whatever goes wrong while a state is taken over is the state's fault.
+    """Turns any error of loading a state into a CheckpointError.
 
     Raises:
         CheckpointError: Naming the file.
@@ -33,14 +33,14 @@ def loading_state(file: str) -> Iterator[None]:
     except KdsrError:
         raise
     except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0]
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise CheckpointError(
-            f"{file}: no run can go on from it ({type(error).__name__}: {said}); it was damaged, or is no state"
+            f"{file}: no run can go on from it ({type(error).__name__}: {reason}); it was damaged, or is no state"
         ) from error
 
 
 def networks_problem(saved: Any, own: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What of the saved networks is no tensor of the right kind; names and shapes are told by who loads them."""
+    """Which saved weight is no tensor of the right type; names and shapes are checked where they are loaded."""
     if not isinstance(saved, dict):
         return "networks is no section"
     for network, weights in own.items():
@@ -56,7 +56,7 @@ def networks_problem(saved: Any, own: Mapping[str, Mapping[str, Any]]) -> str | 
 
 
 def optimizer_problem(saved: Any, optimizer: Optimizer) -> str | None:
-    """Why ``optimizer`` cannot go on from a saved state, beside other settings; None where it can."""
+    """Why ``optimizer`` cannot load a saved state, apart from other settings; None where it can."""
     if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
         return "is no optimizer's"
     groups = saved.get("param_groups")
@@ -77,7 +77,7 @@ def optimizer_problem(saved: Any, optimizer: Optimizer) -> str | None:
     for number, entry in saved["state"].items():
         if number not in parameters:
             return f"speaks of a parameter {str(number)[:20]} that there is not"
-        # Adafactor says one thing of matrices and another of vectors
+        # Adafactor's entries differ between matrices and vectors
         if not isinstance(entry, dict) or entry.keys() != names.setdefault(
             parameters[number].ndim > 1, set(entry)
         ):
@@ -110,7 +110,7 @@ def _tensor_problem(value: Any, like: Tensor, shape: bool = True) -> str | None:
 
 
 def scheduler_problem(saved: Any, scheduler: Any) -> str | None:
-    """Why a scheduler cannot go on from a saved state: it would take any attributes."""
+    """Why a scheduler cannot load a saved state; its own method would accept any attributes."""
     if not isinstance(saved, dict) or "last_epoch" not in saved:
         return "is no state of this scheduler"
     own = scheduler.state_dict()
@@ -125,7 +125,7 @@ def scheduler_problem(saved: Any, scheduler: Any) -> str | None:
 
 
 def best_problem(saved: Any) -> str | None:
-    """Why the best values are none: ``{set: {metric: {better, val, iter}}}``."""
+    """What is wrong with the best values, ``{set: {metric: {better, val, iter}}}``."""
     sets = saved.values() if isinstance(saved, dict) else [None]
     metrics = [
         metric for values in sets for metric in (values.values() if isinstance(values, dict) else [None])
@@ -136,12 +136,12 @@ def best_problem(saved: Any) -> str | None:
 
 
 def generator_problem(saved: Any, own: Sequence[str]) -> str | None:
-    """Why the generators cannot be set to a saved state of them; nothing is changed by looking."""
+    """Why the generators cannot be set to their saved states; changes nothing."""
     if not isinstance(saved, dict):
         return "is no section"
     for name in own:
         try:
-            if name != "cuda":  # a generator of that kind needs the device
+            if name != "cuda":  # a CUDA generator needs the device
                 torch.Generator().set_state(saved[name].cpu())
             elif name in saved and saved[name].dtype != torch.uint8:
                 return f"{name} is no state of a generator"
@@ -151,7 +151,7 @@ def generator_problem(saved: Any, own: Sequence[str]) -> str | None:
 
 
 def same_kind(value: Any, own: Any) -> bool:
-    """Whether a saved value is of the same kind as the run's own: numbers, text, lists and sections of such."""
+    """Whether a saved value has the type of the run's own value: a number, text, or lists and dicts of such."""
     if isinstance(own, bool) or isinstance(value, bool):
         return isinstance(value, bool) and (isinstance(own, bool) or own is None)
     if isinstance(own, int | float):
@@ -175,7 +175,7 @@ def check_state(
     schedulers: Sequence[Any],
     generators: Sequence[str],
 ) -> None:
-    """Refuses a state that is not one of this model, before anything of it is taken over.
+    """Refuses a state of another model, before anything of it is loaded.
 
     Args:
         state: As read.
@@ -186,7 +186,7 @@ def check_state(
         generators: Names of its generators.
 
     Raises:
-        CheckpointError: Naming what is odd.
+        CheckpointError: With everything that does not fit.
     """
     problems = [networks_problem(state.get("networks"), networks)]
     for key, own, look in (
@@ -194,7 +194,7 @@ def check_state(
         ("schedulers", schedulers, scheduler_problem),
     ):
         saved = state.get(key)
-        if isinstance(saved, list) and len(saved) == len(own):  # who loads them tells the number
+        if isinstance(saved, list) and len(saved) == len(own):  # the number is checked where they are loaded
             found = [look(one, other) for one, other in zip(saved, own, strict=True)]
             problems += [f"{key}.{n} {problem}" for n, problem in enumerate(found) if problem]
     problems.append(best_problem(state.get("best_metric_results", {})))
@@ -204,6 +204,7 @@ def check_state(
     else:
         found = [generator_problem(rank, generators) for rank in ranks]
         problems += [f"generators.{rank} {problem}" for rank, problem in enumerate(found) if problem]
-    said = [problem for problem in problems if problem]
-    if said:
-        raise CheckpointError([f"{file}: no run can go on from it: {problem}" for problem in said])
+    if any(problems):
+        raise CheckpointError(
+            [f"{file}: no run can go on from it: {problem}" for problem in problems if problem]
+        )

@@ -1,4 +1,4 @@
-"""Whether a teacher is worth learning from: compared with what needs no network."""
+"""Warns of a teacher that is worse than bicubic interpolation, or than its input."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Restores an image tile by tile: memory depends on the tile and not on the image.
 
-Neighbouring tiles overlap, and the result is cut in the middle of the overlap: each pixel comes from one tile, from
-the one in which it lies farther from the edge. The result of a network whose outputs depend on at most r pixels to
-each side is then that of the whole image, to rounding, once the overlap is 2r; blending the overlap instead would
-mix in what tiles know least about, and hide seams rather than prevent them. Networks that look at the whole image
-(channel attention, attention across the image) find their statistics in each tile and come near it only.
+Neighbouring tiles overlap, and the result is cut in the middle of the overlap: each pixel comes from the tile in which
+it lies farther from the edge. With an overlap of 2r, a network whose outputs depend on at most r pixels to each side
+gives the result of the whole image, to rounding. Blending the overlap would use the pixels next to the edges, and hide
+seams rather than prevent them. Networks with global operations (channel attention, attention across the image)
+compute their statistics per tile, so the result is only close to that of the whole image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from kdsr.distill.padding import extended
 from kdsr.runtime.errors import OptionError
 
-OVERLAP = 32  # LQ pixels, where val.tile_overlap says nothing and tiles are at least twice as large
+OVERLAP = 32  # LQ pixels; the default of val.tile_overlap for tiles of at least twice this size
 
 
 def tile_of(val: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -1,6 +1,6 @@
 """Trainer: the optimizers of a model, with the guard of its updates, its checkpoints and its log.
 
-LoopInterface: hands what BasicSR's loop asks, beside the step, to the parts of a model.
+LoopInterface: delegates the calls of BasicSR's loop, except for the step, to the parts of a model.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from kdsr.runtime.step_log import StepLog, mean_over_ranks
 
 
 class Trainer:
-    """What of a training is the same whatever the losses are. The step itself is the model's.
+    """The parts of a training that do not depend on the losses. The step itself is in the model.
 
     Args:
         builder: Builds optimizers and schedulers.
-        trained: What ``train.optim_<key>`` trains, by that key: ``g``, and ``d`` of a discriminator.
-        networks: The networks that change, by name: they belong to the state.
-        validator: Its best values belong to the state.
+        trained: The modules to optimise, by the key of ``train.optim_<key>``: ``g``, and ``d`` for a discriminator.
+        networks: The networks of the training state, by name.
+        validator: Its best values are part of the state.
         update_learning_rate: BasicSR's.
 
     Attributes:
         guard: Makes the updates, or skips them.
-        generator: What the model draws from, on the CPU.
+        generator: For the random numbers of a step, on the CPU.
         checkpointer: Saves and resumes.
     """
 
@@ -87,7 +87,7 @@ class Trainer:
 
     def save(self, iteration: int) -> None:
         """Saves an iteration; ``-1``, BasicSR's sign for the end of a run: ``net_g_latest.pth`` alone."""
-        self.check()  # what comes after the last printed line is reported here
+        self.check()  # steps since the last printed line
         if iteration == -1:
             self.checkpointer.save_weights("latest")
         else:
@@ -100,7 +100,7 @@ class Trainer:
 
 
 class LoopInterface:
-    """What BasicSR's loop asks of a model beside the step, handed to its parts. KDModel and VQGANModel have it.
+    """Delegates the calls of BasicSR's loop, except for the step, to the parts of KDModel and VQGANModel.
 
     Attributes:
         builder: Builds the networks.

@@ -27,15 +27,15 @@ class Validator:
     Args:
         opt: The parsed options.
         device: Where the run computes.
-        restore: The network under test, on images of any size.
-        has_baseline: False where the input of a validation is what its output is compared with.
+        restore: Runs the network under test on images of any size.
+        has_baseline: False where outputs are compared with the input itself.
 
     Attributes:
         best: The best mean values so far, by set and metric: ``{better, val, iter}``.
-        before: Called before a validation; set by what surrounds the loop.
-        failed: Called when an image of a set could not be measured; likewise.
-        save_best: Called in training where ``logger.save_best`` asks for it and the weights are the best so far, with
-            the set, the metric, the value and the iteration.
+        before: Called before a validation; set by the pipeline.
+        failed: Called when an image could not be measured; set by the pipeline.
+        save_best: Called in training when the weights are the best so far by ``logger.save_best``, with set, metric,
+            value and iteration.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Validator:
     def validate(
         self, dataloader: Any, iteration: int | str, tb_logger: Any, save_img: bool = False
     ) -> dict[str, float]:
-        """Validates on all ranks, once for each set and iteration: BasicSR comes twice at the end of a training.
+        """Validates on all ranks, once for each set and iteration: BasicSR calls twice at the end of a training.
 
         Args:
             dataloader: BasicSR's, of a validation or test set.
@@ -85,15 +85,13 @@ class Validator:
             self.before()
         try:
             results = self.measure(self.restore, dataloader, iteration, self._tested_network(), save_img)
-        except (
-            DataError
-        ):  # on all ranks; the network is sound: what it has learnt since its last state is saved
+        except DataError:  # on all ranks; the weights are good, so the pipeline saves them
             if self.failed is not None:
                 self.failed()
             raise
         means = mean_values(results)
         if means and self.is_train:
-            # The best checkpoint first: a validation that is in metrics.csv is not made again.
+            # The best checkpoint first: a validation recorded in metrics.csv is not repeated by a resumed run.
             self._update_best(dataset_name, means, iteration)
         self.record(iteration, "student", dataset_name, results)
         if means:
@@ -103,10 +101,10 @@ class Validator:
         return means
 
     def validate_due(self, dataloaders: list[Any], iteration: int, tb_logger: Any) -> None:
-        """Makes, at a resume, the validations of the state's iteration that the killed run still owed.
+        """Makes, at a resume, the validations of the state's iteration that the killed run has not made.
 
-        Those that ``metrics.csv`` has are not repeated; they may set a best value that the state does not know yet,
-        for it was saved before them.
+        Those in ``metrics.csv`` are not repeated, but they may set a best value that is not in the state, which was
+        saved before them.
         """
         val = self.opt["val"]
         names = [dataloader.dataset.opt["name"] for dataloader in dataloaders]
@@ -114,7 +112,7 @@ class Validator:
         def recorded() -> list[dict[str, float]]:
             return [recorded_means(self.metrics_file, iteration, name) for name in names]
 
-        # What rank 0 reads counts: the others may not see its disk.
+        # Rank 0 reads for all: the others may not see its disk.
         for dataloader, name, means in zip(dataloaders, names, on_first_rank(recorded), strict=True):
             if means:
                 self._update_best(name, means, iteration)
@@ -123,7 +121,7 @@ class Validator:
                 self.validate(dataloader, iteration, tb_logger, val["save_img"])
 
     def validate_teacher(self, dataloaders: list[Any], restore: Restore) -> None:
-        """Measures the teacher as the student will be measured: a wrong range, scale or key shows at once."""
+        """Measures the teacher like the student, so that a wrong range, scale or key shows at once."""
         for dataloader in dataloaders:
             name = dataloader.dataset.opt["name"]
             results = self.measure(restore, dataloader, 0, "the teacher")
@@ -137,15 +135,15 @@ class Validator:
         on_first_rank(lambda: forget_after(self.metrics_file, iteration))
 
     def _tested_network(self) -> str:
-        """What ``restore`` uses, for messages."""
+        """The name of the network under test, for messages."""
         if not self.is_train:
             return "the tested network"
         return "the student's EMA" if self.opt["train"].get("ema_decay", 0) > 0 else "the student"
 
     def _update_best(self, dataset_name: str, means: dict[str, float], iteration: int | str) -> None:
-        """Takes the mean values of a set into ``best``.
+        """Updates ``best`` with the mean values of a set.
 
-        Where a resumed run has other metrics than the run before, the best values of those that are still there go on.
+        If a resumed run has other metrics than before, the best values of those in both are kept.
         """
         before = self.best.pop(dataset_name, {})
         metrics = self.opt["val"].get("metrics")
@@ -173,7 +171,7 @@ class Validator:
     def measure(
         self, restore: Restore, dataloader: Any, iteration: int | str, network: str, save_img: bool = False
     ) -> list[ImageResult]:
-        """Measures every image of a set, all ranks together; the baseline only where its values are not known yet."""
+        """Measures every image of a set on all ranks; the baseline too, where its values are not known yet."""
         dataset_name = dataloader.dataset.opt["name"]
         metrics = self.opt["val"].get("metrics") or {}
         if dataset_name not in self._baselines:
@@ -212,7 +210,7 @@ class Validator:
     def record(
         self, iteration: int | str, network: str, dataset_name: str, results: list[ImageResult]
     ) -> None:
-        """Adds the values of each image to ``metrics.csv``, in training those of a new baseline too."""
+        """Adds the values of each image to ``metrics.csv``, in training also those of a new baseline."""
         if not self.is_train:  # programs that read a test's file expect the tested network alone
             results = [replace(result, baseline={}) for result in results]
         on_first_rank(lambda: append_csv(self.metrics_file, iteration, network, dataset_name, results))
@@ -258,7 +256,7 @@ class Validator:
         return Path(self.opt["path"]["experiments_root" if self.is_train else "results_root"]) / "metrics.csv"
 
     def _image_path(self, dataset_name: str, image: str, iteration: int | str) -> Path:
-        """BasicSR's places for saved images; in training below the set's name, which BasicSR leaves out."""
+        """BasicSR's paths of saved images; in training below the set's name, which BasicSR leaves out."""
         folder = Path(self.opt["path"]["visualization"], dataset_name)
         if self.is_train:
             return folder / image / f"{Path(image).name}_{iteration}.png"

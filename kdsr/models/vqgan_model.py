@@ -1,4 +1,4 @@
-"""VQGANModel: trains a VQGAN of one's own, for images that are not ImageNet's.
+"""VQGANModel: trains a VQGAN on images of a domain other than ImageNet's.
 
 Esser et al., "Taming Transformers for High-Resolution Image Synthesis", CVPR 2021 (arXiv 2012.09841). Without
 the adversarial term it is a VQ-VAE (van den Oord et al., NeurIPS 2017).
@@ -35,7 +35,7 @@ VGG_TYPES = tuple(name + norm for name in VGG_LAYERS for norm in ("", "_bn"))
 
 
 class _Reconstructor(nn.Module):
-    """A VQGAN as a network from image to image (what DDP wraps and validation measures); keeps the rest."""
+    """A VQGAN as a network from image to image, for DDP and validation; ``result`` holds its other outputs."""
 
     result: Reconstruction
 
@@ -52,7 +52,7 @@ class _Reconstructor(nn.Module):
 
 
 def vgg_weights_problem(options: dict[str, Any]) -> str | None:
-    """Why BasicSR's PerceptualLoss would not find its VGG; None where it will. Nothing is downloaded."""
+    """Why BasicSR's PerceptualLoss would not find the weights of its VGG; None where it will. Downloads nothing."""
     kind = options.get("vgg_type", "vgg19")
     if kind not in VGG_TYPES:
         return f"train.perceptual_opt.vgg_type: {kind!r} is not known; valid: {', '.join(VGG_TYPES)}"
@@ -72,18 +72,21 @@ class VQGANModel(LoopInterface, SRModel):
     """Encoder, codebook and decoder (``net_g``) trained on the images of a folder (``gt``, else ``lq``).
 
     ``L = |x - x'| + beta |z - sg[e]|^2 + |sg[z] - e|^2 [+ perceptual] [+ lambda * adversarial]``. The saved
-    ``net_g`` file is what ``path.pretrain_network_vqgan`` takes (with ``strict_load_vqgan: false``: the
-    decoder is left over). Validation measures the reconstruction.
+    ``net_g`` file is for ``path.pretrain_network_vqgan`` (with ``strict_load_vqgan: false``: the decoder is not
+    used there). Validation measures the reconstruction.
 
-    Options (``train``): ``pixel_opt`` -> ``l_pix``; ``vq_opt`` (``VQLoss``) -> ``l_commit``, ``l_codebook``;
-    ``perceptual_opt`` (BasicSR's ``PerceptualLoss``; needs VGG weights on disk) -> ``l_percep``, ``l_style``;
-    ``gan_opt`` (BasicSR's ``GANLoss``) with ``network_d`` and ``optim_d`` -> ``l_g_gan``, ``l_d``, after
-    ``gan_start`` (0) iterations, times ``loss_weight`` and, unless ``gan_adaptive_weight: false``, taming's
-    adaptive weight;
-    for the first ``vq_start`` (0) iterations the decoder sees the encodings themselves, while the codes already
-    follow them: an encoder that has learnt something first spreads over more codes (our choice); every
-    ``restart_every`` (100) iterations, codes that were not used since are restarted from encoder outputs (0:
-    never). Logged beside the losses: ``perplexity`` and ``codes_used`` of the last hundred steps or so.
+    Losses (``train``):
+
+    - ``pixel_opt``: ``l_pix``
+    - ``vq_opt`` (``VQLoss``): ``l_commit``, ``l_codebook``
+    - ``perceptual_opt`` (BasicSR's ``PerceptualLoss``; needs VGG weights on disk): ``l_percep``, ``l_style``
+    - ``gan_opt`` (BasicSR's ``GANLoss``) with ``network_d`` and ``optim_d``: ``l_g_gan``, ``l_d``, from iteration
+      ``gan_start`` (0) on; times ``loss_weight`` and, unless ``gan_adaptive_weight: false``, taming's adaptive weight
+
+    For the first ``vq_start`` (0) iterations the decoder gets the encodings instead of the codes, which follow them
+    already: a trained encoder spreads over more codes (our choice). Every ``restart_every`` (100; 0: never)
+    iterations, codes that were not used since are restarted from encoder outputs. Logged beside the losses:
+    ``perplexity`` and ``codes_used`` of about the last hundred steps.
     """
 
     TRAIN_KEYS: ClassVar[dict[str, Any]] = {
@@ -174,21 +177,21 @@ class VQGANModel(LoopInterface, SRModel):
 
     @torch.no_grad()
     def check_discriminator(self, net: nn.Module) -> None:
-        """Tries the discriminator on patches of ``gt_size`` pixels: its turn comes only after ``gan_start``.
+        """Runs the discriminator on patches of ``gt_size`` pixels, for it may be used only much later (``gan_start``).
 
         Raises:
-            OptionError: It takes no such patches, or does not judge each of them.
+            OptionError: It fails on them, or its output has no row for each of them.
         """
         size = self.opt["datasets"]["train"].get("gt_size")
         if size is None:
             return
         at_fault = f"network_d: {type(net).__name__} cannot judge patches of datasets.train.gt_size {size}"
-        net.eval()  # leaves its running statistics and power iterations alone
+        net.eval()  # running statistics and power iterations stay as they are
         try:
             judged = net(torch.zeros(2, 3, size, size, device=self.device))
-        except Exception as error:  # whatever an architecture makes of a size that it was not made for
-            said = (str(error).strip().splitlines() or [""])[0]
-            raise OptionError(f"{at_fault}: {type(error).__name__}: {said}") from error
+        except Exception as error:  # any error of an architecture that is not made for this size
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise OptionError(f"{at_fault}: {type(error).__name__}: {reason}") from error
         finally:
             net.train()
         if not isinstance(judged, Tensor) or judged.shape[:1] != (2,) or not judged.numel():
@@ -202,10 +205,12 @@ class VQGANModel(LoopInterface, SRModel):
         self.cri_perceptual = self.builder.loss("perceptual_opt")
         self.cri_gan = self.builder.loss("gan_opt")
         self.gan_schedule = self.cri_gan if isinstance(self.cri_gan, ScheduledLoss) else None
-        if self.gan_schedule is not None:  # is for the generator; the discriminator's own loss has no weight
+        if (
+            self.gan_schedule is not None
+        ):  # the schedule is for the generator; the discriminator's loss has no weight
             self.cri_gan = self.gan_schedule.loss
         if self.cri_gan is not None:
-            # BasicSR's loss multiplies its weight in, where the adaptive weight would divide it out again.
+            # BasicSR's loss includes its weight, which the adaptive weight would cancel.
             self.gan_weight = float(self.cri_gan.loss_weight)  # type: ignore[arg-type]
             self.cri_gan.loss_weight = 1.0  # type: ignore[assignment]
         self.gan_start = train.get("gan_start", 0)
@@ -264,7 +269,7 @@ class VQGANModel(LoopInterface, SRModel):
         return losses
 
     def adversarial_loss(self, reconstruction: Tensor) -> Tensor:
-        """What the discriminator thinks of the reconstruction, beside the reconstruction's own loss."""
+        """The generator's adversarial loss; ``reconstruction`` is the sum of its other losses so far."""
         assert self.net_d is not None and self.cri_gan is not None
         self.net_d.requires_grad_(False)
         loss = self.cri_gan(self.net_d(self.output), True, is_disc=False)
@@ -273,11 +278,11 @@ class VQGANModel(LoopInterface, SRModel):
         return (self.gan_weight if self.gan_schedule is None else self.gan_schedule.weight) * loss
 
     def discriminator_gradients(self) -> Tensor:
-        """Backward of the discriminator on this step's images and reconstructions; gives its loss."""
+        """The discriminator's loss on this step's images and reconstructions, after its backward pass."""
         assert self.net_d is not None and self.cri_gan is not None
         self.net_d.requires_grad_(True)
         with self.builder.precision.autocast:
-            # one pass for both: two passes of DDP before a backward would disturb each other's buffers
+            # one pass for both: with DDP, a second pass before backward would change the buffers of the first
             real, fake = self.bundle_d(torch.cat([self.gt, self.output.detach()])).float().chunk(2)
             loss = 0.5 * (self.cri_gan(real, True, is_disc=True) + self.cri_gan(fake, False, is_disc=True))
         self.guard.backward(loss)
