@@ -161,10 +161,8 @@ class LoopInterface:
         self.trainer.resume(resume_state)
 
     def validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool = False) -> None:
-        if self.is_train:
-            current_iter = (
-                self.trainer.guard.iteration
-            )  # BasicSR's last validation comes with one past the end
+        if self.is_train:  # BasicSR passes an iteration past the end to the last validation
+            current_iter = self.trainer.guard.iteration
         self.validator.validate(dataloader, current_iter, tb_logger, save_img)
 
     def test(self) -> None:
