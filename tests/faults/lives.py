@@ -170,20 +170,23 @@ def _watch(seen: Any) -> None:
     from kdsr.models.checkpointer import Checkpointer
     from kdsr.models.kd_model import KDModel
     from kdsr.models.validator import Validator
+    from kdsr.models.vqgan_model import VQGANModel
     from kdsr.pipeline.progress import ProgressMessageLogger
 
     started = ProgressMessageLogger.__init__
-    feed = KDModel.feed_data
     running = []
 
     def start(self: Any, *arguments: Any) -> None:
         started(self, *arguments)
         running.append(True)
 
-    def step(self: Any, data: Any) -> None:
-        if running:  # not the rehearsal
-            seen[0], seen[1] = STEP, self.guard.iteration + 1
-        feed(self, data)
+    def step(feed: Callable[..., None]) -> Callable[..., None]:
+        def watched(self: Any, data: Any) -> None:
+            if running:  # not the rehearsal
+                seen[0], seen[1] = STEP, self.guard.iteration + 1
+            feed(self, data)
+
+        return watched
 
     def within(phase: int, call: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*arguments: Any, **named: Any) -> Any:
@@ -197,7 +200,8 @@ def _watch(seen: Any) -> None:
         return watched
 
     ProgressMessageLogger.__init__ = start  # type: ignore[method-assign]
-    KDModel.feed_data = step  # type: ignore[method-assign]
+    KDModel.feed_data = step(KDModel.feed_data)  # type: ignore[method-assign]
+    VQGANModel.feed_data = step(VQGANModel.feed_data)  # type: ignore[method-assign]
     Checkpointer.save = within(SAVE, Checkpointer.save)  # type: ignore[method-assign]
     Checkpointer.save_weights = within(SAVE, Checkpointer.save_weights)  # type: ignore[method-assign]
     Validator.validate = within(VALIDATION, Validator.validate)  # type: ignore[method-assign]
