@@ -113,6 +113,10 @@ class KDModel(LoopInterface, SRModel):
             multiple_of=self.restorer.multiple_of,
         )
         self.terms = {key: term(setup) for key, term in all_terms().items() if train.get(key)}
+        self.teacher_sees_lq = any(
+            "teacher_output" in term.NEEDS or any(group.view == X for group in term.tap_groups().values())
+            for term in self.terms.values()
+        )
         self.net_g.train()
         self.ema = Ema.of(self.net_g, train)
         if self.ema:
@@ -143,9 +147,6 @@ class KDModel(LoopInterface, SRModel):
     def trained_module(self) -> nn.Module:
         """The module that DDP wraps and the optimizer trains: the student, in a bundle where terms tap or rerun it."""
         groups = {name: group for term in self.terms.values() for name, group in term.tap_groups().items()}
-        self.teacher_sees_lq = any(group.view == X for group in groups.values()) or any(
-            "teacher_output" in term.NEEDS for term in self.terms.values()
-        )
         teachers = {group.teacher: self.teacher(group.teacher) for group in groups.values()}
         bundle = StudentBundle(self.net_g, groups, teachers, self.sample_lq() if groups else torch.empty(0))
         for term in self.terms.values():

@@ -77,10 +77,10 @@ class Validator:
             DataError: An image cannot be read, written or measured; on every rank.
             TrainingError: The output for an image is not finite; on every rank.
         """
-        dataset_name = dataloader.dataset.opt["name"]
-        if (dataset_name, iteration) in self._validated:
+        name = dataloader.dataset.opt["name"]
+        if (name, iteration) in self._validated:
             return {}
-        self._validated.add((dataset_name, iteration))
+        self._validated.add((name, iteration))
         if self.before is not None:
             self.before()
         try:
@@ -92,12 +92,13 @@ class Validator:
         means = mean_values(results)
         if means and self.is_train:
             # The best checkpoint first: a validation recorded in metrics.csv is not repeated by a resumed run.
-            self._update_best(dataset_name, means, iteration)
-        self.record(iteration, "student", dataset_name, results)
+            self._update_best(name, means, iteration)
+        self.record(iteration, "student", name, results)
         if means:
-            self._log_means(f"Validation {dataset_name}", means, dataset_name, with_best=self.is_train)
+            self._log_means(f"Validation {name}", means, name, with_best=self.is_train)
         if means and self.is_train and tb_logger:
-            self._log_to_tensorboard(tb_logger, iteration, dataset_name, means, results)
+            for tag, value in self._scalars(name, means, results).items():
+                tb_logger.add_scalar(tag, value, iteration)
         return means
 
     def validate_due(self, dataloaders: list[Any], iteration: int, tb_logger: Any) -> None:
@@ -140,16 +141,16 @@ class Validator:
             return "the tested network"
         return "the student's EMA" if self.opt["train"].get("ema_decay", 0) > 0 else "the student"
 
-    def _update_best(self, dataset_name: str, means: dict[str, float], iteration: int | str) -> None:
+    def _update_best(self, name: str, means: dict[str, float], iteration: int | str) -> None:
         """Updates ``best`` with the mean values of a set.
 
         If a resumed run has other metrics than before, the best values of those in both are kept.
         """
-        before = self.best.pop(dataset_name, {})
+        before = self.best.pop(name, {})
         metrics = self.opt["val"].get("metrics")
         if not metrics:
             return
-        best = self.best[dataset_name] = {}
+        best = self.best[name] = {}
         for metric, options in metrics.items():
             better = options.get("better", "higher")
             worst = float("-inf") if better == "higher" else float("inf")
@@ -163,7 +164,7 @@ class Validator:
             if value >= best[metric]["val"] if better == "higher" else value <= best[metric]["val"]:
                 best[metric] |= {"val": value, "iter": iteration}
         wanted = self.opt["logger"].get("save_best") or {}
-        if self.save_best is None or wanted.get("set") != dataset_name or wanted["metric"] not in means:
+        if self.save_best is None or wanted.get("set") != name or wanted["metric"] not in means:
             return
         if best[wanted["metric"]]["iter"] == iteration:
             self.save_best({**wanted, "iteration": iteration, "value": best[wanted["metric"]]["val"]})
@@ -172,13 +173,13 @@ class Validator:
         self, restore: Restore, dataloader: Any, iteration: int | str, network: str, save_img: bool = False
     ) -> list[ImageResult]:
         """Measures every image of a set on all ranks; the baseline too, where its values are not known yet."""
-        dataset_name = dataloader.dataset.opt["name"]
+        name = dataloader.dataset.opt["name"]
         metrics = self.opt["val"].get("metrics") or {}
-        if dataset_name not in self._baselines:
-            self._baselines[dataset_name] = on_first_rank(
-                lambda: recorded_means(self.metrics_file, 0, dataset_name, BASELINE)
+        if name not in self._baselines:
+            self._baselines[name] = on_first_rank(
+                lambda: recorded_means(self.metrics_file, 0, name, BASELINE)
             )
-        known = self._baselines[dataset_name]
+        known = self._baselines[name]
         unknown = {key: metric for key, metric in metrics.items() if self.has_baseline and key not in known}
         results = evaluate(
             restore,
@@ -187,13 +188,13 @@ class Validator:
             self.device,
             rank=self.opt["rank"],
             world_size=self.opt["world_size"],
-            save_to=(lambda image: self._image_path(dataset_name, image, iteration)) if save_img else None,
+            save_to=(lambda image: self._image_path(name, image, iteration)) if save_img else None,
         )
         known |= mean_baseline(results)
-        self._warn_about_baseline(dataset_name, results)
+        self._warn_about_baseline(name, results)
         return results
 
-    def _warn_about_baseline(self, dataset_name: str, results: list[ImageResult]) -> None:
+    def _warn_about_baseline(self, name: str, results: list[ImageResult]) -> None:
         failed = [
             f"{result.image} ({metric}: {why})"
             for result in results
@@ -202,62 +203,49 @@ class Validator:
         if failed:
             more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
             get_root_logger().warning(
-                f"{dataset_name}: no {baseline_name(self.opt.get('scale') or 1)} baseline of "
+                f"{name}: no {baseline_name(self.scale)} baseline of "
                 f"{', '.join(failed[:3])}{more}; the baseline's mean is that of the other images. "
                 "An input that equals its ground truth may be in the wrong folder"
             )
 
-    def record(
-        self, iteration: int | str, network: str, dataset_name: str, results: list[ImageResult]
-    ) -> None:
+    def record(self, iteration: int | str, network: str, name: str, results: list[ImageResult]) -> None:
         """Adds the values of each image to ``metrics.csv``, in training also those of a new baseline."""
         if not self.is_train:  # programs that read a test's file expect the tested network alone
             results = [replace(result, baseline={}) for result in results]
-        on_first_rank(lambda: append_csv(self.metrics_file, iteration, network, dataset_name, results))
+        on_first_rank(lambda: append_csv(self.metrics_file, iteration, network, name, results))
 
-    def _log_means(
-        self, title: str, values: dict[str, float], dataset_name: str, with_best: bool = False
-    ) -> None:
+    def _log_means(self, title: str, values: dict[str, float], name: str, with_best: bool = False) -> None:
         """Logs mean values of a set, each beside the baseline's and, for the student, the best one so far."""
-        baseline, name = self._baselines.get(dataset_name, {}), baseline_name(self.scale)
+        baseline = self._baselines.get(name, {})
         lines = [title]
         for metric, value in values.items():
             line = f"\t # {metric}: {value:.4f}"
             if metric in baseline:
-                line += f" ({name} {baseline[metric]:.4f})"
+                line += f" ({baseline_name(self.scale)} {baseline[metric]:.4f})"
             if with_best:
-                best = self.best[dataset_name][metric]
+                best = self.best[name][metric]
                 line += f"\tBest: {best['val']:.4f} @ {best['iter']} iter"
             lines.append(line)
         get_root_logger().info("\n".join(lines) + "\n")
 
-    def _log_to_tensorboard(
-        self,
-        tb_logger: Any,
-        iteration: int | str,
-        dataset_name: str,
-        means: dict[str, float],
-        results: list[ImageResult],
-    ) -> None:
-        values = {f"metrics/{dataset_name}/{metric}": value for metric, value in means.items()}
-        baseline = self._baselines.get(dataset_name, {})
-        values |= {f"baseline/{dataset_name}/{metric}": value for metric, value in baseline.items()}
-        values |= {
-            f"images/{dataset_name}/{metric}/{result.image}": value
-            for result in results
-            for metric, value in result.values.items()
+    def _scalars(self, name: str, means: dict[str, float], results: list[ImageResult]) -> dict[str, float]:
+        """The values of a validation by their tags in TensorBoard."""
+        tagged = {"metrics": means, "baseline": self._baselines.get(name, {})}
+        scalars = {
+            f"{tag}/{name}/{key}": value for tag, values in tagged.items() for key, value in values.items()
         }
-        for tag, value in values.items():
-            tb_logger.add_scalar(tag, value, iteration)
+        for result in results:
+            scalars |= {f"images/{name}/{key}/{result.image}": value for key, value in result.values.items()}
+        return scalars
 
     @property
     def metrics_file(self) -> Path:
         """Where the values of each image go: ``metrics.csv`` in the run's folder."""
         return Path(self.opt["path"]["experiments_root" if self.is_train else "results_root"]) / "metrics.csv"
 
-    def _image_path(self, dataset_name: str, image: str, iteration: int | str) -> Path:
+    def _image_path(self, name: str, image: str, iteration: int | str) -> Path:
         """BasicSR's paths of saved images; in training below the set's name, which BasicSR leaves out."""
-        folder = Path(self.opt["path"]["visualization"], dataset_name)
+        folder = Path(self.opt["path"]["visualization"], name)
         if self.is_train:
             return folder / image / f"{Path(image).name}_{iteration}.png"
         suffix = self.opt["val"].get("suffix") or self.opt["name"]
