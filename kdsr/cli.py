@@ -8,8 +8,8 @@ import kdsr  # noqa: F401  first: makes BasicSR importable
 from kdsr import test as test_entry
 from kdsr import train as train_entry
 from kdsr.prepare.commands import app as data_app
-from kdsr.runtime.distributed import end_rank
-from kdsr.runtime.errors import reported
+from kdsr.runtime.distributed import exit_rank
+from kdsr.runtime.errors import report_errors
 from kdsr.tools.bench import app as bench_app
 from kdsr.tools.bench_tiles import tiles
 from kdsr.tools.demo import demo
@@ -49,10 +49,10 @@ app.add_typer(
 def main() -> None:
     """Entry point of the console script."""
     try:
-        code = reported(app)
+        code = report_errors(app)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    raise SystemExit(end_rank(code))
+    raise SystemExit(exit_rank(code))
 
 
 if __name__ == "__main__":

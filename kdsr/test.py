@@ -16,18 +16,18 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the test and returns the exit code: 0, 2 for options that cannot be run, 1 for a run that failed."""
     import kdsr  # noqa: F401  first: makes BasicSR importable
     from kdsr.pipeline import seam
-    from kdsr.runtime.distributed import lost_ranks_told
-    from kdsr.runtime.errors import reported
+    from kdsr.runtime.distributed import explain_lost_ranks
+    from kdsr.runtime.errors import report_errors
 
     def run() -> None:
-        with lost_ranks_told():
+        with explain_lost_ranks():
             seam.test(os.getcwd(), argv)
 
-    return reported(run)
+    return report_errors(run)
 
 
 if __name__ == "__main__":
     code = main()
-    from kdsr.runtime.distributed import end_rank
+    from kdsr.runtime.distributed import exit_rank
 
-    sys.exit(end_rank(code))
+    sys.exit(exit_rank(code))

@@ -1,1 +1,1 @@
-"""Networks that BasicSR lacks; each ``*_arch.py`` registers itself in ARCH_REGISTRY."""
+"""Networks that BasicSR lacks; each ``*_arch.py`` registers its classes in ARCH_REGISTRY."""

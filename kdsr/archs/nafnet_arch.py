@@ -1,7 +1,7 @@
 """NAFNet (Chen et al., "Simple Baselines for Image Restoration", ECCV 2022, arXiv 2204.04676).
 
-A U-Net of blocks without activation functions: gates (products of two halves) take their place. Written from the
-paper; parameter names are those of the published weights, which load strictly.
+A U-Net of blocks with gates (products of two halves) instead of activation functions. Written from the paper; the
+published weights load strictly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from kdsr.archs.image_size import require_multiple
+from kdsr.archs.arch_checks import minimum_problems, require_multiple
 from kdsr.runtime.errors import OptionError
 
 
@@ -28,7 +28,7 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # With channels last in memory, as NAFNet lays its features out, neither permutation moves anything.
+        # NAFNet's features are channels-last, so that the permutations do not copy.
         y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
         return y.permute(0, 3, 1, 2)
 
@@ -42,7 +42,7 @@ class SimpleGate(nn.Module):
 
 
 class NAFBlock(nn.Module):
-    """Two residual branches, (N, C, H, W) -> same; both begin as nothing, for ``beta`` and ``gamma`` are zeros.
+    """Two residual branches, (N, C, H, W) -> same; initially the identity, because ``beta`` and ``gamma`` are 0.
 
     1. norm, 1x1 and depthwise 3x3 convolution, gate, channel attention, 1x1 convolution (Figure 3e)
     2. norm, 1x1 convolution, gate, 1x1 convolution
@@ -73,19 +73,19 @@ class NAFBlock(nn.Module):
 class NAFNet(nn.Module):
     """Restoration of (N, C, H, W) in [0, 1] to the same size, about [0, 1]; the input is added to the output.
 
-    Each level halves height and width and doubles the width: H and W must be multiples of ``multiple_of``,
-    2 to the number of levels (validation pads).
+    Each level halves H and W and doubles the channels: H and W must be multiples of ``multiple_of``,
+    2 ** number of levels (validation pads).
 
     Args:
         img_channel: Channels of input and output.
         width: Channels of the first level.
-        middle_blk_num: Blocks at the bottom.
-        enc_blk_nums: Blocks of each level on the way down, finest first.
-        dec_blk_nums: Blocks of each level on the way up, coarsest first.
+        middle_blk_num: Blocks of the bottleneck.
+        enc_blk_nums: Blocks of each encoder level, finest first.
+        dec_blk_nums: Blocks of each decoder level, coarsest first.
 
     Raises:
-        OptionError: From the constructor, when the two lists have not the same length or a number is too small.
-        DataError: From ``forward``, when H or W is no such multiple.
+        OptionError: The lists have different lengths, or a number is too small.
+        DataError: H or W is not such a multiple.
     """
 
     def __init__(
@@ -97,14 +97,7 @@ class NAFNet(nn.Module):
         dec_blk_nums: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        given = {
-            "img_channel": img_channel,
-            "width": width,
-            "middle_blk_num": middle_blk_num,
-            "enc_blk_nums": enc_blk_nums,
-            "dec_blk_nums": dec_blk_nums,
-        }
-        if problems := self.option_problems(given):
+        if problems := self.option_problems(locals()):
             raise OptionError([f"NAFNet: {problem}" for problem in problems])
         self.intro = nn.Conv2d(img_channel, width, 3, padding=1)
         self.ending = nn.Conv2d(width, img_channel, 3, padding=1)
@@ -128,16 +121,12 @@ class NAFNet(nn.Module):
 
     @classmethod
     def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
-        """What the constructor's signature cannot tell about its options; empty when it can be built."""
-        found = [
-            f"{key}: must be at least {lowest}, not {options[key]}"
-            for key, lowest in (("img_channel", 1), ("width", 1), ("middle_blk_num", 0))
-            if isinstance(options.get(key), int) and options[key] < lowest
-        ]
+        """Problems of the constructor's options that its signature does not show."""
+        found = minimum_problems(options, img_channel=1, width=1, middle_blk_num=0)
         down, up = options.get("enc_blk_nums", ()), options.get("dec_blk_nums", ())
         for key, numbers in (("enc_blk_nums", down), ("dec_blk_nums", up)):
             if not isinstance(numbers, list | tuple):
-                return found  # its kind is wrong, which others say
+                return found  # the type check reports it
             if any(
                 isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers
             ):
@@ -161,12 +150,12 @@ class NAFNet(nn.Module):
 
 
 class LocalAverage(nn.Module):
-    """Mean of the window around each pixel, (N, C, H, W) -> same; (N, C, 1, 1) where the window holds all.
+    """Mean of a window around each pixel, (N, C, H, W) -> same; (N, C, 1, 1) if the window covers the image.
 
-    At the borders the nearest window that lies inside counts.
+    Near the border the nearest window inside the image is used.
 
     Args:
-        size: Height and width of the window; where the image is smaller, its own.
+        size: Height and width of the window, limited to the image's.
     """
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -184,7 +173,7 @@ class LocalAverage(nn.Module):
 
 
 def _windows(x: Tensor, window: int, dim: int) -> Tensor:
-    """Means of all windows along one dimension: differences of running sums, whatever the window's length."""
+    """Means of all windows along one dimension, by differences of cumulative sums."""
     sums = F.pad(x.cumsum(dim), (1, 0, 0, 0) if dim == 3 else (0, 0, 1, 0))
     length = x.shape[dim] - window + 1
     return (sums.narrow(dim, window, length) - sums.narrow(dim, 0, length)) / window
@@ -194,17 +183,16 @@ def _windows(x: Tensor, window: int, dim: int) -> Tensor:
 class NAFNetLocal(NAFNet):
     """NAFNet with local statistics (TLC: Chu et al., ECCV 2022, arXiv 2112.04491), as its authors test it.
 
-    The channel attention was trained on the means of patches. On whole images it gets the means of windows of 1.5 times
-    the patch instead of those of the image. Up to that size, so on training patches too, it is NAFNet; the weights are
-    NAFNet's.
+    The channel attention uses means of windows of 1.5 times the training patch instead of means of the whole image. Up
+    to that size it equals NAFNet; the weights are NAFNet's.
 
     Args:
-        img_channel: As in NAFNet, and so are the next four.
+        img_channel: See NAFNet, as for the next four.
         width: Channels of the first level.
-        middle_blk_num: Blocks at the bottom.
-        enc_blk_nums: Blocks on the way down.
-        dec_blk_nums: Blocks on the way up.
-        train_size: Shape of the training batch; its last two numbers, height and width of a patch, count.
+        middle_blk_num: Blocks of the bottleneck.
+        enc_blk_nums: Blocks of the encoder.
+        dec_blk_nums: Blocks of the decoder.
+        train_size: Shape of the training batch; only its last two numbers (height, width) are used.
     """
 
     def __init__(
@@ -219,22 +207,22 @@ class NAFNetLocal(NAFNet):
         super().__init__(img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums)
         if problems := self.option_problems({"train_size": train_size}):
             raise OptionError([f"NAFNetLocal: {problem}" for problem in problems])
-        height, right = (int(1.5 * size) for size in train_size[-2:])
+        height, wide = (int(1.5 * size) for size in train_size[-2:])
         levels = [*self.encoders, self.middle_blks, *self.decoders]
         depths = [*range(len(self.encoders) + 1), *reversed(range(len(self.decoders)))]
         for level, depth in zip(levels, depths, strict=True):
             for block in level:
-                block.sca[0] = LocalAverage((max(1, height >> depth), max(1, right >> depth)))
+                block.sca[0] = LocalAverage((max(1, height >> depth), max(1, wide >> depth)))
 
     @classmethod
     def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
-        """What the constructor's signature cannot tell about its options; empty when it can be built."""
+        """Problems of the constructor's options that its signature does not show."""
         found = super().option_problems(options)
         size = options.get("train_size", (1, 3, 256, 256))
         if isinstance(size, list | tuple) and (
             len(size) < 2 or any(not isinstance(side, int) or side < 1 for side in size[-2:])
         ):
-            found.append(f"train_size: must end in the height and the width of a patch, not be {list(size)}")
+            found.append(f"train_size: must end in the height and width of a patch, not {list(size)}")
         return found
 
 

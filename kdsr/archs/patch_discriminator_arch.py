@@ -1,4 +1,4 @@
-"""Patch discriminator: says of every patch of an image whether it looks real.
+"""Patch discriminator: a real/fake logit per patch of an image.
 
 Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (pix2pix), CVPR 2017.
 """
@@ -12,20 +12,21 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from kdsr.archs.arch_checks import minimum_problems
 from kdsr.runtime.errors import OptionError
 
 
 @ARCH_REGISTRY.register()
 class PatchDiscriminator(nn.Module):
-    """A few strided convolutions that end in one number per patch.
+    """Strided convolutions with one output per patch.
 
-    Spectral normalisation where pix2pix has batch normalisation (our choice): it depends on no batch, so
-    small batches and several processes give the same network.
+    Uses spectral normalisation instead of pix2pix's batch normalisation (our choice), so that results do not depend on
+    the batch size or the number of processes.
 
     Args:
         num_in_ch: Channels of the image.
-        num_feat: Channels of the first layer; they double per layer up to eight times.
-        num_layers: Number of halvings, at least 1; 3 makes patches of 70 pixels.
+        num_feat: Channels of the first layer, doubled per layer up to a factor of 8.
+        num_layers: Number of strided layers, at least 1; 3 gives patches of 70 pixels.
 
     Raises:
         OptionError: A number is below 1.
@@ -33,8 +34,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, num_in_ch: int = 3, num_feat: int = 64, num_layers: int = 3) -> None:
         super().__init__()
-        given = {"num_in_ch": num_in_ch, "num_feat": num_feat, "num_layers": num_layers}
-        if problems := self.option_problems(given):
+        if problems := self.option_problems(locals()):
             raise OptionError([f"PatchDiscriminator: {problem}" for problem in problems])
         widths = [num_feat * min(2**layer, 8) for layer in range(num_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(num_in_ch, widths[0], 4, stride=2, padding=1)]
@@ -47,12 +47,8 @@ class PatchDiscriminator(nn.Module):
 
     @classmethod
     def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
-        """What the constructor's signature cannot tell about its options; empty when it can be built."""
-        return [
-            f"{key}: must be at least 1, not {options[key]}"
-            for key in ("num_in_ch", "num_feat", "num_layers")
-            if type(options.get(key)) is int and options[key] < 1
-        ]
+        """Problems of the constructor's options that its signature does not show."""
+        return minimum_problems(options, num_in_ch=1, num_feat=1, num_layers=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, num_in_ch, H, W) -> (N, 1, about H / 2**num_layers, about W / 2**num_layers), unbounded."""

@@ -1,7 +1,7 @@
 """PReNet (Ren et al., "Progressive Image Deraining Networks: A Better and Simpler Baseline", CVPR 2019,
-arXiv 1901.09221): a small network that is run several times, each time on the input and on its own last output.
+arXiv 1901.09221): a small recurrent network on the input and its own previous output.
 
-Written from the paper; parameter names are those of the published weights, which load strictly.
+Written from the paper; the published weights load strictly.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdsr.archs.arch_checks import minimum_problems
 from kdsr.runtime.errors import OptionError
 
 
@@ -26,13 +27,13 @@ class PReNet(nn.Module):
     Args:
         img_channel: Channels of input and output.
         num_feat: Width.
-        recurrent_iter: Stages, which share their weights.
+        recurrent_iter: Stages, with shared weights.
         num_block: Residual blocks of a stage.
-        lstm: Whether features are passed on from stage to stage by a convolutional LSTM.
-        recursive: Whether the residual blocks of a stage are one and the same block.
+        lstm: Passes features between stages by a convolutional LSTM.
+        recursive: Shares one residual block within a stage.
 
     Raises:
-        OptionError: From the constructor, for a number below 1.
+        OptionError: A number is below 1.
     """
 
     def __init__(
@@ -45,13 +46,7 @@ class PReNet(nn.Module):
         recursive: bool = False,
     ) -> None:
         super().__init__()
-        given = {
-            "img_channel": img_channel,
-            "num_feat": num_feat,
-            "recurrent_iter": recurrent_iter,
-            "num_block": num_block,
-        }
-        if problems := self.option_problems(given):
+        if problems := self.option_problems(locals()):
             raise OptionError([f"PReNet: {problem}" for problem in problems])
         self.num_feat, self.recurrent_iter, self.num_block = num_feat, recurrent_iter, num_block
         self.lstm, self.recursive = lstm, recursive
@@ -70,12 +65,8 @@ class PReNet(nn.Module):
 
     @classmethod
     def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
-        """What the constructor's signature cannot tell about its options; empty when it can be built."""
-        return [
-            f"{key}: must be at least 1, not {options[key]}"
-            for key in ("img_channel", "num_feat", "recurrent_iter", "num_block")
-            if isinstance(options.get(key), int) and options[key] < 1
-        ]
+        """Problems of the constructor's options that its signature does not show."""
+        return minimum_problems(options, img_channel=1, num_feat=1, recurrent_iter=1, num_block=1)
 
     def forward(self, x: Tensor) -> Tensor:
         output = x

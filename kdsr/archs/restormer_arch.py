@@ -1,8 +1,8 @@
 """Restormer (Zamir et al., "Restormer: Efficient Transformer for High-Resolution Image Restoration", CVPR 2022,
 arXiv 2111.09881).
 
-A U-Net of transformer blocks whose attention is between channels, so that its cost grows with the number of pixels and
-not with its square. Written from the paper; parameter names are those of the published weights, which load strictly.
+A U-Net of transformer blocks with attention between channels, whose cost is linear in the number of pixels. Written
+from the paper; the published weights load strictly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from kdsr.archs.image_size import require_multiple
+from kdsr.archs.arch_checks import minimum_problems, require_multiple
 from kdsr.archs.restormer_blocks import PatchEmbed, Resample, TransformerBlock
 from kdsr.runtime.errors import OptionError
 
@@ -25,24 +25,24 @@ _LAYER_NORMS = ("WithBias", "BiasFree")
 class Restormer(nn.Module):
     """Restoration of (N, inp_channels, H, W) in [0, 1] to (N, out_channels, H, W), about [0, 1].
 
-    The input is added to the output, but for ``dual_pixel_task``. H and W must be multiples of 8 (validation pads).
+    The input is added to the output, except with ``dual_pixel_task``. H and W must be multiples of 8 (validation pads).
 
     Args:
         inp_channels: Channels of the input.
         out_channels: Channels of the output.
         dim: Channels of the first level; doubled per level.
-        num_blocks: Blocks of the four levels, down and (but for the last) up again.
-        num_refinement_blocks: Blocks at full size after that.
-        heads: Heads of the four levels.
-        ffn_expansion_factor: Width inside the feed-forward networks, relative to the level's.
+        num_blocks: Blocks of the four levels; encoder and decoder have the same numbers.
+        num_refinement_blocks: Blocks at full size after the decoder.
+        heads: Attention heads of the four levels.
+        ffn_expansion_factor: Hidden width of the feed-forward networks, relative to the level's.
         bias: Whether the convolutions have biases.
-        LayerNorm_type: ``WithBias``, or ``BiasFree`` (the paper's networks for denoising).
-        dual_pixel_task: Defocus deblurring of two views (6 channels in, 3 out): a skip of features instead of the
-            image's.
+        LayerNorm_type: ``WithBias``, or ``BiasFree`` (the paper's denoising networks).
+        dual_pixel_task: Defocus deblurring of two views (6 channels in, 3 out), with a skip connection of features
+            instead of the image.
 
     Raises:
-        OptionError: From the constructor, when numbers do not go together.
-        DataError: From ``forward``, when H or W is no multiple of 8.
+        OptionError: Values are invalid.
+        DataError: H or W is not a multiple of 8.
     """
 
     multiple_of = 8
@@ -61,18 +61,7 @@ class Restormer(nn.Module):
         dual_pixel_task: bool = False,
     ) -> None:
         super().__init__()
-        given = {
-            "inp_channels": inp_channels,
-            "out_channels": out_channels,
-            "dim": dim,
-            "num_blocks": num_blocks,
-            "num_refinement_blocks": num_refinement_blocks,
-            "heads": heads,
-            "ffn_expansion_factor": ffn_expansion_factor,
-            "LayerNorm_type": LayerNorm_type,
-            "dual_pixel_task": dual_pixel_task,
-        }
-        if problems := self.option_problems(given):
+        if problems := self.option_problems(locals()):
             raise OptionError([f"Restormer: {problem}" for problem in problems])
 
         def level(index: int, channels: int, number: int) -> nn.Sequential:
@@ -93,9 +82,7 @@ class Restormer(nn.Module):
         self.up3_2 = Resample(4 * dim, up=True)
         self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=bias)
         self.decoder_level2 = level(1, 2 * dim, num_blocks[1])
-        self.up2_1 = Resample(
-            2 * dim, up=True
-        )  # joined without reduction: level 1 is 2 * dim wide on the way up
+        self.up2_1 = Resample(2 * dim, up=True)  # concatenated without reduction: 2 * dim channels
         self.decoder_level1 = level(0, 2 * dim, num_blocks[0])
         self.refinement = level(0, 2 * dim, num_refinement_blocks)
         self.dual_pixel_task = dual_pixel_task
@@ -105,17 +92,9 @@ class Restormer(nn.Module):
 
     @classmethod
     def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
-        """What the constructor's signature cannot tell about its options; empty when it can be built."""
-        found = []
+        """Problems of the constructor's options that its signature does not show."""
+        found = minimum_problems(options, inp_channels=1, out_channels=1, dim=1, num_refinement_blocks=0)
         dim = options.get("dim", 48)
-        for key, lowest in (
-            ("inp_channels", 1),
-            ("out_channels", 1),
-            ("dim", 1),
-            ("num_refinement_blocks", 0),
-        ):
-            if isinstance(options.get(key), int) and options[key] < lowest:
-                found.append(f"{key}: must be at least {lowest}, not {options[key]}")
         for key, lowest in (("num_blocks", 0), ("heads", 1)):
             numbers = options.get(key)
             if isinstance(numbers, list | tuple) and (
@@ -135,7 +114,7 @@ class Restormer(nn.Module):
             found.append(f"dim: must be even, not {dim}")
         heads = options.get("heads", (1, 2, 4, 8))
         if isinstance(heads, list | tuple):
-            # level 1 is dim wide on the way down and 2 * dim on the way up, with the same heads
+            # level 1 has dim channels in the encoder and 2 * dim in the decoder, with the same heads
             odd = [str(number) for index, number in enumerate(heads) if dim * 2**index % number]
             if odd:
                 found.append(
@@ -143,7 +122,7 @@ class Restormer(nn.Module):
                 )
         expansion = options.get("ffn_expansion_factor", 2.66)
         if isinstance(expansion, int | float) and int(dim * expansion) < 1:
-            found.append(f"ffn_expansion_factor: {expansion} leaves no channel")
+            found.append(f"ffn_expansion_factor: {expansion} leaves no channels")
         images = (options.get("inp_channels", 3), options.get("out_channels", 3))
         if not options.get("dual_pixel_task") and images[0] != images[1]:
             found.append(

@@ -1,4 +1,4 @@
-"""The parts of a Restormer (arXiv 2111.09881), with the parameter names of its published weights."""
+"""Blocks of Restormer (arXiv 2111.09881), with the parameter names of the published weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class WithBias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        # With channels last in memory, as Restormer lays its features out, neither permutation moves anything.
+        # Restormer's features are channels-last, so that the permutations do not copy.
         y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, _EPS)
         return y.permute(0, 3, 1, 2)
 
 
 class BiasFree(nn.Module):
-    """As WithBias without shifts: the deviation is divided by, the mean stays; (N, C, H, W) -> same."""
+    """Divides by the standard deviation without subtracting the mean, (N, C, H, W) -> same."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class BiasFree(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """One of the two kinds, under the name that it has in the published weights."""
+    """Either kind, with the parameter name of the published weights."""
 
     def __init__(self, channels: int, kind: str) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class Attention(nn.Module):
 
     Args:
         channels: C, a multiple of ``heads``.
-        heads: Groups of channels that attend among themselves, each with a learned temperature.
-        bias: Whether the convolutions have one.
+        heads: Attention heads, each with a learned temperature.
+        bias: Whether the convolutions have biases.
     """
 
     def __init__(self, channels: int, heads: int, bias: bool) -> None:
@@ -66,28 +66,28 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
-        # (N, 3C, H, W), channels last in memory -> q, k, v of (N, heads, H * W, C / heads)
+        # (N, 3C, H, W), channels-last -> q, k, v of (N, heads, H * W, C / heads)
         rows = self.qkv_dwconv(self.qkv(x)).permute(0, 2, 3, 1).reshape(n, h * w, 3, self.heads, -1)
         q, k, v = rows.permute(2, 0, 3, 1, 4).unbind(0)
-        # Channels of q and k have unit length. Dividing their small product by the lengths is the same at less cost.
-        lengths = _lengths(q).unsqueeze(-1) * _lengths(k).unsqueeze(-2)
-        attention = torch.softmax(q.transpose(-2, -1) @ k / lengths * self.temperature, dim=-1)
+        # Normalises q and k: dividing their small product by the norms is cheaper.
+        norms = _norms(q).unsqueeze(-1) * _norms(k).unsqueeze(-2)
+        attention = torch.softmax(q.transpose(-2, -1) @ k / norms * self.temperature, dim=-1)
         out = v @ attention.transpose(-2, -1)
         return self.project_out(out.transpose(1, 2).reshape(n, h, w, c).permute(0, 3, 1, 2))
 
 
-def _lengths(channels: Tensor) -> Tensor:
+def _norms(channels: Tensor) -> Tensor:
     """(..., H * W, C) -> (..., C)."""
     return torch.linalg.vector_norm(channels, dim=-2).clamp_min(1e-12)
 
 
 class FeedForward(nn.Module):
-    """GDFN, a feed-forward network with a gate (Equation 2), (N, C, H, W) -> same.
+    """GDFN, a gated feed-forward network (Equation 2), (N, C, H, W) -> same.
 
     Args:
         channels: C.
-        expansion: Width inside, relative to C.
-        bias: Whether the convolutions have one.
+        expansion: Hidden width, relative to C.
+        bias: Whether the convolutions have biases.
     """
 
     def __init__(self, channels: int, expansion: float, bias: bool) -> None:
@@ -103,7 +103,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """norm, attention, norm, feed-forward, each pair beside a skip, (N, C, H, W) -> same."""
+    """Norm and attention, norm and feed-forward, each with a skip connection, (N, C, H, W) -> same."""
 
     def __init__(self, channels: int, heads: int, expansion: float, bias: bool, layer_norm: str) -> None:
         super().__init__()
@@ -122,9 +122,8 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(
-            in_channels, channels, 3, padding=1, bias=False
-        )  # as in the weights, whatever bias says
+        # without bias, as in the published weights, regardless of the option
+        self.proj = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)

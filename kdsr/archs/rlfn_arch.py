@@ -1,6 +1,6 @@
 """RLFN, the Residual Local Feature Network (Kong et al., CVPR workshops 2022, arXiv 2205.07514).
 
-Written from the paper; parameter names are those of the published weights, which load strictly.
+Written from the paper; the published weights load strictly.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-# The attention takes a 7x7 maximum of a map that a 3x3 convolution has halved without padding.
+# The attention applies 7x7 max pooling after a 3x3 convolution with stride 2, without padding.
 _MINIMUM_SIZE = 15
 
 
 class SpatialAttention(nn.Module):
-    """Enhanced spatial attention: a coarse view of the features decides where they matter, (N, C, H, W) ->
-    same.
+    """Enhanced spatial attention from downsampled features, (N, C, H, W) -> same.
 
     Args:
         channels: Channels of the features.
-        hidden: Channels that the attention works with.
+        hidden: Hidden channels.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -39,7 +38,7 @@ class SpatialAttention(nn.Module):
 
 
 class LocalFeatureBlock(nn.Module):
-    """RLFB: three convolutions around a skip, then a 1x1 convolution and attention, (N, C, H, W) -> same."""
+    """RLFB: three convolutions with a skip connection, a 1x1 convolution and attention, (N, C, H, W) -> same."""
 
     def __init__(self, channels: int, esa_channels: int) -> None:
         super().__init__()
@@ -60,17 +59,16 @@ class LocalFeatureBlock(nn.Module):
 class RLFN(nn.Module):
     """Super-resolution of (N, C, H, W) in [0, 1] to (N, C, H * upscale, W * upscale), about [0, 1].
 
-    Of any size: images smaller than 15 pixels are padded by their border for the attention, and cropped
-    again.
+    H and W are arbitrary: images below 15 pixels are padded for the attention, and cropped again.
 
     Args:
         in_channels: Channels of the input image.
         out_channels: Channels of the output image.
-        feature_channels: Width; 52 in RLFN, 48 in RLFN-S.
-        num_blocks: Number of blocks; 6 in both.
-        esa_channels: Width inside the attention.
+        feature_channels: Width: 52 in RLFN, 48 in RLFN-S.
+        num_blocks: Number of blocks: 6 in both.
+        esa_channels: Hidden width of the attention.
         upscale: Scale factor.
-        img_range: What an input of 1 is inside. The published weights were trained on [0, 255].
+        img_range: Factor applied to the input. The published weights were trained on [0, 255].
     """
 
     def __init__(

@@ -1,8 +1,7 @@
-"""Any network whose checkpoint the library spandrel recognises (https://github.com/chaiNNer-org/spandrel, MIT).
+"""Networks whose checkpoints the library spandrel recognises (https://github.com/chaiNNer-org/spandrel, MIT).
 
-The file is read by this package, never unpickled by spandrel, which gets the bare weights, finds out the architecture
-and its hyperparameters and builds the network. That stays what it is, names of parameters and modules included; only
-a ``forward`` is put before its own, which keeps to the rules of this package's networks.
+This package reads the file; spandrel only gets the weights, detects architecture and hyperparameters, and builds the
+network. Its parameters and modules keep their names; only ``forward`` is wrapped to follow this package's conventions.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ from kdsr.runtime.errors import CheckpointError, KdsrError
 from kdsr.runtime.recognition import known_type, spandrel_architecture
 from kdsr.runtime.torch_files import listing
 
-_SHOWN = 4  # names of tensors that a message lists
+_SHOWN = 4  # names of tensors in a message
 _NAMES = re.compile(r'"[^"]*"(?:, "[^"]*")+')
-# what an architecture takes beside the image
+# architectures with a second input
 _NEEDS_MORE = {"DRUNet": "the level of the noise", "FDnCNN": "the level of the noise"}
 
 
 class Facts(NamedTuple):
-    """What spandrel says of a network.
+    """Properties of a network according to spandrel.
 
     Attributes:
         architecture: Its name.
-        scale: Output pixels per input pixel, along a side.
-        channels: Of input and output, 1 or 3 each.
-        multiple_of: Sides of the input are multiples of it.
-        minimum: Shortest side that it takes.
+        scale: Upscaling factor.
+        channels: Channels of input and output: 1 or 3.
+        multiple_of: Input sides must be multiples of this.
+        minimum: Smallest input side.
         square: Whether both sides must be equal.
-        not_in: Types of reduced precision in which it does not work.
-        returns: Whether spandrel makes the same network of its weights under the names that they have in it.
+        not_in: Reduced-precision dtypes that it does not support.
+        reloads: Whether spandrel recognises the network's own state dict.
     """
 
     architecture: str
@@ -51,11 +50,11 @@ class Facts(NamedTuple):
     minimum: int
     square: bool
     not_in: frozenset[torch.dtype]
-    returns: bool = True
+    reloads: bool = True
 
 
 class _Fitted(nn.Module):
-    """Put before the class of an architecture: ``super().forward`` is the architecture's own."""
+    """First base of the network's class: ``super().forward`` is the architecture's."""
 
     facts: Facts
     spandrel_call: Callable[[Any, Tensor], Tensor]
@@ -65,7 +64,7 @@ class _Fitted(nn.Module):
         if facts.channels == 1:
             x = x.flatten(0, 1).unsqueeze(1)
         height, width = x.shape[-2:]
-        x = _extended(x, facts).clone()  # RCAN multiplies it in place
+        x = _padded(x, facts).clone()  # RCAN multiplies it in place
         device = x.device.type
         plain: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) in facts.not_in:
@@ -77,7 +76,7 @@ class _Fitted(nn.Module):
 
 
 class _Own:
-    """A fitted network as its architecture made it: what spandrel's way to call it is given."""
+    """The network with the architecture's own ``forward``, for spandrel's call function."""
 
     def __init__(self, net: nn.Module, forward: Callable[..., Any]) -> None:
         self._net, self.forward = net, forward
@@ -89,8 +88,8 @@ class _Own:
         return getattr(self._net, name)
 
 
-def _extended(x: Tensor, facts: Facts) -> Tensor:
-    """``x`` enlarged at the bottom and the right to a size that is taken; as spandrel does it, by reflection first."""
+def _padded(x: Tensor, facts: Facts) -> Tensor:
+    """Pads at the bottom and right to a supported size; as in spandrel, by reflection as far as possible."""
     height, width = (
         -(-max(side, facts.minimum) // facts.multiple_of) * facts.multiple_of for side in x.shape[-2:]
     )
@@ -107,26 +106,23 @@ def _extended(x: Tensor, facts: Facts) -> Tensor:
 
 @ARCH_REGISTRY.register()
 class Spandrel:
-    """The network of a checkpoint that spandrel recognises: its architecture, its hyperparameters and its weights.
+    """Builds the network of a checkpoint that spandrel recognises, with its weights.
 
-    Calling it gives the architecture's own class, with the names of its own parameters; a student of this type is
-    saved under them, and spandrel reads the file again. It takes (N, C, H, W), RGB, [0, 1], and gives
-    (N, C, H·scale, W·scale), not clamped. Colours go through a network of grey images one by one, as one batch
-    (``colour_wise``). Sides must be multiples of ``multiple_of``; a smaller image than it takes, or one that is not
-    square, is extended and cropped inside.
-
-    Where spandrel says that an architecture does not work in half precision or bfloat16, it is computed in float32
-    under autocast.
+    - The result is an instance of the architecture's class; a student's saved file can be read by spandrel again.
+    - Input: (N, C, H, W), RGB, [0, 1], with sides that are multiples of ``multiple_of``; images that are too small or
+      not square are padded and cropped inside. Output: (N, C, H·scale, W·scale), not clamped.
+    - A grey network processes the colours separately, as one batch (``colour_wise``).
+    - If spandrel marks half precision or bfloat16 as unsupported, the network runs in float32 under autocast.
 
     Args:
-        path: Anything that ``read_checkpoint`` reads; of BasicSR's files ``params_ema`` counts before ``params``.
+        path: A file for ``read_checkpoint``; in BasicSR's files ``params_ema`` is preferred to ``params``.
 
     Raises:
-        CheckpointError: The file cannot be read, is of no architecture that spandrel knows, or of one that takes or
-            gives something else than an image.
+        CheckpointError: The file is unreadable, of an unknown architecture, or of one whose inputs or outputs are not
+            images.
     """
 
-    BRINGS_WEIGHTS = True  # a checkpoint may be given beside it, and need not be
+    BRINGS_WEIGHTS = True  # needs no other checkpoint
 
     def __new__(cls, path: str) -> Any:  # an nn.Module
         descriptor, facts = _load(os.path.expanduser(path))
@@ -139,23 +135,19 @@ class Spandrel:
 
     @classmethod
     def facts(cls, options: Mapping[str, Any]) -> Facts:
-        """What spandrel says of the network of these options.
-
-        Raises:
-            CheckpointError: As for the class.
-        """
+        """The properties of the network with these options; raises ``CheckpointError`` like the class."""
         path = os.path.expanduser(options["path"])
         try:
             stat = os.stat(path)
         except (OSError, ValueError):
-            return _load(path)[1]  # says why
+            return _load(path)[1]  # raises
         return _facts(path, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
     @classmethod
     def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
-        """What is wrong with the file; empty when the network can be built."""
+        """Problems with the file; empty if the network can be built."""
         if "path" not in options:
-            return []  # which others say
+            return []  # reported by the signature check
         if not isinstance(options["path"], str):
             return [f"path: expected the name of a file, got {options['path']!r}"]
         try:
@@ -166,42 +158,44 @@ class Spandrel:
 
 
 @functools.lru_cache(maxsize=8)
-def _facts(path: str, *which: int) -> Facts:
+def _facts(path: str, *_version: int) -> Facts:
     return _load(path)[1]
 
 
 def _load(path: str) -> tuple[Any, Facts]:
-    """spandrel's descriptor, which holds the network, and what it says."""
-    import spandrel  # takes a second, and few need it
+    """spandrel's descriptor, which holds the network, and its properties."""
+    import spandrel  # takes a second
 
     found = read_checkpoint(path)
     try:
         weights = spandrel.canonicalize_state_dict(dict(found))
-    except AttributeError:  # a key that is no text
+    except AttributeError:  # a key that is not a string
         weights = {}
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(
-            f"{path}: holds no weights where spandrel looks for them (params_ema, params, state_dict and the like, or "
-            f"the file itself); its keys begin with {_listed(found)}"
+            f"{path}: holds no weights under a key that spandrel knows (params_ema, params, state_dict, …) or at the "
+            f"top level; its first keys are {_listed(found)}"
         )
-    weights = spandrel.canonicalize_state_dict(unwrapped_weights(weights))  # which may uncover its netG.
+    weights = spandrel.canonicalize_state_dict(
+        unwrapped_weights(weights)
+    )  # may remove the prefix of spandrel's netG.
     architecture = spandrel_architecture(weights)
     if architecture is None:
         _refuse_known_type(path, weights)
         known = {entry.architecture.name for entry in spandrel.MAIN_REGISTRY}
         raise CheckpointError(
-            f"{path}: is of no architecture that spandrel {spandrel.__version__} knows. It holds {len(weights)} "
+            f"{path}: not of an architecture that spandrel {spandrel.__version__} knows. It holds {len(weights)} "
             f"tensors: {_listed(weights)}. spandrel knows {', '.join(sorted(known, key=str.lower))}"
         )
     names = set(weights)
     try:
-        with torch.device("cpu"):  # whatever its surroundings say, for it computes with values of the weights
+        with torch.device("cpu"):  # not meta: detection computes with values of the weights
             descriptor = architecture.load(weights)
     except KdsrError:
         raise
-    except Exception as error:  # whatever an architecture makes of weights that it does not expect
+    except Exception as error:  # from an architecture with unexpected weights
         _refuse_known_type(path, weights)
-        # torch names the tensors in the second line, all of those that are missing
+        # torch lists the missing tensors in the second line
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         reason = _NAMES.sub(lambda names: listing(names[0].split(", "), _SHOWN), reason)
         raise CheckpointError(
@@ -210,23 +204,23 @@ def _load(path: str) -> tuple[Any, Facts]:
     refused = _refusal(descriptor, isinstance(descriptor, spandrel.ImageModelDescriptor))
     if refused:
         raise CheckpointError(f"{path}: is a {architecture.name} network, which {refused}")
-    facts = _said_of(descriptor)
+    facts = _facts_of(descriptor)
     own = descriptor.model.state_dict()
-    if own.keys() != names:  # spandrel has renamed them
-        facts = facts._replace(returns=_returns(own, facts))
+    if own.keys() != names:  # renamed by spandrel
+        facts = facts._replace(reloads=_reloads(own, facts))
     return descriptor, facts
 
 
 def _refuse_known_type(path: str, weights: Mapping[str, Any]) -> None:
-    """Raises a CheckpointError for weights of a network that BasicSR or this package has."""
+    """Raises a ``CheckpointError`` for weights of a network in BasicSR or this package."""
     if kind := known_type(weights.keys()):
         raise CheckpointError(
-            f"{path}: spandrel does not know {kind}; use `type: {kind}` with its sizes, and name this file in "
+            f"{path}: spandrel does not know {kind}; use `type: {kind}` with its options, and name this file in "
             "path.pretrain_network_t (teacher) or path.pretrain_network_g (student)"
         )
 
 
-def _said_of(descriptor: Any) -> Facts:
+def _facts_of(descriptor: Any) -> Facts:
     wanted = descriptor.size_requirements
     precisions = {torch.float16: descriptor.supports_half, torch.bfloat16: descriptor.supports_bfloat16}
     return Facts(
@@ -240,38 +234,38 @@ def _said_of(descriptor: Any) -> Facts:
     )
 
 
-def _returns(own: Mapping[str, Tensor], facts: Facts) -> bool:
+def _reloads(own: Mapping[str, Tensor], facts: Facts) -> bool:
     try:
         with torch.device("cpu"):
-            return _said_of(spandrel_architecture(own).load(dict(own))) == facts
-    except Exception:  # None too, where it is not recognised
+            return _facts_of(spandrel_architecture(own).load(dict(own))) == facts
+    except Exception:  # also AttributeError of None, if not recognised
         return False
 
 
 def _refusal(descriptor: Any, of_images: bool) -> str | None:
-    """Why a network cannot be run on images alone; None where it can."""
+    """Why a network cannot be run on images only, or None."""
     if not of_images:
-        return "needs a mask beside the image; a data set has none"
+        return "needs a mask as second input, which data sets do not have"
     more = next(
         (_NEEDS_MORE[name] for name in (descriptor.architecture.id, *descriptor.tags) if name in _NEEDS_MORE),
         None,
     )
     if more:
-        return f"needs {more} beside the image; a data set does not say it"
+        return f"needs {more} as second input, which data sets do not have"
     taken, given = descriptor.input_channels, descriptor.output_channels
     if taken != given or taken not in (1, 3):
-        return f"takes {taken} channels and gives {given}; it must be 3 and 3 (RGB), or 1 and 1 (grey)"
+        return f"has {taken} input and {given} output channels; both must be 3 (RGB) or 1 (grey)"
     return None
 
 
 def _notes(facts: Facts, path: str) -> tuple[str, ...]:
-    said = f"{facts.architecture}, scale {facts.scale}, as spandrel reads it from {path}"
+    summary = f"{facts.architecture}, scale {facts.scale}, read by spandrel from {path}"
     more = {
-        "it takes grey images: the colours go through it one by one, as one batch": facts.channels == 1,
-        "spandrel has renamed its weights, and does not recognise them as they are now: to test a student, give the "
-        "file of this one as its path and the trained weights as path.pretrain_network_g": not facts.returns,
+        "it is for grey images: colours are processed separately, as one batch": facts.channels == 1,
+        "spandrel has renamed its weights and does not recognise the new names: to test a student, give this file as "
+        "its path and the trained weights as path.pretrain_network_g": not facts.reloads,
     }
-    return (said, *(note for note, holds in more.items() if holds))
+    return (summary, *(note for note, holds in more.items() if holds))
 
 
 def _listed(tensors: Mapping[str, Any]) -> str:

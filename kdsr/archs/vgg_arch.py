@@ -1,4 +1,4 @@
-"""VGG19 up to relu5_1: the frozen extractor of contrastive and perceptual losses.
+"""VGG19 up to relu5_1, the frozen extractor of contrastive and perceptual losses.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015 (arXiv
 1409.1556), configuration E; in distillation: CSD (arXiv 2105.11683). torchvision's file loads by name.
@@ -13,27 +13,20 @@ from torch import Tensor, nn
 from kdsr.runtime.errors import DataError
 
 WIDTHS = (64, 128, 256, 512, 512)
-DEPTHS = (
-    2,
-    2,
-    4,
-    4,
-    1,
-)  # the file has three more convolutions in the last block, which relu5_1 does not need
+DEPTHS = (2, 2, 4, 4, 1)  # without the last three convolutions, which relu5_1 does not need
 SMALLEST = 2 ** (len(WIDTHS) - 1)
 
-# Means and standard deviations of ImageNet's images, as torchvision's weights expect them.
+# ImageNet's means and standard deviations, as expected by torchvision's weights.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
 @ARCH_REGISTRY.register()
 class VGG19(nn.Module):
-    """The first 13 convolutions of VGG19, with torchvision's names of parameters (``features.0.weight``).
+    """The first 13 convolutions of VGG19, with torchvision's parameter names (``features.0.weight``).
 
-    torchvision's file (``vgg19-dcbb9e9d.pth``, a bare state dict) holds three further convolutions and a classifier:
-    ``strict_load_X: false`` leaves them where they are, while every tensor of this network must be in the file
-    whatever it says.
+    torchvision's file (``vgg19-dcbb9e9d.pth``, a bare state dict) also holds three more convolutions and a classifier,
+    which ``strict_load_X: false`` ignores. Every tensor of this network must be in the file in any case.
     """
 
     required_prefixes = ("features.",)
@@ -44,7 +37,7 @@ class VGG19(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        self.levels: list[int] = []  # where the features are taken: behind the first ReLU of each block
+        self.levels: list[int] = []  # indices of the first ReLU of each block
         for width, depth in zip(WIDTHS, DEPTHS, strict=True):
             if layers:
                 layers.append(nn.MaxPool2d(2, 2))
@@ -57,10 +50,10 @@ class VGG19(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Features of images.
+        """Extracts features.
 
         Args:
-            x: (N, 3, H, W) RGB in [0, 1], 16 pixels a side at least.
+            x: (N, 3, H, W) RGB in [0, 1], at least 16 pixels per side.
 
         Returns:
             relu1_1 to relu5_1: 64, 128, 256, 512, 512 channels at 1, 1/2, 1/4, 1/8, 1/16 (rounded down).
@@ -70,8 +63,8 @@ class VGG19(nn.Module):
         """
         if min(x.shape[-2:]) < SMALLEST:
             raise DataError(
-                f"VGG19: images of {x.shape[-2]}x{x.shape[-1]} pixels are too small, it halves them to 1/"
-                f"{SMALLEST}; enlarge gt_size to {SMALLEST} or more"
+                f"VGG19: images of {x.shape[-2]}x{x.shape[-1]} pixels are too small, it downsamples by {SMALLEST}; "
+                f"set gt_size to {SMALLEST} or more"
             )
         x = (x - self.mean) / self.std
         features = []

@@ -205,7 +205,7 @@ class VQGAN(nn.Module):
 
     @classmethod
     def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
-        """What the constructor's signature cannot tell about its options; empty when it can be built."""
+        """Problems of the constructor's options that its signature does not show."""
         found = [
             f"{key}: must be at least 1, not {options[key]}"
             for key in ("embed_dim", "n_embed")

@@ -1,1 +1,1 @@
-"""Data sets, samplers, degradations and augmentations."""
+"""Data sets and samplers, and checks of image files."""

@@ -1,4 +1,4 @@
-"""How many images of which size a training batch has: the same all along, or growing patches (Restormer's schedule)."""
+"""Batch size and patch size per iteration: constant, or Restormer's progressive schedule."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kdsr.data.samplers import PositionSampler
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a training.
+    """A stage of a training run.
 
     Attributes:
-        after: The last iteration before it.
-        gt_size: Side of the GT patches; None: what the data set does by itself.
+        after: The last iteration before the stage.
+        gt_size: Side of the GT patches; None: the data set's own.
         batch_size: Images per process.
     """
 
@@ -27,14 +27,14 @@ class Stage:
 
 
 class BatchPlan:
-    """The stages of a training, from the options of its data set.
+    """The stages of a training run.
 
-    ``progressive: [{after: 92000, gt_size: 160, batch_size_per_gpu: 5}, ...]`` says what changes after which
-    iteration (progressive learning, Zamir et al., "Restormer", CVPR 2022, section 4); before that ``gt_size`` and
-    ``batch_size_per_gpu`` hold. The data go on: what a batch holds depends on the iterations before it alone.
+    ``progressive: [{after: 92000, gt_size: 160, batch_size_per_gpu: 5}, ...]`` lists changes after iterations
+    (progressive learning, Zamir et al., "Restormer", CVPR 2022, section 4); ``gt_size`` and ``batch_size_per_gpu``
+    apply before the first one. A stage continues in the data where the previous one ends.
 
     Args:
-        opt: Options of the training set, checked.
+        opt: Checked options of the training set.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -50,7 +50,7 @@ class BatchPlan:
         return next(stage for stage in reversed(self.stages) if iteration > stage.after)
 
     def batches(self, iteration: int, samples: int) -> int:
-        """Whole batches that ``samples`` positions give from ``iteration`` on."""
+        """Number of full batches in ``samples`` positions, starting at ``iteration``."""
         count = 0
         for index, stage in enumerate(self.stages):
             last = self.stages[index + 1].after if index + 1 < len(self.stages) else None
@@ -74,7 +74,7 @@ class BatchPlan:
 
 
 def progressive_problems(opt: Mapping[str, Any], place: str) -> list[str]:
-    """What is wrong with ``progressive`` in the options of a training set; the place is for messages."""
+    """Problems of the option ``progressive`` of a training set; ``place`` is its name in messages."""
     stages = opt.get("progressive")
     if stages is None:
         return []
@@ -88,10 +88,10 @@ def progressive_problems(opt: Mapping[str, Any], place: str) -> list[str]:
             problems.append(f"{here}: expected a section with {', '.join(_KEYS)}; got {stage!r}")
             continue
         wrong = [key for key, value in stage.items() if not _is_count(value)]
-        problems += [f"{here}.{key}: {stage[key]!r} is no whole number above 0" for key in wrong]
+        problems += [f"{here}.{key}: {stage[key]!r} is not a positive whole number" for key in wrong]
         if "after" not in wrong:
             if stage["after"] <= before:
-                problems.append(f"{here}.after: {stage['after']} must be later than {before}")
+                problems.append(f"{here}.after: {stage['after']} must be greater than {before}")
             before = stage["after"]
         if "gt_size" in stage and not _is_count(opt.get("gt_size")):
             problems.append(f"{here}.gt_size: the data set itself needs a gt_size, for the first iterations")
@@ -107,12 +107,12 @@ def _is_count(value: Any) -> bool:
 
 
 class PlannedBatches(Sampler[list[tuple[int, int, int | None]]]):
-    """Yields the batches of an epoch as lists of ``(epoch, position, gt_size)``; what is too few for one is dropped.
+    """Yields batches as lists of ``(epoch, position, gt_size)``; drops the last incomplete batch of an epoch.
 
     Args:
-        sampler: Gives the positions.
-        plan: What a batch holds.
-        done: Iterations that were made before.
+        sampler: Yields the positions.
+        plan: The batch sizes.
+        done: Iterations already made.
     """
 
     def __init__(self, sampler: PositionSampler, plan: BatchPlan, done: int = 0) -> None:
@@ -130,12 +130,12 @@ class PlannedBatches(Sampler[list[tuple[int, int, int | None]]]):
             yield [(epoch, position, stage.gt_size) for epoch, position in batch]
 
     def __len__(self) -> int:
-        """Batches of a whole epoch in the present stage."""
+        """Batches of an epoch in the current stage."""
         return self.sampler.num_samples // self.plan.at(self.done + 1).batch_size
 
 
 def last_epoch(sampler: PositionSampler, plan: BatchPlan, done: int, total: int) -> int:
-    """The epoch in which iteration ``total`` is made, by a run that has made ``done`` and goes on where ``sampler`` is.
+    """The epoch of iteration ``total``, for a run that has made ``done`` iterations and resumes at ``sampler``.
 
     Raises:
         ValueError: An epoch has fewer positions than a batch.
@@ -147,7 +147,7 @@ def last_epoch(sampler: PositionSampler, plan: BatchPlan, done: int, total: int)
     while done < total:
         epoch += 1
         stage = plan.at(done + 1)
-        if stage is plan.stages[-1]:  # all further epochs are alike
+        if stage is plan.stages[-1]:  # all further epochs are equal
             return epoch - 1 + -(-(total - done) // (sampler.num_samples // stage.batch_size))
         done += plan.batches(done + 1, sampler.num_samples)
     return epoch

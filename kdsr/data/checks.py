@@ -1,4 +1,4 @@
-"""Looks at a data set's files before anything is built: are they there, do they pair, do their sizes fit."""
+"""Checks a data set's files before anything is built: existence, pairing, sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOT_TEXT = re.compile("[\ud800-\udfff]")  # bytes of a name that are not UTF-8
 
 @dataclass
 class _Report:
-    """What is found: ``problems`` stop the run, ``warnings`` do not; ``skips``: unreadable images are replaced."""
+    """``problems`` stop the run, ``warnings`` do not; ``skips``: unreadable images are replaced."""
 
     problems: list[str]
     warnings: list[str]
@@ -30,7 +30,7 @@ class _Report:
 
 def _template_fits(template: Any, problems: list[str]) -> bool:
     try:
-        # both names whole: without {} all GT images would have one partner
+        # the whole name: without {} all GT images would have the same partner
         fits = isinstance(template, str) and all(name in template.format(name) for name in ("name", "other"))
     except (AttributeError, IndexError, KeyError, ValueError):  # what str.format raises
         fits = False
@@ -42,7 +42,7 @@ def _template_fits(template: Any, problems: list[str]) -> bool:
 
 
 def _pairs(opt: Mapping[str, Any], gt: Images, lq: Images, problems: list[str]) -> list[tuple[str, str]]:
-    """GT and LQ names as BasicSR pairs them; reports those without a partner."""
+    """Pairs GT and LQ names as BasicSR does; reports those without a partner."""
     template = opt.get("filename_tmpl", "{}")
     if not _template_fits(template, problems):
         return []
@@ -50,7 +50,9 @@ def _pairs(opt: Mapping[str, Any], gt: Images, lq: Images, problems: list[str]) 
     names = gt.names if listed is None else listed
     if gt.is_lmdb:
         if template != "{}":
-            problems.append(f"filename_tmpl: {template!r} is for folders; images of LMDBs pair by equal keys")
+            problems.append(
+                f"filename_tmpl: {template!r} is for folders; images of LMDBs are paired by equal keys"
+            )
         pairs = {name: name for name in names}
     else:
         pairs = partners(names, template, lq.root)
@@ -68,7 +70,7 @@ def _pairs(opt: Mapping[str, Any], gt: Images, lq: Images, problems: list[str]) 
             lq_names,
             None if gt.is_lmdb else template,
         )
-        problems.append(f"dataroot_lq: {lq.root} has no {quote(without_lq)}, which {gt.root} asks for{hint}")
+        problems.append(f"dataroot_lq: {lq.root} has no {quote(without_lq)}, which {gt.root} needs{hint}")
     elif listed is None and len(lq.names) != len(gt.names):
         extra = sorted(lq_names - set(pairs.values()))
         problems.append(f"dataroot_gt: {gt.root} has no counterpart of {quote(extra)} in {lq.root}")
@@ -76,21 +78,21 @@ def _pairs(opt: Mapping[str, Any], gt: Images, lq: Images, problems: list[str]) 
 
 
 def _report_shared(pairs: Mapping[str, str], lq: Images, problems: list[str]) -> None:
-    """Reports an LQ image that several GT images are paired with."""
+    """Reports an LQ image that is paired with several GT images."""
     owners: dict[str, str] = {}
     for name, partner in pairs.items():
         if owners.setdefault(partner, name) != name:
             problems.append(
                 f"dataroot_lq: {lq.shown(partner)} would be the partner of {owners[partner]} and of {name}; "
-                "give the LQ images the folders of the GT images, or names of their own"
+                "put the LQ images into folders like the GT images, or give them unique names"
             )
             return
 
 
 def _sizes(images: Images, key: str, names: Sequence[str], report: _Report) -> list[Size | None]:
-    """The sizes of images; reports those that cannot be read, and what is lost of the others."""
-    unreadable: dict[str, list[str]] = {}  # by the reason, which is not known of damaged ones
-    looks: list[tuple[str, ImageInfo]] = []
+    """The sizes of images; reports unreadable images and losses in reading the others."""
+    unreadable: dict[str, list[str]] = {}  # by reason, empty for damaged images
+    infos: list[tuple[str, ImageInfo]] = []
     sizes: list[Size | None] = []
     for name in names:
         info, reason = None, None
@@ -104,7 +106,7 @@ def _sizes(images: Images, key: str, names: Sequence[str], report: _Report) -> l
         if reason is not None:
             unreadable.setdefault(reason, []).append(images.shown(name))
         if info is not None:
-            looks.append((name, info))
+            infos.append((name, info))
         sizes.append(info.size if info else None)
     replaced = report.skips and sum(map(len, unreadable.values())) < len(names)
     for reason, shown in sorted(unreadable.items()):
@@ -115,7 +117,7 @@ def _sizes(images: Images, key: str, names: Sequence[str], report: _Report) -> l
         else:
             report.problems.append(problem + reason)
     report.warnings += [
-        f"{key}: {loss}" for loss in describe_losses(looks, len(images.names), not report.training)
+        f"{key}: {loss}" for loss in describe_losses(infos, len(images.names), not report.training)
     ]
     return sizes
 
@@ -127,7 +129,7 @@ def _check_left_out(images: Images, key: str, recursive: bool, report: _Report) 
 
 
 def _check_names(images: Images, key: str, names: Sequence[str], report: _Report) -> None:
-    """Reports images whose results would have the same name, or one that cannot be written to a file."""
+    """Reports images whose results would have the same name, or a name that is not text."""
     if report.training:
         return
     shown = [images.shown(name) for name in names]
@@ -159,10 +161,10 @@ def _check_patch(
     ]
     if small:
         (name, (height, width)), rest = small[0], len(small) - 1
-        said = f"{size} is" if scale == 1 else f"{size} makes LQ patches of {patch}, which are"
+        what = f"{size} is" if scale == 1 else f"{size} makes LQ patches of {patch}, which are"
         more = f" and {rest} more images" if rest else ""
         problems.append(
-            f"gt_size: {said} larger than {images.shown(name)} ({height}x{width}){more}; "
+            f"gt_size: {what} larger than {images.shown(name)} ({height}x{width}){more}; "
             "lower it or leave such images out"
         )
 
@@ -228,14 +230,14 @@ def _check_single(
 def _check_batch(
     opt: Mapping[str, Any], names: Sequence[str], sizes: Sequence[Size | None], problems: list[str]
 ) -> None:
-    """Whole images make a batch only where they are of one size."""
+    """Reports whole images of different sizes, which do not fit in one batch."""
     batch = opt.get("batch_size_per_gpu", 1)
     known = {size: name for name, size in zip(names, sizes, strict=True) if size is not None}
     if isinstance(batch, int) and batch > 1 and len(known) > 1:
         listed = [f"{name} is {height}x{width}" for (height, width), name in known.items()]
         problems.append(
-            f"batch_size_per_gpu: SingleImageDataset gives whole images, and {listed[0]}, {listed[1]}: they make no "
-            f"batch of {batch}; set 1, or take type: LQImageDataset, which cuts patches of gt_size"
+            f"batch_size_per_gpu: SingleImageDataset loads whole images, and {listed[0]}, {listed[1]}: they do not fit "
+            f"in a batch of {batch}; set 1, or use type: LQImageDataset, which cuts patches of gt_size"
         )
 
 
@@ -247,20 +249,18 @@ def _require_patch(opt: Mapping[str, Any], training: bool, problems: list[str]) 
 def check_dataset(
     opt: Mapping[str, Any], scale: int, phase: str | None = None, warnings: list[str] | None = None
 ) -> list[str]:
-    """Finds what is wrong with a data set's files, by reading their headers only.
+    """Checks a data set's files, reading only their headers.
 
     Args:
-        opt: One entry of ``datasets``. Types other than PairedImageDataset, SingleImageDataset, ImageFolderDataset
-            and LQImageDataset are not judged.
+        opt: One entry of ``datasets``. Only PairedImageDataset, SingleImageDataset, ImageFolderDataset and
+            LQImageDataset are checked.
         scale: Upscaling factor of the run.
-        phase: ``train``, ``val`` or ``test``; ``opt['phase']`` unless given.
-        warnings: Gets what does not stop the run: unreadable training images that ``on_bad_image: skip`` replaces,
-            as long as there is a readable one; what is lost when images are read; what lies in a folder and is not
-            read.
+        phase: ``train``, ``val`` or ``test``; default: ``opt['phase']``.
+        warnings: Warnings are appended: unreadable training images that ``on_bad_image: skip`` replaces, losses in
+            reading images, and files of a folder that are not read.
 
     Returns:
-        Problems, each beginning with the option's key (``dataroot_gt: there is no folder …``); none if all is
-        well.
+        Problems, each beginning with the option's key (``dataroot_gt: there is no folder …``).
     """
     problems: list[str] = []
     training = (phase or opt.get("phase")) == "train"
@@ -280,6 +280,6 @@ def check_dataset(
         _require_patch(opt, training, problems)
         multiple = opt.get("multiple_of", 1)
         if not isinstance(multiple, int) or multiple < 1:
-            problems.append(f"multiple_of: {multiple} must be a whole number from 1 on")
+            problems.append(f"multiple_of: {multiple} must be a positive whole number")
         _check_single(opt, "dataroot_gt", training, True, report)
     return problems

@@ -1,4 +1,4 @@
-"""Image files: which there are, their sizes without decoding them, their pixels."""
+"""Lists and decodes image files."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ EXTENSIONS = frozenset((
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm",
     ".pbm", ".gif", ".jp2", ".avif",
 ))  # fmt: skip
-# What the system says of one file; anything else (too many open files, a lost server) is no property of an image.
+# Errors of a single file; others (too many open files, a lost server) are not a property of the image.
 _OF_ONE_FILE = (
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG,
 )  # fmt: skip
 
 
 class UnreadableImage(DataError):
-    """A single image that is absent, damaged or no image; ``on_bad_image: skip`` passes over such ones.
+    """A single image that is missing, damaged or not an image; ``on_bad_image: skip`` replaces it.
 
     Args:
-        problems: The message, as for every error.
+        problems: The message.
         name: The image's path, or its LMDB and key.
     """
 
@@ -41,7 +41,7 @@ class UnreadableImage(DataError):
 
 
 def cannot_read(name: str, error: OSError) -> DataError:
-    """The error for a file that the system would not read: of this image alone, or of more than that."""
+    """The error for an ``OSError``: ``UnreadableImage`` if it concerns this file only, else ``DataError``."""
     message = f"Cannot read image {name}: {error.strerror or error}"
     return UnreadableImage(message, name) if error.errno in _OF_ONE_FILE else DataError(message)
 
@@ -50,9 +50,9 @@ def decode(content: bytes | None, flags: int, name: str) -> NDArray[Any]:
     """Decodes an image file's bytes with OpenCV.
 
     Args:
-        content: The bytes; None where an LMDB has no such key.
+        content: The bytes; None if an LMDB has no such key.
         flags: OpenCV's ``IMREAD_*``.
-        name: What to call the image in messages.
+        name: The image's name in messages.
 
     Raises:
         UnreadableImage: It cannot be decoded.
@@ -61,7 +61,7 @@ def decode(content: bytes | None, flags: int, name: str) -> NDArray[Any]:
         raise UnreadableImage(f"Cannot read image {name}: no such key in the LMDB", name)
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
-    except cv2.error:  # its header states more pixels than OpenCV takes
+    except cv2.error:  # the header has more pixels than OpenCV accepts
         image = None
     if image is None:
         raise UnreadableImage(
@@ -71,17 +71,17 @@ def decode(content: bytes | None, flags: int, name: str) -> NDArray[Any]:
 
 
 def decode_color(content: bytes | None, name: str) -> NDArray[np.float32]:
-    """Decodes an image file's bytes to colour with all the bits that they have.
+    """Decodes an image file's bytes to colour at full bit depth.
 
     Returns:
-        (H, W, 3), BGR in [0, 1], upright (EXIF orientation applied); grey as three equal channels. Of an image with
-        8 bits these are the values of BasicSR's ``imfrombytes``.
+        (H, W, 3), BGR in [0, 1], upright (EXIF orientation applied); grey as three equal channels. For 8 bits the
+        values equal those of BasicSR's ``imfrombytes``.
 
     Raises:
         UnreadableImage: It cannot be decoded, or its values are signed or floating-point numbers.
     """
     image = decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
-    if image.dtype == np.uint8 and bytes(content[:1]) != b"P":  # type: ignore[index]  # all but PPM and its kin
+    if image.dtype == np.uint8 and bytes(content[:1]) != b"P":  # type: ignore[index]  # all but PNM
         return image.astype(np.float32) / 255.0
     try:
         if image.dtype not in (np.uint8, np.uint16):
@@ -93,10 +93,10 @@ def decode_color(content: bytes | None, name: str) -> NDArray[np.float32]:
 
 
 def imfrombytes(content: bytes, flag: str = "color", float32: bool = False) -> NDArray[Any]:
-    """BasicSR's function of this name, which does not reduce more than 8 bits to 8.
+    """BasicSR's function, but keeps more than 8 bits.
 
     Raises:
-        ValueError: The image cannot be read; the caller knows its name.
+        ValueError: The image cannot be read.
     """
     if flag != "color" or not float32:
         return _basicsr_imfrombytes(content, flag, float32)
@@ -108,10 +108,10 @@ def imfrombytes(content: bytes, flag: str = "color", float32: bool = False) -> N
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in the folder of a data set, as paths below it; hidden entries (``.name``) aside.
+    """The content of a data set's folder, as relative paths, without hidden entries (``.name``).
 
     Attributes:
-        images: What the data set reads.
+        images: Files that the data set reads.
         left_out: Everything else.
     """
 
@@ -120,12 +120,12 @@ class Listing:
 
 
 def list_folder(folder: str | Path, recursive: bool = True) -> Listing:
-    """Lists a folder; links to files and folders count as what they lead to.
+    """Lists a folder; symbolic links are followed.
 
     Args:
-        folder: Its path.
-        recursive: Takes the files with an image's ending, in the folders below it too. Otherwise takes all files of
-            this folder, as BasicSR's data sets do.
+        folder: The folder.
+        recursive: Lists files with an image's ending, including subfolders. Otherwise all files of this folder, as
+            BasicSR's data sets do.
 
     Raises:
         DataError: There is no such folder, or one cannot be listed.
@@ -148,22 +148,22 @@ def _parts(path: str) -> list[str]:
 
 
 def _walk(folder: str, below: str, recursive: bool, above: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
-    """The entries of a folder, each with whether it is a file; of folders what is in them, if ``recursive``.
+    """Yields the entries of a folder and whether each is a file; descends into folders if ``recursive``.
 
-    ``below``: how the names begin; ``above``: the real paths of the folders that this one lies in.
+    ``below``: prefix of the names; ``above``: real paths of the parent folders.
     """
     real = os.path.realpath(folder)
     if any(os.path.commonpath((real, outer)) == real for outer in above):
-        return  # a link back to a folder that is being listed
+        return  # a link to a parent folder
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            look = os.path if entry.is_symlink() else None  # entry.is_dir() fails for a link to itself
-            if recursive and (look.isdir(entry.path) if look else entry.is_dir()):
+            link = os.path if entry.is_symlink() else None  # entry.is_dir() fails for a link to itself
+            if recursive and (link.isdir(entry.path) if link else entry.is_dir()):
                 yield from _walk(entry.path, f"{below}{entry.name}/", recursive, (*above, real))
             else:
-                yield below + entry.name, look.isfile(entry.path) if look else entry.is_file()
+                yield below + entry.name, link.isfile(entry.path) if link else entry.is_file()
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -182,7 +182,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """Reads an image as 8-bit BGR or grey, (H, W, 3) or (H, W), upright (EXIF orientation applied).
 
     Raises:
-        DataError: It cannot be read, is partly transparent, or has other than 8 bits per channel.
+        DataError: It cannot be read, is partly transparent, or does not have 8 bits per channel.
     """
     try:
         content = path.read_bytes()
@@ -209,8 +209,7 @@ def sizes_match(gt: tuple[int, int], lq: tuple[int, int], scale: int, *, allow_r
         gt: Height and width.
         lq: Height and width.
         scale: Upscaling factor.
-        allow_remainder: Accepts a GT up to ``scale - 1`` pixels larger, as LQ images made of uncropped GT
-            are.
+        allow_remainder: Accepts GT up to ``scale - 1`` pixels larger, from which LQ was made without cropping.
     """
     slack = scale - 1 if allow_remainder else 0
     return all(0 <= size - small * scale <= slack for size, small in zip(gt, lq, strict=True))

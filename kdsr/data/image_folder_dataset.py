@@ -1,4 +1,4 @@
-"""Crops of any images: what a network that reconstructs its input (a VQGAN) is trained on."""
+"""Unpaired images, on which a network that reconstructs its input (a VQGAN) is trained."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from kdsr.runtime.errors import DataError
 
 
 class FolderImages(Dataset):
-    """Base of the sets without pairs: the images of a folder (with the folders in it) or of an LMDB.
+    """Base of unpaired data sets: images of a folder, including subfolders, or of an LMDB.
 
     Args:
-        opt: ``dataroot_ROLE`` and ``io_backend`` (absent: as the name of the root says) count here.
+        opt: ``dataroot_ROLE`` and ``io_backend`` (default: by the root's name) are used.
 
     Raises:
         DataError: There is no image.
     """
 
-    role: ClassVar[str]  # "gt" or "lq": what the images are
+    role: ClassVar[str]  # "gt" or "lq"
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.opt = opt
@@ -51,11 +51,11 @@ class FolderImages(Dataset):
         return len(self.paths)
 
     def shown(self, index: int) -> str:
-        """An image's name for a message."""
+        """An image's name for messages."""
         return self._shown.format(self.paths[index])
 
     def read(self, index: int) -> np.ndarray:
-        """An image as (H, W, 3), BGR in [0, 1].
+        """Reads an image as (H, W, 3), BGR in [0, 1].
 
         Raises:
             DataError: It cannot be read.
@@ -67,14 +67,14 @@ class FolderImages(Dataset):
         return decode_color(content, self.shown(index))
 
     def patch(self, index: int, size: int, because: str = "") -> np.ndarray:
-        """A random square crop, flipped and rotated at random where ``use_hflip`` and ``use_rot`` do not say false.
+        """A random square crop, randomly flipped (``use_hflip``) and rotated (``use_rot``).
 
-        It draws what BasicSR's paired data sets draw, in their order: from the same generators comes the same patch.
+        Draws random numbers in the order of BasicSR's paired data sets: the same seed gives the same patch.
 
         Args:
-            index: Of the image.
+            index: The image.
             size: Side of the crop.
-            because: What makes it so large, for a message.
+            because: The reason for the size, for the message.
 
         Raises:
             DataError: The image cannot be read, or is smaller.
@@ -98,23 +98,23 @@ def as_tensor(image: np.ndarray) -> Tensor:
 
 @DATASET_REGISTRY.register()
 class ImageFolderDataset(FolderImages):
-    """Images of a folder (with the folders in it) or of an LMDB, without a degraded counterpart.
+    """Images of a folder, including subfolders, or of an LMDB, without LQ counterparts.
 
-    In training an item is a random square crop, flipped and rotated at random; otherwise it is the whole
-    image, cropped at the bottom and the right to a multiple of ``multiple_of``.
+    In training an item is a random square crop, randomly flipped and rotated; otherwise the whole image, cropped at
+    the bottom and right to a multiple of ``multiple_of``.
 
     Args:
         opt: Options:
 
             - ``dataroot_gt``: a folder, or an LMDB whose name ends in ``.lmdb``
-            - ``io_backend`` (absent: as the name of ``dataroot_gt`` says)
+            - ``io_backend`` (default: by the name of ``dataroot_gt``)
             - ``phase``: ``train``, ``val`` or ``test``
             - ``gt_size``: side of the crops; required in training
-            - ``use_hflip``, ``use_rot``: true unless set
-            - ``multiple_of``: 1 unless set
+            - ``use_hflip``, ``use_rot``: default true
+            - ``multiple_of``: default 1
 
     Raises:
-        DataError: There is no image, one cannot be read, or one is smaller than what is cropped from it.
+        DataError: There is no image, one cannot be read, or one is smaller than its crop.
     """
 
     OPTION_KEYS: ClassVar[dict[str, Any]] = {

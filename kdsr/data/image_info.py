@@ -1,4 +1,4 @@
-"""What an image file holds, from its header: size, orientation, depth, and what is lost when it is read."""
+"""Reads an image's header: size, orientation, bit depth, and what is lost when it is decoded."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import IO, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-# What Pillow calls the formats that OpenCV decodes.
+# Formats that OpenCV decodes, by Pillow's names.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000", "AVIF", "SUN")
 _EXIF_ORIENTATION = 0x0112
-_TURNED_BY_OPENCV = ("PNG", "JPEG", "MPO", "WEBP")
-_TRANSPOSED = range(5, 9)  # the orientations that swap height and width
-_LATE_EXIF = 1 << 13  # bytes at the end of a PNG in which an EXIF chunk behind the pixels is looked for
-_MOST_PIXELS = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS") or 1 << 30)  # OpenCV decodes no more
+_ROTATED_BY_OPENCV = ("PNG", "JPEG", "MPO", "WEBP")
+_TRANSPOSED = range(5, 9)  # orientations that swap height and width
+_LATE_EXIF = 1 << 13  # bytes at the end of a PNG that are searched for an EXIF chunk
+_MOST_PIXELS = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS") or 1 << 30)  # OpenCV's limit
 
 LOSSES = {
     "alpha": "an alpha channel, which is dropped",
@@ -28,7 +28,7 @@ LOSSES = {
 
 
 class UnfitImage(OSError):
-    """A sound image that is of no use here; the message says why, and does not name it."""
+    """A valid image that is not supported; the message gives the reason without the name."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class ImageInfo:
     Attributes:
         height: In pixels, upright (EXIF orientation applied).
         width: In pixels, upright.
-        channels: Stored channels: 1 (grey), 3 (colour), with alpha 2 and 4; a palette counts as the colours it holds.
+        channels: Stored channels: 1 (grey), 3 (colour), with alpha 2 and 4; a palette counts as its colours.
         bits: Stored bits per channel.
-        white: Largest value that a decoded pixel can have.
+        white: Largest possible value of a decoded pixel.
         losses: Keys of ``LOSSES``.
     """
 
@@ -57,14 +57,14 @@ class ImageInfo:
 
 
 def probe(image: str | Path | bytes | IO[bytes]) -> ImageInfo:
-    """Reads the header of an image of any size; pixels are not decoded.
+    """Reads the header of an image without decoding pixels.
 
     Args:
-        image: File name, content, or open file; of the content, the first kilobytes are enough for most formats.
+        image: Path, bytes or open file; the first kilobytes are enough for most formats.
 
     Raises:
         OSError: It cannot be read, or is not an image.
-        UnfitImage: OpenCV decodes no such number of pixels, or the values have a depth or sign that is not supported.
+        UnfitImage: It has more pixels than OpenCV decodes, or values of an unsupported depth or sign.
     """
     if isinstance(image, bytes):
         image = io.BytesIO(image)
@@ -75,13 +75,13 @@ def probe(image: str | Path | bytes | IO[bytes]) -> ImageInfo:
 
 
 def probe_on_disk(path: str) -> ImageInfo:
-    """As :func:`probe`, for a file, whose header is read once as long as it does not change."""
+    """Like :func:`probe` for a file; cached until the file changes."""
     status = os.stat(path)
-    return _remembered(path, status.st_mtime_ns, status.st_size)
+    return _cached_probe(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=20_000)
-def _remembered(path: str, changed: int, length: int) -> ImageInfo:
+def _cached_probe(path: str, _mtime: int, _size: int) -> ImageInfo:
     return probe(path)
 
 
@@ -94,29 +94,29 @@ def _probe(file: IO[bytes]) -> ImageInfo:
         orientation = _orientation(header, file)
     except OSError:
         raise
-    except Image.DecompressionBombError as error:  # Pillow's reader of WebP has its limit inside
+    except Image.DecompressionBombError as error:  # Pillow's WebP reader has a fixed limit
         raise UnfitImage("a file of this format has too many pixels; convert it to PNG") from error
-    except Exception as error:  # what Pillow raises for a broken header has no common base
-        if str(error) == "unknown pixel mode":  # of a TIFF
+    except Exception as error:  # Pillow's errors for damaged headers have no common base
+        if str(error) == "unknown pixel mode":  # TIFF
             raise UnfitImage(
-                "its kind of pixels is not supported; convert it to unsigned 8 or 16 bits"
+                "its pixel format is not supported; convert it to unsigned 8 or 16 bits"
             ) from error
         raise UnidentifiedImageError(f"its header is damaged: {error}") from error
     width, height = header.size
     if width * height > _MOST_PIXELS:
         raise UnfitImage(f"{height}x{width} pixels are more than OpenCV decodes")
-    losses, turned = [], False
+    losses, transposed = [], False
     if header.has_transparency_data:
         losses.append("alpha")
     if _has_frames(header):
         losses.append("frames")
     if header.mode == "CMYK":
         losses.append("cmyk")
-    if header.format in _TURNED_BY_OPENCV:
-        turned = orientation in _TRANSPOSED
-    elif orientation > 1 and header.format != "TIFF":  # Pillow states the size of the turned TIFF
+    if header.format in _ROTATED_BY_OPENCV:
+        transposed = orientation in _TRANSPOSED
+    elif orientation > 1 and header.format != "TIFF":  # Pillow returns the size after rotation for TIFF
         losses.append("orientation")
-    if turned:
+    if transposed:
         height, width = width, height
     grey = header.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
     channels = (1 if grey else 3) + ("alpha" in losses)
@@ -124,7 +124,7 @@ def _probe(file: IO[bytes]) -> ImageInfo:
 
 
 def _header(file: IO[bytes], head: bytes) -> ImageFile.ImageFile:
-    """What ``PIL.Image.open`` does, without its limit on pixels (nothing is decoded) and formats unknown to OpenCV."""
+    """``PIL.Image.open`` without its pixel limit and without formats unknown to OpenCV."""
     for load_plugins in (Image.preinit, Image.init):  # the common formats, then all
         load_plugins()
         for name in _FORMATS:
@@ -140,10 +140,10 @@ def _orientation(header: ImageFile.ImageFile, file: IO[bytes]) -> int:
     try:
         if header.format != "PNG" or "exif" in header.info:
             exif = header.getexif()
-        else:  # getexif() would decode all pixels to find an EXIF chunk behind them
+        else:  # getexif() would decode all pixels to find an EXIF chunk after them
             exif.load(_late_exif(file))
         return int(exif.get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data: OpenCV passes over them as well
+    except Exception:  # damaged EXIF data, which OpenCV ignores too
         return 1
 
 
@@ -157,7 +157,7 @@ def _late_exif(file: IO[bytes]) -> bytes:
 
 
 def _depth(header: ImageFile.ImageFile, head: bytes) -> tuple[int, int]:
-    """Bits per channel, and the value of white as OpenCV decodes them."""
+    """Bits per channel, and the decoded value of white in OpenCV."""
     if header.format == "PNG":
         bits = _byte_after(head, b"IHDR", 8)
         return bits, 65535 if bits == 16 else 255
@@ -181,7 +181,7 @@ def _pnm_depth(header: ImageFile.ImageFile) -> tuple[int, int]:
         raise UnfitImage("floating-point values are not supported; convert it to 16 bits")
     codec, _, _, args = header.tile[0]
     white = int(args[1]) if isinstance(args, tuple) else 65535 if ";16" in str(args) else 255
-    # Of values written as text OpenCV stretches those below 256, of binary ones it does not.
+    # OpenCV rescales text values below 256 to 8 bits, but not binary ones.
     return white.bit_length(), max(white, 255) if codec == "ppm_plain" else white
 
 
@@ -205,7 +205,7 @@ def _byte_after(head: bytes, mark: bytes, offset: int) -> int:
 
 def _jpeg2000_bits(head: bytes) -> int:
     """Precision of the first component of the code stream."""
-    precision = _byte_after(head, b"\xff\x4f\xff\x51", 38)  # bits - 1, above them the sign
+    precision = _byte_after(head, b"\xff\x4f\xff\x51", 38)  # bits - 1; the top bit is the sign
     if precision > 15:
         raise UnfitImage("signed values, or more than 16 bits, are not supported; convert it to 16 bits")
     return precision + 1
@@ -214,9 +214,9 @@ def _jpeg2000_bits(head: bytes) -> int:
 def _has_frames(header: Any) -> bool:
     if header.format == "TIFF":
         try:
-            header.seek(1)  # n_frames would walk through all of them
+            header.seek(1)  # n_frames would read all frames
         except EOFError:
             return False
         return True
-    # The further pictures of an MPO are a phone's previews and depth maps.
+    # Further pictures of an MPO are previews and depth maps.
     return header.format != "MPO" and bool(getattr(header, "is_animated", False))

@@ -1,4 +1,4 @@
-"""Warnings about what a data set does not read: parts of images, and files."""
+"""Warnings about parts of images and files that a data set does not read."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from kdsr.data.image_info import LOSSES, ImageInfo, probe
 from kdsr.data.image_roots import quote, spread
 
 
-def describe_losses(looks: Sequence[tuple[str, ImageInfo]], total: int, results: bool = False) -> list[str]:
-    """Sentences on what is lost when images are read.
+def describe_losses(infos: Sequence[tuple[str, ImageInfo]], total: int, results: bool = False) -> list[str]:
+    """Warnings about what is lost when images are read.
 
     Args:
-        looks: Names and headers.
-        total: How many images there are.
-        results: Whether results with 8 bits are made of them.
+        infos: Names and headers.
+        total: Number of images in the data set.
+        results: Whether 8-bit results are written for them.
     """
-    by_loss = {text: [name for name, info in looks if loss in info.losses] for loss, text in LOSSES.items()}
+    by_loss = {text: [name for name, info in infos if loss in info.losses] for loss, text in LOSSES.items()}
     if results:
-        deep = [name for name, info in looks if info.bits > 8]
+        deep = [name for name, info in infos if info.bits > 8]
         by_loss["more than 8 bits per channel, all of which are read; results have 8"] = deep
-    among = f" of the {len(looks)} looked at" if len(looks) < total else ""
+    among = f" of the {len(infos)} checked" if len(infos) < total else ""
     sentences = []
     for text, names in by_loss.items():
         if names:
@@ -31,20 +31,20 @@ def describe_losses(looks: Sequence[tuple[str, ImageInfo]], total: int, results:
 
 
 def describe_left_out(root: str, left_out: Sequence[str], recursive: bool = True) -> str:
-    """A sentence on what lies in a folder and is not read; empty where everything is read.
+    """A warning about entries of a folder that are not read; empty if there are none.
 
     Args:
         root: The folder.
-        left_out: As ``list_folder`` gives them.
-        recursive: Whether folders in the folder are read.
+        left_out: From ``list_folder``.
+        recursive: Whether subfolders are read.
     """
     if not left_out:
         return ""
     what = "files without an image's ending" if recursive else "folders"
-    text = f"left out of {root} ({len(left_out)}; {what}, or links that lead nowhere): {quote(left_out)}"
-    sound = [name for name in spread(list(left_out)) if recursive and _is_image(os.path.join(root, name))]
-    if sound:
-        text += f"; their content is an image's in {quote(sound)}: give them such an ending"
+    text = f"left out of {root} ({len(left_out)}; {what}, or broken links): {quote(left_out)}"
+    readable = [name for name in spread(list(left_out)) if recursive and _is_image(os.path.join(root, name))]
+    if readable:
+        text += f"; {quote(readable)} can be decoded: give such files an image's ending"
     return text
 
 

@@ -1,4 +1,4 @@
-"""The images behind one ``dataroot_*`` of the options: a folder, or an LMDB with its meta_info.txt."""
+"""The images of one ``dataroot_*`` option: a folder, or an LMDB with its meta_info.txt."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kdsr.data.lmdb_client import first_bytes
 from kdsr.data.pairing import lmdb_key, names_in_list
 from kdsr.runtime.errors import DataError
 
-MOST_FILES = 2000  # of a larger set as many are looked at, evenly spaced
+MOST_FILES = 2000  # larger data sets are sampled at even spacing
 _SHAPE = re.compile(r"\((\d+),\s*(\d+),\s*(\d+)\)")
-_HEADER = 4096  # bytes of an LMDB's value that are looked at; the header of most images is shorter
+_HEADER = 4096  # bytes of an LMDB's value that are read; most headers are shorter
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Images:
     Attributes:
         root: The folder or LMDB.
         names: Paths below it, or keys.
-        info: Reads the header of an image; None where it has none that can be read.
-        absent: Those that an LMDB's meta_info.txt names and the LMDB does not hold.
+        info: Reads the header of an image; returns None if it cannot be read.
+        absent: Names in an LMDB's meta_info.txt without an entry in the LMDB.
         left_out: Entries of the folder that the data set does not read.
     """
 
@@ -43,7 +43,7 @@ class Images:
         return self.root.endswith(".lmdb")
 
     def in_folders(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that lie in folders below the root, which are not among its ``names``."""
+        """The names that exist in subfolders, which ``names`` does not include."""
         if self.is_lmdb:
             return []
         return [name for name in names if "/" in name and os.path.isfile(os.path.join(self.root, name))]
@@ -81,7 +81,7 @@ def _open_lmdb(key: str, root: str, problems: list[str]) -> Images | None:
         return None
     absent = [name for name in ("data.mdb", "meta_info.txt") if not os.path.isfile(os.path.join(root, name))]
     if absent:
-        problems.append(f"{key}: the LMDB {root} has no {' and no '.join(absent)}; make it anew")
+        problems.append(f"{key}: the LMDB {root} has no {' and no '.join(absent)}; create it again")
         return None
     lines = _read_lines(Path(root, "meta_info.txt"), key, problems)
     if lines is None:
@@ -91,7 +91,7 @@ def _open_lmdb(key: str, root: str, problems: list[str]) -> Images | None:
         name, dot, _ = line.partition(".")  # BasicSR's key: all before the first dot
         if not dot:
             problems.append(
-                f"{key}: line {number} of {root}/meta_info.txt names no image: a line is like"
+                f"{key}: line {number} of {root}/meta_info.txt names no image; expected"
                 " 'NAME.png (HEIGHT,WIDTH,3) 1'"
             )
             return None
@@ -111,7 +111,7 @@ def _open_lmdb(key: str, root: str, problems: list[str]) -> Images | None:
             return probe(headers.get(name) or b"")
         except UnfitImage:
             raise
-        except OSError:  # cut off, or damaged: then decoding will show it
+        except OSError:  # longer than _HEADER, or damaged: decoding will show it
             return stated[name]
 
     missing = frozenset(name for name, header in headers.items() if header is None)
@@ -132,7 +132,7 @@ def _open_folder(
     except DataError as error:
         problems += [f"{key}: {problem}" for problem in error.problems]
         return None
-    if not listing.images and not listed:  # those of a list may all lie in folders
+    if not listing.images and not listed:  # listed images may all be in subfolders
         problems.append(f"{key}: there is no image in {root}")
         return None
     return Images(
@@ -156,7 +156,7 @@ def open_root(
 
 
 def listed_names(opt: Mapping[str, Any], problems: list[str]) -> list[str] | None:
-    """The names in ``meta_info_file``, of an LMDB the keys; None where all images are taken."""
+    """The names in ``meta_info_file`` (for an LMDB the keys); None without that option."""
     listing = opt.get("meta_info_file")
     if not isinstance(listing, str):
         return None
@@ -174,11 +174,11 @@ def listed_names(opt: Mapping[str, Any], problems: list[str]) -> list[str] | Non
 
 
 def result_name(path: str, root: str | None) -> str:
-    """What the results of an image are called: its path below the data root, or its LMDB key, without the ending.
+    """The name of an image's results: its path below the data root, or its LMDB key, without extension.
 
     Args:
         path: The file, or the key.
-        root: ``dataroot_*`` of its data set. Of a file elsewhere the name of the file counts, without its folder.
+        root: ``dataroot_*`` of its data set. For a file outside it, only the file name is used.
     """
     root = os.path.expanduser(root) if root else ""
     begin = f"{root.rstrip('/')}/"
@@ -199,7 +199,7 @@ def same_names(named: Iterable[tuple[str, str]]) -> str | None:
     """Finds images whose results would overwrite each other.
 
     Args:
-        named: For each image what its results are called, and how messages name it.
+        named: For each image the name of its results and its name in messages.
 
     Returns:
         The problem; None if all names differ.

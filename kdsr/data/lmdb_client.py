@@ -1,4 +1,4 @@
-"""Reads LMDBs, each opened once per process."""
+"""Reads LMDBs, opening each once per process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import lmdb
 
 from kdsr.runtime.errors import DataError
 
-_open: dict[str, tuple[int, lmdb.Environment]] = {}  # by path, with the process that opened it
+_open: dict[str, tuple[int, lmdb.Environment]] = {}  # by path, with the id of the process that opened it
 
 
 def _environment(path: str) -> lmdb.Environment:
@@ -17,7 +17,7 @@ def _environment(path: str) -> lmdb.Environment:
     if environment is not None:
         if process == os.getpid():
             return environment
-        environment.close()  # a forked worker opens its own; its parent's stays open
+        environment.close()  # after a fork; the parent's stays open
         del _open[path]
     try:
         environment = lmdb.open(path, create=False, readonly=True, lock=False, readahead=False)
@@ -25,10 +25,10 @@ def _environment(path: str) -> lmdb.Environment:
         raise DataError(f"Cannot open the LMDB {path}: {error}") from error
     pages, page = environment.info()["last_pgno"] + 1, environment.stat()["psize"]
     size = os.path.getsize(os.path.join(path, "data.mdb"))
-    if size < pages * page:  # reading past its end would end the process without a word (SIGBUS)
+    if size < pages * page:  # reading past the end would crash with SIGBUS
         environment.close()
         raise DataError(
-            f"The LMDB {path} is truncated: data.mdb has {size} bytes of {pages * page}; copy or make it anew"
+            f"The LMDB {path} is truncated: data.mdb has {size} bytes of {pages * page}; copy or create it again"
         )
     _open[path] = (os.getpid(), environment)
     return environment
@@ -43,7 +43,7 @@ def _get(path: str, key: str) -> bytes | None:
 
 
 def first_bytes(path: str, keys: Iterable[str], count: int) -> dict[str, bytes | None]:
-    """The beginning of the values of keys; None where an LMDB does not have the key.
+    """The first ``count`` bytes of each key's value; None for a missing key.
 
     Raises:
         DataError: The LMDB cannot be opened or is damaged.
@@ -52,7 +52,7 @@ def first_bytes(path: str, keys: Iterable[str], count: int) -> dict[str, bytes |
     was_open = path in _open and _open[path][0] == os.getpid()
     try:
         with (
-            # buffers: only the pages that are asked for are read
+            # buffers: reads only the needed pages
             _environment(path).begin(buffers=True) as transaction,
             transaction.cursor() as cursor,
         ):
@@ -62,15 +62,15 @@ def first_bytes(path: str, keys: Iterable[str], count: int) -> dict[str, bytes |
     except lmdb.Error as error:
         raise DataError(f"Cannot read the LMDB {path}: {error}") from error
     finally:
-        if not was_open and path in _open:  # it may be made anew before it is used
+        if not was_open and path in _open:  # the file may be replaced before it is used
             _open.pop(path)[1].close()
 
 
 class LmdbClient:
-    """Stands in for BasicSR's ``FileClient`` with the ``lmdb`` backend.
+    """Replaces BasicSR's ``FileClient`` with the ``lmdb`` backend; can be pickled.
 
-    lmdb refuses to open an LMDB twice in a process, which BasicSR does where two sets, or GT and LQ of one set, lie
-    in the same one. Clients of this class share what is open. They can be pickled.
+    lmdb refuses to open an LMDB twice in a process, as BasicSR does if two data sets, or GT and LQ, use the same one.
+    Clients of this class share open LMDBs.
 
     Args:
         db_paths: LMDBs.
@@ -81,7 +81,7 @@ class LmdbClient:
         self._paths = {key: os.path.realpath(path) for key, path in zip(client_keys, db_paths, strict=True)}
 
     def get(self, filepath: str, client_key: str) -> bytes | None:
-        """Reads the value of a key; None where there is none.
+        """The value of a key, or None.
 
         Raises:
             DataError: The LMDB cannot be opened, or is damaged at this key.

@@ -1,4 +1,4 @@
-"""LQ images alone: what a student learns from where only its teacher knows the answer."""
+"""LQ images without ground truth, for distillation from the teacher's output only."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from kdsr.data.image_folder_dataset import FolderImages, as_tensor
 
 @DATASET_REGISTRY.register()
 class LQImageDataset(FolderImages):
-    """LQ images of a folder (with the folders in it) or of an LMDB, without ground truth.
+    """LQ images of a folder, including subfolders, or of an LMDB, without ground truth.
 
-    In training an item is a random square patch, flipped and rotated at random: the one that ``PairedImageDataset``
-    cuts at the same position of the same images. Otherwise it is the whole image. (BasicSR's ``SingleImageDataset``
-    gives whole images in training too.)
+    In training an item is a random square patch, randomly flipped and rotated, the same that ``PairedImageDataset``
+    cuts with the same seed. Otherwise it is the whole image. (BasicSR's ``SingleImageDataset`` loads whole images in
+    training too.)
 
     Args:
         opt: Options:
 
             - ``dataroot_lq``: a folder, or an LMDB whose name ends in ``.lmdb``
-            - ``io_backend`` (absent: as the name of ``dataroot_lq`` says)
+            - ``io_backend`` (default: by the name of ``dataroot_lq``)
             - ``phase``: ``train``, ``val`` or ``test``
-            - ``gt_size``: side that the ground truth of a patch would have; required in training. The patch itself
-              has ``gt_size / scale``, so that the option means what it means for pairs
-            - ``scale``: 1 unless set
-            - ``use_hflip``, ``use_rot``: true unless set
+            - ``gt_size``: as for pairs: the patch has a side of ``gt_size / scale``; required in training
+            - ``scale``: default 1
+            - ``use_hflip``, ``use_rot``: default true
 
     Raises:
         DataError: There is no image, one cannot be read, or one is smaller than a patch.

@@ -1,4 +1,4 @@
-"""Why GT and LQ names do not pair: a ``filename_tmpl``, another ending, another Unicode form, other case."""
+"""Explains unpaired GT and LQ names: ``filename_tmpl``, extension, Unicode form or case."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from unicodedata import normalize
 
-_SAMPLES, _TRIED = 20, 5  # names that suggest templates, and templates that are tried on all names
+_SAMPLES, _TRIED = 20, 5  # names from which templates are guessed; templates that are tried on all names
 
 
 def why_missing(partners: Mapping[str, str], present: Iterable[str], template: str | None) -> str:
-    """The end of a message about missing LQ images: the names under which they are there, and the remedy.
+    """The end of a message about missing LQ images: the names that they have instead, and the remedy.
 
     Args:
-        partners: GT name -> the LQ name that BasicSR looks for, of every pair.
-        present: The LQ names that there are.
-        template: ``filename_tmpl``; None for LMDBs, whose keys have to be equal.
+        partners: GT name -> LQ name that BasicSR looks for, of every pair.
+        present: The existing LQ names.
+        template: ``filename_tmpl``; None for LMDBs, whose keys must be equal.
 
     Returns:
-        Begins with ``"; "``; empty where nothing like the missing names is there.
+        Begins with ``"; "``; empty if no similar names exist.
     """
     there = set(present)
     missing = {gt: name for gt, name in partners.items() if name not in there}
@@ -36,8 +36,8 @@ def why_missing(partners: Mapping[str, str], present: Iterable[str], template: s
     remedies = _remedies(best, used, template)
     asked = len(missing) if used == (template or "{}") else len(partners)
     example = next((name for gt, name in best.items() if gt in missing), next(iter(best.values())))
-    which = "they are" if len(best) == asked else f"{len(best)} of {asked} are"
-    return f"; {which} there under other names ({example}): {'; '.join(remedies)}"
+    which = "they" if len(best) == asked else f"{len(best)} of {asked}"
+    return f"; {which} exist under other names ({example}): {'; '.join(remedies)}"
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -49,17 +49,17 @@ def _loose(stem: str) -> str:
 
 
 def _found(partners: Iterable[str], template: str, there: Iterable[str]) -> dict[str, str]:
-    """GT name -> the LQ name that it has under ``template``, whatever ending, case and Unicode form that has."""
+    """GT name -> LQ name under ``template``, ignoring extension, case and Unicode form."""
     left = set(there)
-    loosely: dict[str, str] = {}
+    by_stem: dict[str, str] = {}
     for name in sorted(left):
-        loosely.setdefault(_loose(_split(name)[0]), name)
+        by_stem.setdefault(_loose(_split(name)[0]), name)
     found = {}
     for gt in sorted(partners):
         stem, ending = _split(gt)
         wanted = template.format(stem)
         name = f"{wanted}{ending}"
-        name = name if name in left else loosely.get(_loose(wanted), "")
+        name = name if name in left else by_stem.get(_loose(wanted), "")
         if name in left:
             found[gt] = name
             left.remove(name)
@@ -67,7 +67,7 @@ def _found(partners: Iterable[str], template: str, there: Iterable[str]) -> dict
 
 
 def _templates(missing: Iterable[str], there: Iterable[str]) -> list[str]:
-    """The templates under which most of a few missing names would be there."""
+    """Templates that match most of a few missing names."""
     around: Counter[tuple[str, str]] = Counter()
     stems = {normalize("NFC", _split(name)[0]) for name in there}
     for gt in sorted(missing)[:_SAMPLES]:
@@ -95,7 +95,7 @@ def _remedies(found: Mapping[str, str], used: str, template: str | None) -> list
         remedies.append(
             f"set filename_tmpl: '{quoted}'"
             if template is not None
-            else "the keys of the two LMDBs must be equal, make one anew"
+            else "the keys of the two LMDBs must be equal, create one again"
         )
     wanted = {gt: (used.format(_split(gt)[0]), _split(gt)[1]) for gt in found}
     stems = [(wanted[gt][0], _split(name)[0]) for gt, name in found.items()]

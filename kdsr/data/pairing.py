@@ -1,7 +1,6 @@
-"""Which LQ image belongs to which GT image, by their names.
+"""Pairs LQ and GT images by name, with the rules of ``basicsr.data.data_util``.
 
-The rules are those of ``basicsr.data.data_util``. BasicSR looks each name up in a list, in a time that grows with the
-square of the number of images, and drops the folders that names in a ``meta_info_file`` may have.
+BasicSR's pairing takes quadratic time and drops the folders of names in a ``meta_info_file``.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from kdsr.data.image_files import list_folder
 
 
 def partners(gt_names: Iterable[str], template: str, lq_folder: str) -> dict[str, str]:
-    """The LQ name of each GT name: of the same folder and ending, its stem put into ``template``.
+    """The LQ name of each GT name: same folder and extension, the stem inserted into ``template``.
 
-    Names are relative to the two roots. Where ``lq_folder`` has none of the GT's folders, the LQ images lie in it
-    directly, as BasicSR has them.
+    Names are relative to the roots. If ``lq_folder`` has none of the GT's subfolders, the LQ images are expected
+    directly in it, as in BasicSR.
     """
     names = list(gt_names)
     folders = {osp.dirname(name) for name in names if "/" in name}
@@ -32,7 +31,7 @@ def partners(gt_names: Iterable[str], template: str, lq_folder: str) -> dict[str
 
 
 def names_in_list(lines: Iterable[str]) -> list[str]:
-    """The names in the lines of a ``meta_info_file``, each before the first space; empty lines have none."""
+    """The names in a ``meta_info_file``: each line up to the first space, without empty lines."""
     return [line.strip().split(" ")[0] for line in lines if line.strip()]
 
 
@@ -54,15 +53,15 @@ def _paths(
 def paired_paths_from_folder(
     folders: Sequence[str], keys: Sequence[str], filename_tmpl: str
 ) -> list[dict[str, str]]:
-    """BasicSR's function of this name, in time that grows with the number of images.
+    """BasicSR's function of this name, in linear time.
 
     Args:
-        folders: Of the LQ and of the GT images.
-        keys: What they are called: ``['lq', 'gt']``.
-        filename_tmpl: LQ name from GT name, without endings.
+        folders: Folders of the LQ and GT images.
+        keys: ``['lq', 'gt']``.
+        filename_tmpl: LQ name from GT name, without extensions.
 
     Returns:
-        ``{lq_path, gt_path}`` for each GT image, in the order of their names.
+        ``{lq_path, gt_path}`` for each GT image, sorted by name.
 
     Raises:
         AssertionError: The folders do not pair.
@@ -81,14 +80,14 @@ def paired_paths_from_folder(
 def paired_paths_from_meta_info_file(
     folders: Sequence[str], keys: Sequence[str], meta_info_file: str, filename_tmpl: str
 ) -> list[dict[str, str]]:
-    """BasicSR's function of this name, which keeps the folders of the names; arguments as above."""
+    """BasicSR's function of this name, but keeps folders in names; arguments as above."""
     names = names_in_list(Path(meta_info_file).read_text(encoding="utf-8").splitlines())
     pairs = partners(names, filename_tmpl, folders[0])
     return _paths(((name, pairs[name]) for name in names), folders, keys)
 
 
 def keep_listed(dataset: Any, opt: Mapping[str, Any]) -> None:
-    """Leaves an LMDB's data set with the images of its ``meta_info_file``, which BasicSR ignores there."""
+    """Restricts an LMDB data set to its ``meta_info_file``, which BasicSR ignores for LMDBs."""
     listing = opt.get("meta_info_file")
     if listing is None or (opt.get("io_backend") or {}).get("type") != "lmdb":
         return

@@ -1,10 +1,11 @@
 """Bicubic resizing of 8-bit images as Matlab's ``imresize`` does it.
 
-The LQ images of super-resolution benchmarks are made by it. What sets it apart from other bicubic filters:
-the kernel (Keys, "Cubic convolution interpolation", 1981, with a = -0.5) is stretched when an image is made
-smaller, and an 8-bit image is rounded to 8 bits after each of the two passes, the rows first (BasicSR's
-``imresize`` keeps floating-point numbers between the passes). Beyond its border the image goes on as its own
-mirror image; Matlab's releases of the time when Set5 and Set14 were made repeated the last pixel instead.
+The LQ images of super-resolution benchmarks are made with it. It differs from other bicubic filters:
+
+- the kernel (Keys, "Cubic convolution interpolation", 1981, with a = -0.5) is stretched in downscaling (antialiasing);
+- an 8-bit image is rounded to 8 bits after each of the two passes, rows first (BasicSR's ``imresize`` keeps
+  floating-point numbers between the passes);
+- the image is mirrored at its border (the Matlab releases that made Set5 and Set14 repeat the last pixel).
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def _taps(
     length: int, out_length: int, scale: float, border: Border
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Source indices and weights of every output pixel, both (out_length, taps); weights add up to 1."""
+    """Source indices and weights of each output pixel, both (out_length, taps); weights sum to 1."""
     shrink = min(scale, 1.0)
     width = _KERNEL_WIDTH / shrink
-    # centre of each output pixel in the input's coordinates, pixel 0 reaching from -0.5 to 0.5
+    # centre of each output pixel in input coordinates, where pixel 0 covers [-0.5, 0.5]
     centre = (np.arange(out_length) + 0.5) / scale - 0.5
     first = np.floor(centre - width / 2).astype(np.intp)
     index = first[:, None] + np.arange(math.ceil(width) + 2)
@@ -59,14 +60,13 @@ def _resize_rows(
 
 
 def imresize(image: NDArray[np.uint8], scale: float, border: Border = "symmetric") -> NDArray[np.uint8]:
-    """Matlab's ``imresize(image, scale)`` (bicubic, antialiased when it makes smaller) for an 8-bit image.
+    """Matlab's ``imresize(image, scale)`` (bicubic, antialiased) for an 8-bit image.
 
     Args:
         image: (H, W) or (H, W, C), uint8.
-        scale: Factor for both dimensions; below 1 the image gets smaller.
-        border: ``symmetric`` as in today's Matlab, or ``replicate`` as in the releases that made the LQ
-            images of
-            Set5 and Set14 (they differ in the two outermost pixels of the result).
+        scale: Factor for both dimensions.
+        border: ``symmetric`` as in today's Matlab, or ``replicate`` as in the releases that made the LQ images of
+            Set5 and Set14 (differs in the two outermost pixels of the result).
 
     Returns:
         (ceil(H·scale), ceil(W·scale)) or the same with C, uint8.
@@ -79,13 +79,13 @@ def imresize(image: NDArray[np.uint8], scale: float, border: Border = "symmetric
         raise TypeError(f"imresize takes uint8 images, not {image.dtype}")
     if scale <= 0 or image.ndim not in (2, 3):
         raise ValueError(f"imresize: scale {scale}, image of shape {image.shape}")
-    # 9 * (1 / 3) must be 3, whatever the last bit of 1 / 3
+    # 9 * (1 / 3) must be 3 despite rounding
     height, width = (math.ceil(round(size * scale, 9)) for size in image.shape[:2])
     image = _resize_rows(image, height, scale, border)
     return np.ascontiguousarray(_resize_rows(image.swapaxes(0, 1), width, scale, border).swapaxes(0, 1))
 
 
 def mod_crop(image: NDArray[Any], multiple_of: int) -> NDArray[Any]:
-    """Crops height and width, at the bottom and the right, to multiples of a number."""
+    """Crops at the bottom and right to multiples of a number."""
     height, width = (size - size % multiple_of for size in image.shape[:2])
     return image[:height, :width]

@@ -1,4 +1,4 @@
-"""The order of a training set: a function of (seed, epoch) alone."""
+"""The order of a training set, a function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from torch.utils.data import Sampler
 class PositionSampler(Sampler[tuple[int, int]]):
     """Yields ``(epoch, position)`` for a :class:`~kdsr.data.seeded_dataset.SeededDataset`.
 
-    A position is an index *before* the modulo of the enlarged data set: with ratio 100 every image occurs at
-    100 positions of an epoch, each with its own crop. The permutation has ``ceil(len(dataset) * ratio)``
-    entries whatever the number of ranks, and rank r takes every ``num_replicas``-th one from the r-th on.
-    What is left over is dropped, so every rank has the same number of positions, and the k-th batch of all
-    ranks together holds the same images as the k-th batch of one process with the whole batch size.
+    A position indexes the enlarged data set *before* the modulo: with ratio 100 every image has 100 positions per
+    epoch, each with its own crop. The permutation of ``ceil(len(dataset) * ratio)`` positions does not depend on the
+    number of ranks; rank r takes ``order[r::num_replicas]``, and the remainder is dropped. The k-th batches of all
+    ranks together hold the images of the k-th batch of one process with the total batch size.
 
-    It takes the arguments of BasicSR's ``EnlargedSampler``, whose order ignores the seed and changes with the
-    number of ranks.
+    Takes the arguments of BasicSR's ``EnlargedSampler``, whose order ignores the seed and depends on the number of
+    ranks.
 
     Args:
-        dataset: The training set; its ``seed`` is used where none is given.
+        dataset: The training set.
         num_replicas: Number of processes.
         rank: This process.
-        ratio: How often the set occurs in one epoch.
-        seed: Not negative.
+        ratio: Enlargement of the data set per epoch.
+        seed: Not negative; default: ``dataset.seed``.
     """
 
     def __init__(
@@ -57,17 +56,17 @@ class PositionSampler(Sampler[tuple[int, int]]):
         return self.num_samples
 
     def resume(self, epoch: int, samples: int) -> None:
-        """Goes on in the middle of an epoch: leaves out its first ``samples`` positions, those of all ranks together.
+        """Resumes within an epoch, skipping its first ``samples`` positions (of all ranks together).
 
-        So the number of ranks may have changed since: what is left is shared among those there are now.
+        The rest is shared among the current ranks, whose number may have changed.
         """
         self.resume_epoch, self.resume_after = epoch, samples
 
     def left(self, epoch: int) -> int:
-        """Positions that each rank gets in an epoch."""
+        """Positions per rank that remain in an epoch."""
         done = self.resume_after if epoch == self.resume_epoch else 0
         return max(self.total_size - done, 0) // self.num_replicas
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the permutation of the next iteration over the sampler."""
+        """Sets the epoch, and thereby the permutation; called by BasicSR's loop."""
         self.epoch = epoch

@@ -1,4 +1,4 @@
-"""A wrapper round any BasicSR data set: seeded items, and errors that name the file."""
+"""Wraps a BasicSR data set: seeded items, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kdsr.data.image_roots import open_root, spread
 from kdsr.data.lmdb_client import LmdbClient
 from kdsr.runtime.errors import DataError
 
-REPLACED = "replaced"  # key of an item of a set that skips: which images it stands for, one a line
-MOST_IN_A_ROW = 10  # unreadable images that are passed over; of a large set a tenth of it
+REPLACED = "replaced"  # key of an item with on_bad_image: skip: the images that it replaces, one per line
+MOST_IN_A_ROW = 10  # unreadable images that are skipped; a tenth of a large data set
 
 
 @contextmanager
 def _seeded(seed: int, epoch: int, position: int) -> Iterator[None]:
-    """Seeds Python's and NumPy's global generators for one item, and puts back what they were."""
+    """Seeds Python's and NumPy's global generators for one item, and restores them."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     words = np.random.SeedSequence(seed, spawn_key=(1, epoch, position)).generate_state(8)
     np.random.seed(words[:4])
@@ -38,19 +38,14 @@ def _seeded(seed: int, epoch: int, position: int) -> Iterator[None]:
 class SeededDataset(Dataset):
     """Makes a data set's random numbers a function of (seed, epoch, position).
 
-    An item ``(epoch, position)``, as :class:`~kdsr.data.samplers.PositionSampler` yields it, is item
-    ``position % len(dataset)`` of the wrapped set with Python's and NumPy's generators (BasicSR crops and
-    flips with the former) seeded from the three numbers, whichever worker loads it and whatever was loaded
-    before. A plain index works too (validation). Items are ordered by their path, not as the file system
-    happens to list them, so that index 3 is the same image on every machine, on disk and in LMDB. All other
-    attributes are those of the wrapped set.
-
-    BasicSR fails on a bad image with an error that does not name it, and in validation crops a GT image of
-    the wrong size to fit. Here both are a :class:`DataError` with the file's name.
-
-    A training set with ``on_bad_image: skip`` passes over unreadable images: the item of a position is then that of
-    the next position whose images can be read, with the random numbers of its own. So what stands for a bad image
-    is a function of the files and the three numbers too. The item says under ``REPLACED`` what it stands for.
+    - Item ``(epoch, position)`` of :class:`~kdsr.data.samplers.PositionSampler` is item ``position % len(dataset)``,
+      loaded with Python's and NumPy's generators seeded by the three numbers. A plain index works too (validation).
+    - Items are sorted by path, so that an index means the same image on every machine, on disk and in LMDB.
+    - An unreadable image, or a GT image of the wrong size (which BasicSR crops in validation), raises a
+      :class:`DataError` with the file's name.
+    - With ``on_bad_image: skip`` a training item with an unreadable image is replaced by the item of the next readable
+      position, with the random numbers of its own. Its key ``REPLACED`` names the images that it replaces.
+    - Other attributes are those of the wrapped data set.
 
     Args:
         dataset: Any map-style data set of BasicSR.
@@ -64,7 +59,7 @@ class SeededDataset(Dataset):
         self._size_checked: set[int] = set()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "dataset":  # not there yet while it is unpickled
+        if name.startswith("__") or name == "dataset":  # during unpickling
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -72,11 +67,11 @@ class SeededDataset(Dataset):
         return len(self._order)
 
     def __getitem__(self, item: int | tuple[int, int] | tuple[int, int, int | None]) -> Any:
-        """Loads an item; its third number, where there is one, is the ``gt_size`` of its patch.
+        """Loads an item; the third number of a tuple is the ``gt_size`` of the patch.
 
         Raises:
             DataError: The image cannot be read (``UnreadableImage``), GT and LQ do not match the scale, or GT is
-                smaller than the patch; with ``on_bad_image: skip`` also when too many in a row cannot be read.
+                smaller than the patch; with ``on_bad_image: skip`` also if too many in a row are unreadable.
         """
         if not isinstance(item, tuple):
             return self._load(self._order[item])
@@ -88,10 +83,9 @@ class SeededDataset(Dataset):
         return self._load_at(epoch, position)
 
     def smallest(self) -> int:
-        """The index of the image with the shortest side, among those the one with the fewest pixels.
+        """The index of the image with the shortest side, then the fewest pixels, by headers; 0 if none is readable.
 
-        What a metric or a network asks of a size is asked of the shorter side. Headers are looked at, of a large set
-        some, evenly spaced; 0 where no size can be found out.
+        A large data set is sampled at even spacing.
         """
         found = {}
         lmdbs: dict[str, Any] = {}
@@ -104,7 +98,7 @@ class SeededDataset(Dataset):
         return min(found, key=lambda position: found[position], default=0)
 
     def _load_at(self, epoch: int, position: int, ahead: int = 0) -> Any:
-        """The item ``ahead`` positions further on, with the random numbers of this one."""
+        """The item ``ahead`` positions later, with the random numbers of this position."""
         with _seeded(self.seed, epoch, position):
             return self._load(self._order[(position + ahead) % len(self._order)])
 
@@ -129,7 +123,7 @@ class SeededDataset(Dataset):
             raise
         except Exception as error:
             problem = _find_problem(self.dataset, index)
-            if problem is None:  # a defect of the program, not of the data
+            if problem is None:  # a bug, not a problem of the data
                 raise
             raise problem from error
         if index not in self._size_checked and _opt(self.dataset, "phase") != "train":
@@ -141,7 +135,7 @@ class SeededDataset(Dataset):
 
 
 def _share_lmdb(dataset: Any) -> None:
-    """Gives a data set of BasicSR, which opens its LMDBs itself, a client that shares them with other sets."""
+    """Gives a BasicSR data set an LMDB client that shares open LMDBs."""
     backend = getattr(dataset, "io_backend_opt", None)
     if getattr(dataset, "file_client", backend) is None and backend and backend.get("type") == "lmdb":
         dataset.file_client = LmdbClient(backend["db_paths"], backend["client_keys"])
@@ -152,7 +146,7 @@ def _opt(dataset: Any, key: str) -> Any:
 
 
 def _order_by_path(dataset: Any) -> list[int]:
-    """The indices of a set in the order of its paths, extensions aside (LMDB keys have none)."""
+    """The indices sorted by path without extension (LMDB keys have none)."""
     order = list(range(len(dataset)))
     paths = getattr(dataset, "paths", None)
     if not isinstance(paths, list) or len(paths) != len(order):
@@ -162,7 +156,7 @@ def _order_by_path(dataset: Any) -> list[int]:
 
 
 def _files(dataset: Any, index: int) -> dict[str, tuple[str, str]]:
-    """Names an item's files: role ('gt', 'lq') -> (path or LMDB key, name for a message)."""
+    """An item's files: role ('gt', 'lq') -> (path or LMDB key, name for messages)."""
     paths = getattr(dataset, "paths", None)
     if not isinstance(paths, list):
         return {}
@@ -179,7 +173,7 @@ def _files(dataset: Any, index: int) -> dict[str, tuple[str, str]]:
 
 
 def _stored_size(dataset: Any, role: str, path: str, lmdbs: dict[str, Any]) -> tuple[int, int] | None:
-    """An image's size by its header or, in an LMDB, by meta_info.txt; None where neither says it."""
+    """An image's size from its header or, for an LMDB, meta_info.txt; None if unknown."""
     try:
         if (_opt(dataset, "io_backend") or {}).get("db_paths") is None:
             info: ImageInfo | None = probe_on_disk(path)
@@ -198,7 +192,7 @@ def _bytes(dataset: Any, path: str, role: str) -> bytes | None:
 
 
 def _find_problem(dataset: Any, index: int) -> DataError | None:
-    """Looks for what may have made an item fail; None if its files are in order."""
+    """The likely cause of an item's error; None if its files are valid."""
     files = _files(dataset, index)
     if not files or getattr(dataset, "file_client", None) is None:
         return None
@@ -214,7 +208,7 @@ def _find_problem(dataset: Any, index: int) -> DataError | None:
 
 
 def _size_problem(dataset: Any, index: int) -> DataError | None:
-    """Compares the stored sizes of a GT/LQ pair; what a data set returns is cropped already."""
+    """Compares the stored sizes of a GT/LQ pair, which the data set returns cropped."""
     files = _files(dataset, index)
     if not {"gt", "lq"} <= files.keys() or not _opt(dataset, "scale"):
         return None
@@ -224,7 +218,7 @@ def _size_problem(dataset: Any, index: int) -> DataError | None:
         content = _bytes(dataset, path, role)
         try:
             sizes[role] = probe(content or b"").size
-        except OSError:  # OpenCV could decode it, only Pillow cannot
+        except OSError:  # decodable by OpenCV, not by Pillow
             return None
     return _mismatch(dataset, files, sizes)
 

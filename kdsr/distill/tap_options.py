@@ -15,7 +15,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from kdsr.distill.adapters import TapPair
 from kdsr.distill.taps import share_problem
-from kdsr.runtime.atomic_files import from_here
+from kdsr.runtime.atomic_files import display_path
 
 # of a checkout; an installed package has none
 PIECES = Path(__file__).resolve().parents[2] / "options" / "_base_"
@@ -80,9 +80,9 @@ def missing_taps(opt: dict[str, Any], key: str, needed_by: Sequence[str], teache
     types = [str(network.get("type")) for network in networks if isinstance(network, dict)]
     fitting = [file for file in sorted(folder.glob("*.yml")) if _gives(file, key) and _is_for(file, types)]
     if fitting:
-        return f"{problem}; add {' or '.join(map(from_here, fitting))} to _base_"
+        return f"{problem}; add {' or '.join(map(display_path, fitting))} to _base_"
     both = " and ".join(dict.fromkeys(types)) or "these networks"
-    return f"{problem}; {from_here(folder)} has none for {both}: {pairs} (docs/new_backbone.md)"
+    return f"{problem}; {display_path(folder)} has none for {both}: {pairs} (docs/new_backbone.md)"
 
 
 def _gives(piece: Path, key: str) -> bool:

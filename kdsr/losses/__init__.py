@@ -1,1 +1,1 @@
-"""Losses: pure functions on tensors, each with a thin module in LOSS_REGISTRY."""
+"""Losses: functions on tensors, and a thin module for each in LOSS_REGISTRY."""

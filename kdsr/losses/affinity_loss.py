@@ -1,4 +1,4 @@
-"""Feature affinity: how alike any two positions of a feature map are.
+"""Feature affinity: similarities between the positions of a feature map.
 
 He et al., "FAKD: Feature-Affinity Based Knowledge Distillation for Efficient Image Super-Resolution", ICIP 2020,
 Eq. 2 and 3.
@@ -14,64 +14,62 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kdsr.losses.levels import check_levels, unit
+from kdsr.losses.levels import check_choice, check_levels, unit
 from kdsr.losses.mscn import widened
 from kdsr.runtime.errors import OptionError, TrainingError, is_out_of_memory
 
 REDUCTIONS = ("pool", "sample")
-FULL = 48 * 48  # positions of the patches that the paper trains with
+FULL = 48 * 48  # positions of the paper's training patches
 
-# Entries of the affinities that exist at the same time, of all images together. On a CPU fewer make the products slow,
-# more make them no faster.
+# Number of affinities computed at once, over all images. On a CPU fewer are slower and more are not faster.
 BLOCK = 2**24
 BLOCK_CPU = 2**22
 
 
 class _AffinityDistance(torch.autograd.Function):
-    """Mean absolute difference of ``s^T s`` and ``t^T t``; s (N, C, P) and t (N, C', P) have columns of length 1.
+    """Mean absolute difference of ``s^T s`` and ``t^T t``; s (N, C, P) and t (N, C', P) have columns of norm 1.
 
-    Never more than some rows of the (N, P, P) affinities are there, and of these, which are symmetric, only the part
-    from the diagonal on. The gradient ``2 s sign(s^T s - t^T t) / (N P^2)`` is made along with the value: what is kept
-    for the backward pass has the size of s.
+    Computes the symmetric (N, P, P) affinities in blocks of rows, from the diagonal on. The forward pass also computes
+    the gradient ``2 s sign(s^T s - t^T t) / (N P^2)``, so that only a tensor of the size of s is saved.
     """
 
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
         images, _, positions = student.shape
         rows = block_rows(images, positions, student.is_cuda)
-        wants_gradient = ctx.needs_input_grad[0]
-        total, slope = student.new_zeros(()), torch.zeros_like(student)
+        needs_grad = ctx.needs_input_grad[0]
+        total, gradient = student.new_zeros(()), torch.zeros_like(student)
         with torch.autocast(student.device.type, enabled=False):
             for first in range(0, positions, rows):
                 ours, theirs = (x[:, :, first : first + rows].mT for x in (student, teacher))
                 rest, their_rest = student[:, :, first:], teacher[:, :, first:]
                 difference = torch.baddbmm(theirs @ their_rest, ours, rest, beta=-1)
                 count = difference.shape[1]
-                beyond = difference[:, :, count:]  # these are there twice, below the diagonal too
+                beyond = difference[:, :, count:]  # counts twice: also below the diagonal
                 total += difference.abs().sum() + beyond.abs().sum()
-                if wants_gradient:
+                if needs_grad:
                     difference.sign_()
-                    slope[:, :, first : first + rows] += rest @ difference.mT
-                    slope[:, :, first + rows :] += ours.mT @ beyond
+                    gradient[:, :, first : first + rows] += rest @ difference.mT
+                    gradient[:, :, first + rows :] += ours.mT @ beyond
         size = images * positions**2
-        if wants_gradient:
-            ctx.save_for_backward(slope.mul_(2 / size))
+        if needs_grad:
+            ctx.save_for_backward(gradient.mul_(2 / size))
         return total / size
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * grad, None
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None
 
 
 def block_rows(images: int, positions: int, on_gpu: bool) -> int:
-    """How many rows of all images' affinities are computed at once."""
+    """Number of rows of the affinities that are computed at once."""
     return max(1, (BLOCK if on_gpu else BLOCK_CPU) // (images * positions))
 
 
 def reduction_factor(height: int, width: int, max_positions: int) -> int:
-    """By how much both sides of a map are divided (rounding up) so that at most ``max_positions`` are left; >= 1."""
+    """The factor >= 1 that reduces a map to at most ``max_positions`` positions (sides rounded up)."""
     factor = 1
     while -(-height // factor) * -(-width // factor) > max_positions:
         factor += 1
@@ -79,13 +77,13 @@ def reduction_factor(height: int, width: int, max_positions: int) -> int:
 
 
 def reduced(features: Tensor, factor: int, reduce: str) -> Tensor:
-    """Fewer positions: (N, C, H, W) -> (N, C, ceil(H / factor), ceil(W / factor)).
+    """Reduces the positions: (N, C, H, W) -> (N, C, ceil(H / factor), ceil(W / factor)).
 
     Args:
-        features: Of student or teacher.
-        factor: 1 leaves them as they are.
-        reduce: ``pool``: means of squares of ``factor`` x ``factor`` positions, at the border of what there is.
-            ``sample``: the position in the middle of each of them.
+        features: Features.
+        factor: 1 for no reduction.
+        reduce: ``pool``: means of ``factor`` x ``factor`` cells, cut at the border. ``sample``: the position in the
+            middle of each cell.
     """
     if factor == 1:
         return features
@@ -107,21 +105,21 @@ def affinity_distance(
 ) -> Tensor:
     """The sum over levels of the mean absolute difference of the affinities ``A = F^T F``.
 
-    F has a column per position, of length 1 (a column of zeros stays). A has (H W)^2 entries per image: where a map
-    has more than ``max_positions``, both networks' maps are reduced first.
+    F has a column of norm 1 (or 0) per position. A has (H W)^2 entries per image: maps with more than
+    ``max_positions`` positions are reduced first.
 
     Args:
-        student: The student's features, one (N, C, H, W) per level; they alone receive a gradient.
-        teacher: The teacher's: same sizes, any number of channels.
-        max_positions: Up to so many positions H W the affinity is the full one.
+        student: The student's features, one (N, C, H, W) per level; only they receive a gradient.
+        teacher: The teacher's features: same sizes, any number of channels.
+        max_positions: Largest number of positions H W without reduction.
         reduce: See ``reduced``.
 
     Returns:
-        A scalar in [0, 2] per level, in float32 at least.
+        A scalar in [0, 2] per level, in at least float32.
 
     Raises:
         ValueError: Numbers of levels or sizes differ.
-        TrainingError: There is not enough memory; with the sizes, and what helps.
+        TrainingError: Out of memory, with sizes and remedy.
     """
     check_levels("FAKD", student, teacher, channels=False)
     terms = []
@@ -154,24 +152,21 @@ def _too_large(level: int, shape: torch.Size, factor: int, on_gpu: bool) -> str:
 
 @LOSS_REGISTRY.register()
 class AffinityLoss(nn.Module):
-    """``affinity_distance`` as a loss of option files.
+    """``affinity_distance`` for option files.
 
     Args:
-        loss_weight: Factor of the term (the paper: 10, beside 0.5 for each of the two other terms).
-        max_positions: Up to so many positions of a map (48x48: the paper's patches) its affinity is computed in
-            full; the time goes with their square.
-        reduce: What is done with larger maps: ``pool`` (averaged) or ``sample`` (evenly strided positions).
+        loss_weight: Weight of the term (paper: 10, with 0.5 for each of the two other terms).
+        max_positions: Largest number of positions without reduction (default: the paper's 48x48). The time grows with
+            its square.
+        reduce: Reduction of larger maps: ``pool`` (average) or ``sample`` (every n-th position).
 
     Raises:
-        OptionError: A value is none of those.
+        OptionError: A value is invalid.
     """
 
     def __init__(self, loss_weight: float = 1.0, max_positions: int = FULL, reduce: str = "pool") -> None:
         super().__init__()
-        if reduce not in REDUCTIONS:
-            raise OptionError(
-                f"AffinityLoss: reduce {reduce!r} is unknown; it can be {' or '.join(REDUCTIONS)}"
-            )
+        check_choice("AffinityLoss", "reduce", reduce, REDUCTIONS)
         if max_positions < 2:
             raise OptionError(f"AffinityLoss: max_positions {max_positions} must be 2 or more")
         self.loss_weight = loss_weight
@@ -179,7 +174,7 @@ class AffinityLoss(nn.Module):
         self.reduce = reduce
 
     def form(self, height: int, width: int) -> str:
-        """How the affinity of a map of this size is computed, for the log."""
+        """Describes the reduction of a map of this size, for the log."""
         factor = reduction_factor(height, width, self.max_positions)
         if factor == 1:
             return f"full, {height}x{width} positions"

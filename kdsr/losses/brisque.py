@@ -1,8 +1,8 @@
 """BRISQUE's natural scene statistics: differentiable on feature maps, and the classic 36 numbers of an image.
 
-Mittal, Moorthy and Bovik, "No-Reference Image Quality Assessment in the Spatial Domain", IEEE TIP 2012: how
-an undistorted natural image's MSCN coefficients, and the products of neighbouring ones, are distributed is
-known; distortions change it. Written from the paper.
+Mittal, Moorthy and Bovik, "No-Reference Image Quality Assessment in the Spatial Domain", IEEE TIP 2012: distortions
+change the distributions of a natural image's MSCN coefficients and of the products of neighbouring ones. Written from
+the paper.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from torch.autograd.function import once_differentiable
 
 from kdsr.losses.mscn import interleaved, mscn, row_sums, widened
 
-NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # (rows down, columns right), the order of the statistics
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # (rows down, columns right), in the order of the statistics
 
-SHAPES = (0.2, 10.0)  # the generalised Gaussian's that are told apart (the range of the authors' search)
-# Up to how many values all four directions are dealt with at once on a CPU: beyond, cache counts for more than the
-# number of operations.
-AT_ONCE = 2**17
+SHAPES = (0.2, 10.0)  # range of the generalised Gaussian's shape (as in the authors' search)
+AT_ONCE = 2**17  # largest number of values for which a CPU computes all four directions at once (cache)
 
 
 def _pair(x: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
-    """Views of x and of its neighbours; pixels without that neighbour are left out."""
+    """Views of the pixels that have the neighbour, and of these neighbours."""
     height, width = x.shape[2:]
     above, below = x[:, :, : height - abs(down)], x[:, :, abs(down) :]
     here, there = (above, below) if down >= 0 else (below, above)
@@ -36,18 +34,18 @@ def _pair(x: Tensor, down: int, right: int) -> tuple[Tensor, Tensor]:
 
 
 def _groups(x: Tensor) -> list[tuple[tuple[int, int], ...]]:
-    """Directions that are dealt with at once: all on a GPU, which wants few kernels."""
+    """Directions that are computed at once: all on a GPU, to launch few kernels."""
     at_once = x.device.type != "cpu" or x.numel() <= AT_ONCE
     return [NEIGHBOURS] if at_once else [(direction,) for direction in NEIGHBOURS]
 
 
 def _memory(x: Tensor, maps: int, directions: int) -> list[Tensor]:
-    """So many maps' flat memory, which the directions share: on a CPU to take it costs more than to fill it."""
+    """Flat buffers for maps, reused by the directions: on a CPU allocation is slower than computation."""
     return list(x.new_empty(maps, directions * x.numel()).unbind())
 
 
 def _part(memory: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
-    """The beginning of flat memory as a tensor of this shape, (directions, N, C, H, W), laid out as x is."""
+    """The start of a flat buffer as a tensor of this shape, (directions, N, C, H, W), with x's memory format."""
     part = memory[: math.prod(shape)]
     if interleaved(x):
         return part.view(*shape[:2], *shape[3:], shape[2]).movedim(-1, 2)
@@ -55,9 +53,9 @@ def _part(memory: Tensor, x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _products(x: Tensor, group: tuple[tuple[int, int], ...], memory: Tensor) -> Tensor:
-    """(N, C, H, W) -> (directions, N, C, H, W), in ``memory``: each pixel times its neighbour, 0 where it has none.
+    """(N, C, H, W) -> (directions, N, C, H, W), in ``memory``: each pixel times its neighbour, 0 without a neighbour.
 
-    For one direction alone without those zeros, (1, N, C, smaller H, smaller W).
+    For a single direction without these zeros: (1, N, C, smaller H, smaller W).
     """
     if len(group) == 1:
         here, there = _pair(x, *group[0])
@@ -72,17 +70,17 @@ def _products(x: Tensor, group: tuple[tuple[int, int], ...], memory: Tensor) -> 
 
 
 class _Sums(torch.autograd.Function):
-    """(N, C, H, W) -> (2, N, C): the sums of |x| and x^2; and (6, 4, N, C): of each direction's products the sums of
-    the positive ones, of the negative ones (as a number >= 0), of their squares, and how many of each there are.
+    """(N, C, H, W) -> (2, N, C): sums of |x| and x^2; and (6, 4, N, C), per direction: sums of positive products, of
+    absolute negative products, of the squares of each, and the number of each.
 
-    Autograd would keep some forty maps of the input's size until the backward pass; this keeps the input.
+    Saves only the input, where autograd would save about forty maps of its size.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
         own = x.abs()
-        # without zeros, and most maps have none, what is not positive is negative (a GPU would have to be asked)
+        # without zeros, as usual, negative = not positive (on a GPU the check would need a sync)
         zeros = x.device.type != "cpu" or not own.numel() or not own.amin() > 0
         of_pixels = torch.stack([row_sums(own), row_sums(own.mul_(own))]).sum(-2)
         of_pairs = []
@@ -114,13 +112,13 @@ class _Sums(torch.autograd.Function):
         memory = _memory(x, 3, len(groups[0]))
         done = 0
         for group in groups:
-            # (the counts are steps: no gradient)
+            # the counts have no gradient
             up, low, up2, low2 = of_pairs[:4, done : done + len(group), ..., None, None]
             done += len(group)
             product = _products(x, group, memory[0])
             parts = [_part(part, x, product.shape) for part in memory[1:]]
-            # With p a product, d/dp is up + 2 p up2 where it is positive and -low + 2 p low2 where it is negative:
-            # half of their sum everywhere, half of their difference times p's sign.
+            # For a product p, d/dp is up + 2 p up2 if p > 0 and -low + 2 p low2 if p < 0: half of their sum, plus half
+            # of their difference times the sign of p.
             sign = torch.sign(product, out=parts[0])
             difference = torch.addcmul((up + low) / 2, product, up2 - low2, out=parts[1])
             slopes = torch.addcmul((up - low) / 2, product, up2 + low2, out=product).addcmul_(
@@ -138,30 +136,30 @@ class _Sums(torch.autograd.Function):
 
 @lru_cache(maxsize=64)
 def _pairs(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """How many products each direction has in a map, (4, 1, 1). Sent to a GPU once."""
+    """Number of products per direction in a map, (4, 1, 1). Cached on the device."""
     pairs = [[[max(0, height - abs(down)) * max(0, width - right)]] for down, right in NEIGHBOURS]
     return torch.tensor(pairs, dtype=dtype).to(device)
 
 
 def _halved(x: Tensor) -> Tensor:
-    """2x2 mean; an odd last row or column is left out, an axis of one pixel stays."""
+    """2x2 mean; drops an odd last row or column, keeps an axis of one pixel."""
     return F.avg_pool2d(x, [min(2, size) for size in x.shape[2:]])
 
 
 class _Moments(NamedTuple):
-    """At both scales: of the MSCN map y, (2, N, C), and of its neighbour products p, (4, 2, N, C)."""
+    """Moments at both scales of the MSCN map y, (2, N, C), and of its neighbour products p, (4, 2, N, C)."""
 
     absolute: Tensor  # E|y|
     square: Tensor  # E[y^2]
     mean: Tensor
     p_absolute: Tensor
     p_square: Tensor
-    left: Tensor  # variance of the negative products about 0
-    right: Tensor  # and of the positive ones
+    left: Tensor  # variance of the negative products around 0
+    right: Tensor  # variance of the positive products around 0
 
 
 def _moments(x: Tensor, c: float | Tensor) -> _Moments:
-    """Of the MSCN maps of x, (N, C, H, W), at scale 1 and at scale 1/2."""
+    """Moments of the MSCN maps of x, (N, C, H, W), at scales 1 and 1/2."""
     of_pixels, of_pairs = [], []
     for y in (mscn(scaled, c) for scaled in (x, _halved(x))):
         height, width = y.shape[2:]
@@ -177,7 +175,7 @@ def _moments(x: Tensor, c: float | Tensor) -> _Moments:
 
 
 def _in_order(of_pixels: list[Tensor], of_pairs: list[Tensor]) -> Tensor:
-    """(2, N, C) each and (4, 2, N, C) each -> (N, C, 36): scale 1 first, in it the pixels, then each direction."""
+    """(2, N, C) each and (4, 2, N, C) each -> (N, C, 36): scale 1 first; per scale pixels, then directions."""
     pairs = torch.stack(of_pairs, 1).flatten(0, 1).movedim(1, 0)
     return torch.cat([torch.stack(of_pixels, 1), pairs], 1).flatten(0, 1).permute(1, 2, 0)
 
@@ -185,24 +183,24 @@ def _in_order(of_pixels: list[Tensor], of_pairs: list[Tensor]) -> Tensor:
 def natural_scene_statistics(x: Tensor, c: float | Tensor) -> Tensor:
     """The BRISQUE extractor B of SLKD: 36 differentiable statistics of every channel.
 
-    At scale 1 and at scale 1/2 (2x2 mean), of the MSCN map y:
+    At scales 1 and 1/2 (2x2 mean), of the MSCN map y:
 
     - 0, 1: ``E[y^2]`` and the generalised Gaussian's shape statistic ``(E|y|)^2 / E[y^2]``;
-    - 2 to 17: of the products p of neighbours, right (0, 1), below (1, 0), below right (1, 1), above right
-      (-1, 1): mean, standard deviation of the negative ones, of the positive ones, ``(E|p|)^2 / E[p^2]``.
+    - 2 to 17: of the products p of neighbours, right (0, 1), below (1, 0), below right (1, 1), above right (-1, 1):
+      mean, standard deviation of the negative ones, of the positive ones, ``(E|p|)^2 / E[p^2]``.
 
-    BRISQUE's own numbers are functions of these, see ``brisque_features``. The shape statistic's denominator
-    has 1e-6 (y) or 1e-12 (p) added to it: that of a flat channel is 0 and its gradient is finite.
+    BRISQUE's own features are functions of these, see ``brisque_features``. The denominators of the shape statistics
+    have 1e-6 (y) or 1e-12 (p) added: a flat channel gives 0 with a finite gradient.
 
     Args:
-        x: Feature maps (N, C, H, W), any size from 1x1 on.
+        x: Feature maps (N, C, H, W) of any size.
         c: The MSCN constant, ``contrast_constant`` of the teacher's features.
 
     Returns:
         (N, C, 36) in float32 (float64 for float64), scale 1 first.
     """
     m = _moments(widened(x), c)
-    # (below 1e-20, a standard deviation of 1e-10, the root's slope is cut off)
+    # limits the gradient of the square root below a standard deviation of 1e-10
     left, right = m.left.clamp_min(1e-20).sqrt(), m.right.clamp_min(1e-20).sqrt()
     return _in_order(
         [m.square, m.absolute.square() / (m.square + 1e-6)],
@@ -215,15 +213,15 @@ def _log_gammas(shape: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gamma_ratio(shape: Tensor) -> Tensor:
-    """(E|y|)^2 / E[y^2] of a generalised Gaussian: ``G(2/a)^2 / (G(1/a) G(3/a))``, growing from 0 to 3/4."""
+    """(E|y|)^2 / E[y^2] of a generalised Gaussian: ``G(2/a)^2 / (G(1/a) G(3/a))``, increasing from 0 to 3/4."""
     one, two, three = _log_gammas(shape)
     return torch.exp(2 * two - one - three)
 
 
 def inverse_gamma_ratio(ratio: Tensor) -> Tensor:
-    """The shape a in [0.2, 10] whose ``gamma_ratio`` is the given one (float64), differentiable.
+    """The inverse of ``gamma_ratio``: a shape in [0.2, 10] (float64), differentiable.
 
-    A ratio beyond those of the two ends gets that end, and no gradient.
+    Ratios outside this range give an end of it, without gradient.
     """
     low, high = (torch.full_like(ratio, math.log(end)).detach() for end in SHAPES)
     for _ in range(48):  # bisection to 1e-14
@@ -236,18 +234,17 @@ def inverse_gamma_ratio(ratio: Tensor) -> Tensor:
     slope = value * (one + three - 2 * two) / shape.square()
     ends = [gamma_ratio(torch.full_like(shape, end)) for end in SHAPES]
     inside = (ratio > ends[0]) & (ratio < ends[1])
-    # one Newton step: a change of 1e-14 in the value, and the derivative of the inverse function
+    # one Newton step adds the derivative of the inverse function, and changes the value by about 1e-14
     return shape + torch.where(inside, (ratio - value) / slope, torch.zeros_like(ratio))
 
 
 def brisque_features(luma: Tensor) -> Tensor:
-    """BRISQUE's 36 features of an image (Mittal et al. 2012, Table I), by matching moments.
+    """BRISQUE's 36 features of an image (Mittal et al. 2012, Table I), by moment matching.
 
-    Per scale (1, then 1/2 by 2x2 mean): a and sigma^2 of the generalised Gaussian of the MSCN coefficients;
-    then, of the asymmetric generalised Gaussian of each neighbour product (right, below, below right, above
-    right): a, eta, sigma_l^2, sigma_r^2, with eta = (sigma_r - sigma_l) G(2/a) / sqrt(G(1/a) G(3/a)).
-    Shapes a are found to rounding, within [0.2, 10]. Neighbours beyond the border do not count, and the
-    border does not wrap around.
+    Per scale (1, then 1/2 by 2x2 mean): a and sigma^2 of the generalised Gaussian of the MSCN coefficients; then, of
+    the asymmetric generalised Gaussian of each neighbour product (right, below, below right, above right): a, eta,
+    sigma_l^2, sigma_r^2, with eta = (sigma_r - sigma_l) G(2/a) / sqrt(G(1/a) G(3/a)). Shapes a are in [0.2, 10].
+    Pixels without the neighbour are left out; the border does not wrap around.
 
     Args:
         luma: (N, C, H, W) in [0, 255], usually with C = 1; computed in float64.
@@ -259,7 +256,7 @@ def brisque_features(luma: Tensor) -> Tensor:
     tiny = torch.finfo(m.square.dtype).tiny
     shape = inverse_gamma_ratio(m.absolute.square() / m.square.clamp_min(tiny))
     left, right = m.left.clamp_min(tiny).sqrt(), m.right.clamp_min(tiny).sqrt()
-    # with g = left / right this is (g^3 + 1)(g + 1) / (g^2 + 1)^2, but right may be 0
+    # (g^3 + 1)(g + 1) / (g^2 + 1)^2 for g = left / right, also if right is 0
     skew = (left**3 + right**3) * (left + right) / (m.left + m.right).square().clamp_min(tiny)
     p_shape = inverse_gamma_ratio(skew * m.p_absolute.square() / m.p_square.clamp_min(tiny))
     one, two, three = _log_gammas(p_shape)

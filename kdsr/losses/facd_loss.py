@@ -1,4 +1,4 @@
-"""Contrast between feature maps and the adaptive gate of FACD.
+"""FACD: contrast between feature maps, and the adaptive gate.
 
 "Feature-domain Adaptive Contrastive Distillation for Efficient Single Image Super-Resolution" (arXiv
 2211.15951; IEEE Access 2023). No code was released; the equations are our reading, see docs/methods.md.
@@ -15,6 +15,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from kdsr.losses.levels import check_choice
 from kdsr.losses.mscn import widened
 from kdsr.runtime.errors import OptionError
 
@@ -25,9 +26,8 @@ GATES = ("hard", "soft", "off")
 class _PairwiseDistance(torch.autograd.Function):
     """Maps (N, C, H, W) and candidates (M, C, H, W) -> (N, M) mean absolute differences.
 
-    One candidate at a time: no N x M maps, in the backward pass neither. (On a GPU the backward pass of
-    ``torch.cdist`` with p = 1 holds them all, and its float32 sums over whole maps are a hundred times less
-    exact.)
+    Processes one candidate at a time, without N x M maps. (On a GPU the backward pass of ``torch.cdist`` with p = 1
+    stores them all, and its float32 sums are a hundred times less accurate.)
     """
 
     @staticmethod
@@ -46,16 +46,16 @@ class _PairwiseDistance(torch.autograd.Function):
 
 
 def pairwise_distance(maps: Tensor, candidates: Tensor) -> Tensor:
-    """d of every map to every candidate: mean absolute difference of channel-normalised maps.
+    """Distances d of all maps to all candidates: mean absolute difference of channel-normalised maps.
 
-    At each position the vector of all channels is brought to length 1 (a vector of zeros stays).
+    The channel vector of each position is scaled to norm 1 (zeros stay).
 
     Args:
-        maps: The student's adapted features (N, C, H, W); they alone receive a gradient.
+        maps: The student's adapted features (N, C, H, W); only they receive a gradient.
         candidates: The teacher's features (M, C, H, W).
 
     Returns:
-        (N, M), in [0, 2 / sqrt(C)], float32 at least.
+        (N, M), in [0, 2 / sqrt(C)], in at least float32.
     """
     student, teacher = (
         F.normalize(widened(x), dim=1, eps=1e-6) for x in (maps, candidates.detach())
@@ -66,24 +66,24 @@ def pairwise_distance(maps: Tensor, candidates: Tensor) -> Tensor:
 def contrast(
     distances: Tensor, own: Tensor, *, kind: str = "infonce", temperature: float = 0.02, eps: float = 1e-7
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each sample from its distances to all candidates, and what it says of the mutual information.
+    """The loss of each sample from its distances to all candidates, and a bound on the mutual information.
 
     - ``infonce``: ``L = -log( e^(-d_pos/t) / sum over all K candidates of e^(-d/t) )``;
     - ``ratio``: ``L = d_pos / (mean of d_neg + eps)``.
 
     Args:
         distances: d, (N, K): sample by candidate.
-        own: (N,) integers: which candidate is the sample's positive. All others are its negatives.
+        own: (N,) indices of each sample's positive. All other candidates are its negatives.
         kind: ``infonce`` or ``ratio``.
-        temperature: t, of ``infonce`` (the bound is always computed with it).
+        temperature: t of ``infonce`` and of the bound.
         eps: Added to the denominator of ``ratio``.
 
     Returns:
-        The losses (N,) and, without gradient, the bound ``log K - L_infonce`` (N,): its mean bounds the mutual
-        information of student and teacher from below, in nats; it never exceeds log K.
+        The losses (N,) and, without gradient, ``log K - L_infonce`` (N,): its mean is a lower bound on the mutual
+        information of student and teacher in nats, at most log K.
 
     Raises:
-        OptionError: There is one candidate only, and so no negative.
+        OptionError: There is only one candidate, thus no negative.
     """
     candidates = distances.shape[1]
     if candidates < 2:
@@ -109,24 +109,23 @@ def patch_gate(
     mode: str = "hard",
     temperature: float = 0.01,
 ) -> Tensor:
-    """Weight of each training patch: distil where the teacher is nearer to the ground truth than the student.
+    """Weights of training patches: distil where the teacher is closer to the ground truth than the student.
 
     Args:
         student_out: S(x), (N, C, H, W).
         teacher_out: T(x), the same shape.
-        gt: y, the same shape; None will do where the mode is ``off``.
+        gt: y, the same shape; may be None if the mode is ``off``.
         mode: ``hard``: 1 where ``mean|T - y| < mean|S - y|``, else 0. ``soft``: the sigmoid of
             ``(mean|S - y| - mean|T - y|) / temperature``. ``off``: 1 everywhere.
         temperature: Width of the soft gate, in the images' units.
 
     Returns:
-        (N,) in [0, 1], without gradient, float32 at least.
+        (N,) in [0, 1], without gradient, in at least float32.
 
     Raises:
-        OptionError: ``mode`` is none of those.
+        OptionError: ``mode`` is unknown, or needs ground truth that is missing.
     """
-    if mode not in GATES:
-        raise OptionError(f"FACD: gate {mode!r} is unknown; it can be {', '.join(GATES[:-1])} or {GATES[-1]}")
+    check_choice("FACD", "gate", mode, GATES)
     student_out, teacher_out = widened(student_out), widened(teacher_out)
     if mode == "off":
         return student_out.new_ones(student_out.shape[0])
@@ -139,24 +138,23 @@ def patch_gate(
 
 @LOSS_REGISTRY.register()
 class FACDLoss(nn.Module):
-    """Feature contrast over taps as a loss of option files.
+    """Feature contrast over taps, for option files.
 
     Args:
-        loss_weight: Factor of the term.
+        loss_weight: Weight of the term.
         kind: ``infonce`` (the paper's first version) or ``ratio`` (d_pos and d_neg of the second).
-        temperature: Of ``infonce`` and of the bound; distances are at most ``2 / sqrt(channels)``.
+        temperature: t of ``infonce`` and of the bound; distances are at most ``2 / sqrt(channels)``.
         eps: Added to the denominator of ``ratio``.
 
     Raises:
-        OptionError: A value is none of those.
+        OptionError: A value is invalid.
     """
 
     def __init__(
         self, loss_weight: float = 1.0, kind: str = "infonce", temperature: float = 0.02, eps: float = 1e-7
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise OptionError(f"FACDLoss: kind {kind!r} is unknown; it can be {' or '.join(KINDS)}")
+        check_choice("FACDLoss", "kind", kind, KINDS)
         for name, value in (("temperature", temperature), ("eps", eps)):
             if value <= 0:
                 raise OptionError(f"FACDLoss: {name} {value} must be above 0")
@@ -172,22 +170,21 @@ class FACDLoss(nn.Module):
         own: Tensor | None = None,
         gate: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Contrast of each sample with all candidates, averaged over taps and samples.
+        """The contrast of each sample with all candidates, averaged over taps and samples.
 
         Args:
-            student: Adapted features, one (N, C, H, W) per tap; they alone receive a gradient.
-            teacher: The teacher's features of all ranks' samples, one (M, C, H, W) per tap, in the same order
-                at each tap. A sample's own is its positive, the others are its negatives.
-            own: (N,) int64: where among the M the N samples are; by default the first N.
-            gate: (N,) weights of the samples (``patch_gate``); by default 1. A sample of weight 0 still counts
-                in the mean: a batch in which the student is ahead everywhere costs nothing.
+            student: Adapted features, one (N, C, H, W) per tap; only they receive a gradient.
+            teacher: The teacher's features of all ranks' samples, one (M, C, H, W) per tap, in the same order at
+                each tap.
+            own: (N,) int64, indices of the N samples among the M; default: the first N.
+            gate: (N,) weights of the samples (``patch_gate``); default: 1. Samples of weight 0 count in the mean.
 
         Returns:
-            The weighted loss, and the bound on the mutual information in nats (of all samples, whatever
-            their gate), both scalars on the features' device; the bound has no gradient.
+            The weighted loss, and the bound on the mutual information in nats (of all samples, without gate and
+            gradient), both scalars on the features' device.
 
         Raises:
-            OptionError: There is one candidate only.
+            OptionError: There is only one candidate.
             ValueError: Numbers of taps or shapes differ.
         """
         if len(student) != len(teacher) or not student:
@@ -197,7 +194,7 @@ class FACDLoss(nn.Module):
             if s.shape[1:] != t.shape[1:]:
                 raise ValueError(
                     f"FACD, tap {tap}: the student's features have the shape {tuple(s.shape[1:])}, the "
-                    f"teacher's {tuple(t.shape[1:])}; an adapter has to bring them to the same one"
+                    f"teacher's {tuple(t.shape[1:])}; an adapter has to make them equal"
                 )
             index = torch.arange(s.shape[0], device=s.device) if own is None else own
             loss, bound = contrast(

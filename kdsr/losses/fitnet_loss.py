@@ -1,7 +1,7 @@
-"""Features as hints: the student's shall be the teacher's.
+"""FitNet hints: the distance of the student's features to the teacher's.
 
-Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (arXiv 1412.6550), Eq. 3. The paper trains up to the
-hint first and the whole network then; here the term stands beside the others from the first step on.
+Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (arXiv 1412.6550), Eq. 3. The paper first trains the
+network up to the hint alone; here the loss is a term from the first step on.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from kdsr.losses.levels import check_levels
+from kdsr.losses.levels import check_choice, check_levels
 from kdsr.losses.mscn import widened
-from kdsr.runtime.errors import OptionError
 
 CRITERIA = ("l1", "l2")
 
@@ -24,12 +23,12 @@ def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], crite
     """The mean over levels of the mean absolute (``l1``) or mean squared (``l2``) difference.
 
     Args:
-        student: Adapted features, one (N, C, H, W) per level; they alone receive a gradient.
-        teacher: The teacher's, same shapes.
+        student: Adapted features, one (N, C, H, W) per level; only they receive a gradient.
+        teacher: The teacher's features, same shapes.
         criterion: ``l1`` or ``l2`` (the paper's, without its factor 1/2).
 
     Returns:
-        A scalar >= 0, in float32 at least.
+        A scalar >= 0, in at least float32.
 
     Raises:
         ValueError: Numbers of levels or shapes differ.
@@ -42,22 +41,19 @@ def feature_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], crite
 
 @LOSS_REGISTRY.register()
 class FitNetLoss(nn.Module):
-    """``feature_distance`` as a loss of option files.
+    """``feature_distance`` for option files.
 
     Args:
-        loss_weight: Factor of the term.
+        loss_weight: Weight of the term.
         criterion: ``l1`` or ``l2``.
 
     Raises:
-        OptionError: The criterion is neither.
+        OptionError: The criterion is unknown.
     """
 
     def __init__(self, loss_weight: float = 1.0, criterion: str = "l1") -> None:
         super().__init__()
-        if criterion not in CRITERIA:
-            raise OptionError(
-                f"FitNetLoss: criterion {criterion!r} is unknown; it can be {' or '.join(CRITERIA)}"
-            )
+        check_choice("FitNetLoss", "criterion", criterion, CRITERIA)
         self.loss_weight = loss_weight
         self.criterion = criterion
 

@@ -1,7 +1,7 @@
-"""MCLIR's negative loss: away from what an older self makes of the same input.
+"""MCLIR's negative loss: increases the distance to the outputs of an older student.
 
 Wu et al., "Learning from History: Task-agnostic Model Contrastive Learning for Image Restoration", AAAI 2024 (arXiv
-2309.06023). With a positive beside the negatives ``ContrasLoss`` is the bounded alternative.
+2309.06023). ``ContrasLoss``, with positives too, is the bounded alternative.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from kdsr.losses.contrastive_loss import DISTANCES
+from kdsr.losses.levels import check_choice
 from kdsr.losses.mscn import widened
-from kdsr.runtime.errors import OptionError
 
 
 def distance_to_negatives(
@@ -24,16 +24,16 @@ def distance_to_negatives(
     """``Σ_i w_i · mean_k d(f_i(anchor), f_i(negative_k))``.
 
     Args:
-        anchor: Features of the student's output, one (N, C, H, W) per level; they alone receive a gradient.
+        anchor: Features of the student's output, one (N, C, H, W) per level; only they receive a gradient.
         negatives: Features of the K negatives, one (K · N, C, H, W) per level: the N images of negative 0 first.
-        weights: One factor per level, finest level first; a level of weight 0 is left out.
+        weights: One factor per level, finest level first; levels of weight 0 are skipped.
         distance: ``L1`` (mean absolute difference) or ``L2`` (mean squared difference).
 
     Returns:
-        A scalar >= 0, in float32 at least.
+        A scalar >= 0, in at least float32.
 
     Raises:
-        ValueError: The numbers of levels differ, or a level's shapes do not fit together.
+        ValueError: The numbers of levels or the shapes of a level do not match.
     """
     if not len(anchor) == len(negatives) == len(weights):
         raise ValueError(
@@ -46,7 +46,7 @@ def distance_to_negatives(
         if theirs.shape[1:] != ours.shape[1:] or not len(theirs) or len(theirs) % len(ours):
             raise ValueError(
                 f"negative loss, level {level}: anchor {tuple(ours.shape)} and negatives {tuple(theirs.shape)} do "
-                "not fit"
+                "not match"
             )
         if weight:
             parts = theirs.detach().split(len(ours))
@@ -57,18 +57,18 @@ def distance_to_negatives(
 
 @LOSS_REGISTRY.register()
 class NegativeLoss(nn.Module):
-    """``-loss_weight · distance_to_negatives``: the further, the better.
+    """``-loss_weight · distance_to_negatives``.
 
-    It has no lower bound: ``loss_weight`` has to be so small that the losses beside it win.
+    It has no lower bound: ``loss_weight`` must be small enough for the other losses to dominate.
 
     Args:
-        loss_weight: λ (the release: 0.001).
-        weights: Factor per level of the extractor, finest level first (the release, on three levels of VGG16: 0.2,
-            0.3, 0.5).
-        d_func: ``L1`` (the release) or ``L2``.
+        loss_weight: λ (release: 0.001).
+        weights: Factor per level of the extractor, finest level first (release: 0.2, 0.3, 0.5 on three levels of
+            VGG16).
+        d_func: ``L1`` (release) or ``L2``.
 
     Raises:
-        OptionError: The distance is neither.
+        OptionError: The distance is unknown.
     """
 
     def __init__(
@@ -78,10 +78,7 @@ class NegativeLoss(nn.Module):
         d_func: str = "L1",
     ) -> None:
         super().__init__()
-        if d_func not in DISTANCES:
-            raise OptionError(
-                f"NegativeLoss: d_func {d_func!r} is unknown; it can be {' or '.join(DISTANCES)}"
-            )
+        check_choice("NegativeLoss", "d_func", d_func, DISTANCES)
         self.loss_weight = loss_weight
         self.weights = tuple(float(weight) for weight in weights)
         self.distance = d_func

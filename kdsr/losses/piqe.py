@@ -1,10 +1,10 @@
 """PIQE's block criteria: soft and differentiable on feature maps, and the classic decisions on an image.
 
-Venkatanath et al., "Blind image quality evaluation using perception based features" (PIQE), NCC 2015: the
-MSCN map is cut into blocks, and of the active ones some are noticeably distorted (blocking, blur: an edge has
-a flat piece) and some are noisy (the centre is like the rest of the block). Written from the paper.
+Venkatanath et al., "Blind image quality evaluation using perception based features" (PIQE), NCC 2015: active blocks of
+the MSCN map can be noticeably distorted (blocking, blur: an edge has a flat segment) or noisy (the centre is like the
+rest of the block). Written from the paper.
 
-Classic thresholds, all stated by the paper, for 16x16 blocks of the MSCN map of luma in [0, 255] (c = 1):
+The paper's thresholds, for 16x16 blocks of the MSCN map of luma in [0, 255] (c = 1):
 
 - active: variance >= 0.1;
 - noticeably distorted: one of the 4 x 11 segments of six neighbouring values along the four edges has a
@@ -12,9 +12,8 @@ Classic thresholds, all stated by the paper, for 16x16 blocks of the MSCN map of
 - noisy: sigma > 2 beta, where sigma is the block's standard deviation, r the ratio of the standard deviations
   of its two centre columns and of all others, and beta = |sigma - r| / max(sigma, r).
 
-Variances and standard deviations are unbiased (n - 1), and an image whose sides are no multiple of 16 gets
-its border repeated at the bottom and on the right: so does the implementation in MATLAB's Image Processing
-Toolbox (``piqe``), where the paper says nothing.
+Where the paper is silent this follows ``piqe`` of MATLAB's Image Processing Toolbox: variances and standard deviations
+are unbiased (n - 1), and the border is replicated at the bottom and right up to a multiple of 16.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from kdsr.losses.mscn import mscn, widened
 BLOCK = 16
 ACTIVE_VARIANCE = 0.1
 SEGMENT_DEVIATION = 0.1
-SMALLEST_BLOCK = 4  # below it an edge has no segments and the centre columns leave nothing around them
+SMALLEST_BLOCK = 4  # needed for edge segments and for columns around the centre
 
 
 class PiqeBlocks(NamedTuple):
-    """The classic decisions, (N, C, rows, columns) of blocks each; only active blocks are judged."""
+    """The classic decisions, (N, C, rows, columns) of blocks each; distorted and noisy blocks are active ones."""
 
     variance: Tensor
     active: Tensor
@@ -44,10 +43,7 @@ class PiqeBlocks(NamedTuple):
 
 
 def block_size(stride: int, full: int = BLOCK) -> int:
-    """Side of the blocks of features that have 1/stride of the image's resolution: max(4, full // stride).
-
-    One less where that is odd (a stride of 3): a block has two centre columns.
-    """
+    """Side of the blocks of features at 1/stride of the image's resolution: max(4, full // stride), made even."""
     return max(SMALLEST_BLOCK, full // stride // 2 * 2)
 
 
@@ -58,9 +54,7 @@ def _blocks(y: Tensor, block: int) -> Tensor:
 
 def _edges(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Views of the borders of (N, rows, block, columns, block, C), (block, 2, N, rows, columns, C) each: top and
-    bottom, left and right.
-
-    Along a border first: what is done to neighbours is then done to long stretches of memory.
+    bottom, left and right. The first dimension runs along the border.
     """
     last = blocks.shape[2] - 1
     return blocks[:, :, ::last].permute(4, 2, 0, 1, 3, 5), blocks[..., ::last, :].permute(2, 4, 0, 1, 3, 5)
@@ -77,18 +71,18 @@ def _sliding_sums(x: Tensor, length: int) -> Tensor:
 
 class _Variances(torch.autograd.Function):
     """MSCN map (N, C, H, W), sides multiples of ``block`` -> (3, N, rows, columns, C): the variances of each block, of
-    its two centre columns and of its other columns; and (4, N, rows, columns, C): the lowest one among the segments
-    of its top, bottom, left and right edge.
+    its two centre columns and of its other columns; and (4, N, rows, columns, C): the lowest variance of segments of
+    its top, bottom, left and right edge.
 
-    Autograd would make a map of y's size for each of their parts in the backward pass, and add them. A variance's
-    slope is 2 (value - mean) / (n - 1): all that is needed of a part is its mean.
+    Autograd would add up a map of y's size for each part. The gradient of a variance is 2 (value - mean) / (n - 1), so
+    that only means are needed.
     """
 
     @staticmethod
     def forward(ctx, y: Tensor, block: int) -> tuple[Tensor, Tensor]:
         y = y.movedim(1, 3)
         centre = slice(block // 2 - 1, block // 2 + 1)
-        # the blocks' columns first, (N, rows, columns, block, C): faster than pooling
+        # sums of the blocks' columns, (N, rows, columns, block, C): faster than pooling
         heights, heights2 = (x.unflatten(1, (-1, block)).sum(2).unflatten(2, (-1, block)) for x in (y, y * y))
         parts = [(x.sum(3), x[:, :, :, centre].sum(3)) for x in (heights, heights2)]
         totals, totals2 = ((whole, middle, whole - middle) for whole, middle in parts)
@@ -113,7 +107,7 @@ class _Variances(torch.autograd.Function):
         y, *means, edges, pieces, spreads, lowest = ctx.saved_tensors
         slopes = [of_blocks[k] * (2 / (count - 1)) for k, count in enumerate(ctx.counts)]
         shifts = [slope * mean for slope, mean in zip(slopes, means, strict=True)]
-        # slope * y - shift, the sum over the two parts that a column belongs to: (N, rows, 1, columns, block, C)
+        # slope * y - shift, summed over the two parts of each column: (N, rows, 1, columns, block, C)
         factor, shift = (
             (whole + other).unsqueeze(3).repeat(1, 1, 1, ctx.block, 1) for whole, _, other in (slopes, shifts)
         )
@@ -121,7 +115,7 @@ class _Variances(torch.autograd.Function):
         shift[:, :, :, ctx.centre] = (shifts[0] + shifts[1]).unsqueeze(3)
         factor, shift = (x.unsqueeze(2) for x in (factor, shift))
         out = torch.addcmul(shift.neg_(), _blocks(y, ctx.block), factor)
-        # the same of the segments; of equal ones, each gets its share
+        # the same for the lowest segments; equal ones share the gradient
         slope = (spreads == lowest).to(y.dtype)
         slope.mul_(of_lowest * (2 / (ctx.length - 1)) / slope.sum(0))
         shift = pieces * slope / ctx.length
@@ -143,7 +137,7 @@ def _padded(x: Tensor, block: int) -> Tensor:
 
 
 def _noise(deviations: Tensor, eps: float) -> Tensor:
-    """sigma - 2 beta, above 0 where a block is noisy; of the roots of ``_Variances``' first."""
+    """sigma - 2 beta, positive for noisy blocks, from the square roots of ``_Variances``' first output."""
     sigma, centre, surround = deviations.unbind()
     ratio = centre / (surround + eps)
     return sigma - 2 * (sigma - ratio).abs() / (torch.maximum(sigma, ratio) + eps)
@@ -156,15 +150,15 @@ def edge_texture_statistics(
 
     0: variance v of the block; 1: the soft active mask ``m = sigmoid((v - 0.1) / t)``; 2 to 5: the lowest
     standard deviation among the segments of the top, bottom, left and right edge; 6: soft noticeable
-    distortion ``m sigmoid((0.1 - lowest of 2 to 5) / t)``; 7: soft noise
-    ``m sigmoid((sigma - 2 beta) / 5t)``. With t -> 0 numbers 1, 6 and 7 are the classic decisions.
+    distortion ``m sigmoid((0.1 - lowest of 2 to 5) / t)``; 7: soft noise ``m sigmoid((sigma - 2 beta) / 5t)``. For
+    t -> 0 numbers 1, 6 and 7 are the classic decisions.
 
     Args:
-        x: Feature maps (N, C, H, W). The border is repeated up to a multiple of ``block``.
+        x: Feature maps (N, C, H, W). The border is replicated up to a multiple of ``block``.
         c: The MSCN constant, ``contrast_constant`` of the teacher's features.
-        block: Side b of a block, 4 at least, even. Edge segments have 6b / 16 values (2 at least).
-        softness: t, the width of the soft thresholds at 0.1. That of the noise criterion, whose numbers are
-            about five times larger, is 5t.
+        block: Side b of a block, even, at least 4. Edge segments have 6b / 16 values, at least 2.
+        softness: t, the width of the soft thresholds at 0.1. The noise criterion, whose values are about five times
+            larger, uses 5t.
 
     Returns:
         (N, C, 8, rows, columns) of blocks, in float32 (float64 for float64).
@@ -174,10 +168,10 @@ def edge_texture_statistics(
     """
     if block < SMALLEST_BLOCK or block % 2:
         raise ValueError(
-            f"PIQE blocks of {block}x{block}: the side must be even and {SMALLEST_BLOCK} at least"
+            f"PIQE blocks of {block}x{block}: the side must be even and at least {SMALLEST_BLOCK}"
         )
     variances, lowest = _Variances.apply(mscn(_padded(widened(x), block), c), block)
-    # below a standard deviation of 1e-5 the root's slope is cut off
+    # limits the gradient of the square root below a standard deviation of 1e-5
     deviations, edges = variances.clamp_min(1e-10).sqrt(), lowest.clamp_min(1e-10).sqrt()
     variance, _, _ = variances.unbind()
     mask = torch.sigmoid((variance - ACTIVE_VARIANCE) / softness)
@@ -189,7 +183,7 @@ def edge_texture_statistics(
 
 @torch.no_grad()
 def piqe_blocks(luma: Tensor) -> PiqeBlocks:
-    """The classic decisions of PIQE on 16x16 blocks, see the top of this file.
+    """The classic decisions of PIQE on 16x16 blocks, see the module's docstring.
 
     Args:
         luma: (N, C, H, W) in [0, 255], usually with C = 1; computed in float64.

@@ -1,4 +1,4 @@
-"""Relations between the samples of a batch: their distances, and the angles of their triplets.
+"""Relations between the samples of a batch: distances of pairs and angles of triplets.
 
 Park et al., "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068), Eq. 4 to 9.
 """
@@ -16,43 +16,43 @@ from kdsr.losses.levels import check_levels, unit
 from kdsr.losses.mscn import widened
 from kdsr.runtime.errors import OptionError
 
-FEWEST = 3  # of two samples there is nothing to learn: one distance, which is its own mean, and no angle
+FEWEST = 3  # two samples give no signal: their distance is its own mean, and there is no angle
 
 
 def relations(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """What holds between the samples of a batch, whatever their number of features.
+    """Normalised distances and cosines of angles between samples.
 
     Args:
         samples: (N, C).
 
     Returns:
-        Distances divided by the mean of those that are not 0, (N, N); and for each sample i the cosine of the
-        angle at it between the samples j and k, (N, N, N).
+        Distances divided by the mean of the non-zero ones, (N, N); and the cosine of the angle at sample i between
+        samples j and k, (N, N, N).
     """
-    apart = samples.unsqueeze(0) - samples.unsqueeze(1)  # [i, j]: from i to j
-    # (not from squares and products: nearly equal samples would lose all their digits)
-    distances = torch.linalg.vector_norm(apart, dim=2)
+    differences = samples.unsqueeze(0) - samples.unsqueeze(1)  # [i, j]: from i to j
+    # not from squares and products, which are inaccurate for nearly equal samples
+    distances = torch.linalg.vector_norm(differences, dim=2)
     mean = distances.sum() / (distances > 0).sum().clamp_min(1)
-    directions = unit(apart, 2)
+    directions = unit(differences, 2)
     with torch.autocast(samples.device.type, enabled=False):
         cosines = directions @ directions.mT
     return distances / torch.where(mean > 0, mean, torch.ones_like(mean)), cosines
 
 
 def relation_distance(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the student's relations are from the teacher's.
+    """The differences between the student's and the teacher's relations.
 
     Args:
-        student: Features (N, C, H, W), averaged over positions; they alone receive a gradient. With N = 2 both
-            results are 0.
+        student: Features (N, C, H, W), averaged over positions; only they receive a gradient. With N = 2 both results
+            are 0.
         teacher: (N, C', H', W').
 
     Returns:
-        Distance-wise and angle-wise: the Huber loss (delta = 1) of the relations, averaged over all N^2 and
-        N^3 (as in the authors' release), two scalars >= 0, float32 at least.
+        The Huber losses (delta = 1) of distances and of angles, averaged over all N^2 and N^3 as in the authors'
+        release: two scalars >= 0, in at least float32.
 
     Raises:
-        OptionError: There is one sample.
+        OptionError: There is only one sample.
     """
     if len(student) < 2:
         raise OptionError(
@@ -67,12 +67,12 @@ def relation_distance(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
 
 @LOSS_REGISTRY.register()
 class RKDLoss(nn.Module):
-    """``relation_distance`` as a loss of option files, averaged over levels.
+    """``relation_distance`` averaged over levels, for option files.
 
     Args:
-        loss_weight: Factor of the term.
-        distance_weight: Factor of the distances (the paper's setting for metric learning and classification).
-        angle_weight: Factor of the angles.
+        loss_weight: Weight of the term.
+        distance_weight: Weight of the distances (the paper's value for metric learning and classification).
+        angle_weight: Weight of the angles.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RKDLoss(nn.Module):
         """Features of each level, any channels and sizes -> scalar.
 
         Raises:
-            OptionError: There is one sample.
+            OptionError: There is only one sample.
             ValueError: Numbers of levels or samples differ.
         """
         check_levels("RKD", student, teacher, channels=False, sizes=False)

@@ -1,4 +1,4 @@
-"""Feature and image losses of SLKD: natural scenes for the encoder, edges and texture for the decoder.
+"""Losses of SLKD: natural-scene statistics for the encoder, edges and texture for the decoder.
 
 "Knowledge Distillation for Image Restoration: Simultaneous Learning from Degraded and Clean Images" (arXiv
 2501.09268, ICASSP 2025). The equations are our reading, see docs/methods.md; B is
@@ -22,15 +22,13 @@ from kdsr.losses.mscn import contrast_constant, interleaved, widened
 from kdsr.losses.piqe import BLOCK, SMALLEST_BLOCK, block_size, edge_texture_statistics
 from kdsr.runtime.errors import OptionError
 
-# How many values are dealt with at once on a CPU: what the extractors make of them stays in its cache.
-SLICE = 2**19
+SLICE = 2**19  # values processed at once on a CPU, so that intermediate results stay in the cache
 
 Statistics = Callable[[Tensor, Tensor], Tensor]  # maps (N, C, H, W) and the MSCN constant -> (N, C, ...)
 
 
 def _slices(x: Tensor) -> list[tuple[slice, slice]]:
-    """Where in (N, C, H, W) its slices lie: some images, or some maps of one. A GPU, which wants few kernels,
-    gets one."""
+    """Slices of (N, C, H, W): some images, or some maps of one image. A single one on a GPU, to launch few kernels."""
     images, channels, height, width = x.shape
     if x.device.type != "cpu":
         return [(slice(None), slice(None))]
@@ -45,8 +43,8 @@ def _slices(x: Tensor) -> list[tuple[slice, slice]]:
     ]
 
 
-def _swapped(x: Tensor) -> Tensor:
-    """(N, A, B) -> (N, B, A), in order in memory. OpenCV is several times faster at it than torch."""
+def _transposed(x: Tensor) -> Tensor:
+    """(N, A, B) -> (N, B, A), contiguous. OpenCV is several times faster than torch."""
     out = x.new_empty(x.shape[0], x.shape[2], x.shape[1])
     for source, target in zip(x.numpy(), out.numpy(), strict=True):
         cv2.transpose(source, dst=target)
@@ -54,48 +52,46 @@ def _swapped(x: Tensor) -> Tensor:
 
 
 def _interleave(x: Tensor) -> Tensor:
-    """A slice in float32 at least, on a CPU with its maps interleaved: so the extractors are fastest."""
+    """A slice in at least float32, on a CPU in channels-last format, in which the extractors are fastest."""
     x = widened(x)
     if x.device.type != "cpu" or interleaved(x):
         return x
     if x.stride(1) == 1:
         return x.contiguous(memory_format=torch.channels_last)
-    return _swapped(x.flatten(2).contiguous()).unflatten(1, x.shape[2:]).movedim(3, 1)
+    return _transposed(x.flatten(2).contiguous()).unflatten(1, x.shape[2:]).movedim(3, 1)
 
 
-def _as_in(reference: Tensor, x: Tensor) -> Tensor:
-    """A slice's gradient, with its values in the order in which those of ``reference`` lie."""
+def _in_format_of(reference: Tensor, x: Tensor) -> Tensor:
+    """A slice's gradient in the memory format of ``reference``."""
     if x.device.type != "cpu" or interleaved(reference):
         return x
-    return _swapped(x.movedim(1, 3).flatten(1, 2).contiguous()).unflatten(2, x.shape[2:])
+    return _transposed(x.movedim(1, 3).flatten(1, 2).contiguous()).unflatten(2, x.shape[2:])
 
 
 class _StatisticsDistance(torch.autograd.Function):
     """Mean absolute difference of the statistics of two maps, (N, C, H, W) each.
 
-    A map's statistics depend on that map alone, so value and gradient are made together, a few maps at a time:
-    in the backward pass everything would have to be fetched from memory again.
-
-    The gradient is kept in float32: in half precision most of a mean's would be 0 before the loss scale reaches it.
+    Statistics are computed per map, so value and gradient are computed together, a few maps at a time, while the data
+    are in the cache. The gradient is saved in float32: in half precision it would underflow before the loss scaling.
     """
 
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor, c: Tensor, statistics: Statistics) -> Tensor:
-        wants_gradient = ctx.needs_input_grad[0]
+        needs_grad = ctx.needs_input_grad[0]
         total = c.new_zeros(())
         gradients: list[Tensor] = []
         for part in _slices(student):
-            wanted = statistics(_interleave(teacher[part]), c)
+            target = statistics(_interleave(teacher[part]), c)
             ours = _interleave(student[part].detach())
             share = ours.numel() / student.numel()
-            with torch.set_grad_enabled(wants_gradient):
-                ours.requires_grad_(wants_gradient)
-                difference = (statistics(ours, c) - wanted).abs().mean() * share
+            with torch.set_grad_enabled(needs_grad):
+                ours.requires_grad_(needs_grad)
+                difference = (statistics(ours, c) - target).abs().mean() * share
             total += difference.detach()
-            if wants_gradient:
-                gradients.append(_as_in(student, torch.autograd.grad(difference, ours)[0]))
+            if needs_grad:
+                gradients.append(_in_format_of(student, torch.autograd.grad(difference, ours)[0]))
         ctx.save_for_backward(*gradients)
-        ctx.like = torch.empty_like(student, device="meta") if wants_gradient else None
+        ctx.like = torch.empty_like(student, device="meta") if needs_grad else None
         return total
 
     @staticmethod
@@ -108,15 +104,15 @@ class _StatisticsDistance(torch.autograd.Function):
 
 
 def statistics_distance(student: Tensor, teacher: Tensor, statistics: Statistics) -> Tensor:
-    """Mean absolute difference of statistics(x, c) between two maps, c from the teacher's range.
+    """Mean absolute difference of statistics(x, c), with c from the teacher's range.
 
     Args:
-        student: Adapted features (N, C, H, W); they alone receive a gradient.
+        student: Adapted features (N, C, H, W); only they receive a gradient.
         teacher: Features of the same shape.
-        statistics: Numbers of each map, from that map alone.
+        statistics: A function that is computed per map.
 
     Returns:
-        A scalar >= 0, in float32 at least.
+        A scalar >= 0, in at least float32.
     """
     teacher = teacher.detach()
     return _StatisticsDistance.apply(student, teacher, contrast_constant(teacher), statistics)
@@ -127,7 +123,7 @@ def natural_scene_distance(student: Sequence[Tensor], teacher: Sequence[Tensor])
 
     Args:
         student: The student's encoder features, adapted: one (N, C, H, W) per level.
-        teacher: Teacher A's, same shapes; they receive no gradient.
+        teacher: Teacher A's features, same shapes, without gradient.
 
     Raises:
         ValueError: Numbers of levels or shapes differ.
@@ -151,9 +147,9 @@ def edge_texture_distance(
 
     Args:
         student: The student's decoder features, adapted: one (N, C, H, W) per level.
-        teacher: Teacher B's, same shapes; they receive no gradient.
-        strides: Of each level, how many pixels of the image one of its pixels spans: 1, 2, 4, ...
-        full_block: Side of the blocks at stride 1; deeper ``max(4, full_block // stride)``.
+        teacher: Teacher B's features, same shapes, without gradient.
+        strides: Stride of each level relative to the image: 1, 2, 4, ...
+        full_block: Side of the blocks at stride 1; else ``max(4, full_block // stride)``.
         softness: Width of the soft thresholds.
 
     Raises:
@@ -177,9 +173,9 @@ def spatial_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
     """KL(teacher || student) of the softmax over all pixels of a channel, times the squared temperature.
 
     Args:
-        student: (N, C, H, W); it alone receives a gradient.
+        student: (N, C, H, W); only it receives a gradient.
         teacher: The same shape.
-        temperature: Divides both before the softmax.
+        temperature: Divides both inputs of the softmax.
 
     Returns:
         A scalar >= 0 in nats, the mean over images and channels.
@@ -193,10 +189,10 @@ def spatial_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
 
 @LOSS_REGISTRY.register()
 class NaturalSceneLoss(nn.Module):
-    """``natural_scene_distance`` (L_NC) as a loss of option files.
+    """``natural_scene_distance`` (L_NC) for option files.
 
     Args:
-        loss_weight: Factor of the term (the paper: 0.1).
+        loss_weight: Weight of the term (paper: 0.1).
     """
 
     def __init__(self, loss_weight: float = 1.0) -> None:
@@ -210,22 +206,22 @@ class NaturalSceneLoss(nn.Module):
 
 @LOSS_REGISTRY.register()
 class EdgeTextureLoss(nn.Module):
-    """``edge_texture_distance`` (L_ET) as a loss of option files.
+    """``edge_texture_distance`` (L_ET) for option files.
 
     Args:
-        loss_weight: Factor of the term (the paper: 0.1).
-        block_size: Side of PIQE's blocks at full resolution; an even number, 4 at least.
+        loss_weight: Weight of the term (paper: 0.1).
+        block_size: Side of PIQE's blocks at full resolution, even, at least 4.
         softness: Width of the soft thresholds, > 0.
 
     Raises:
-        OptionError: A value is none of those.
+        OptionError: A value is invalid.
     """
 
     def __init__(self, loss_weight: float = 1.0, block_size: int = BLOCK, softness: float = 0.02) -> None:
         super().__init__()
         if block_size < SMALLEST_BLOCK or block_size % 2:
             raise OptionError(
-                f"EdgeTextureLoss: block_size {block_size} must be even and {SMALLEST_BLOCK} at least"
+                f"EdgeTextureLoss: block_size {block_size} must be even and at least {SMALLEST_BLOCK}"
             )
         if softness <= 0:
             raise OptionError(f"EdgeTextureLoss: softness {softness} must be above 0")
@@ -243,11 +239,11 @@ class EdgeTextureLoss(nn.Module):
 
 @LOSS_REGISTRY.register()
 class SpatialKLLoss(nn.Module):
-    """``spatial_kl`` as a loss of option files: where in the image each channel is bright.
+    """``spatial_kl`` for option files.
 
     Args:
-        loss_weight: Factor of the term.
-        temperature: Of both softmaxes, > 0.
+        loss_weight: Weight of the term.
+        temperature: Temperature of both softmaxes, > 0.
 
     Raises:
         OptionError: The temperature is not above 0.

@@ -1,4 +1,4 @@
-"""Losses that train a VQGAN: how far encoding and codes are apart, how strongly a discriminator may speak.
+"""Losses of a VQGAN: commitment, codebook, and the weight of the adversarial loss.
 
 van den Oord et al., "Neural Discrete Representation Learning" (VQ-VAE), NeurIPS 2017, Eq. 3; Esser et al.,
 "Taming Transformers", CVPR 2021, Eq. 5 to 7.
@@ -10,30 +10,31 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
+from kdsr.losses.mscn import widened
 
-def mean_square(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared difference, never below float32: under autocast encodings arrive in half precision."""
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return (a.to(dtype) - b.to(dtype)).square().mean()
+
+def _mean_square(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference in at least float32: under autocast encodings are in half precision."""
+    return (widened(a) - widened(b)).square().mean()
 
 
 def commitment_loss(encoding: Tensor, quantized: Tensor) -> Tensor:
-    """``mean((z - sg[e])^2)``: draws the encoding to its code (VQ-VAE Eq. 3, third term, without its weight).
+    """``mean((z - sg[e])^2)``: pulls the encoding towards its code (VQ-VAE Eq. 3, third term, without weight).
 
     Args:
         encoding: z, the encoder's output (N, C, h, w).
         quantized: e, each token's nearest code, in the same shape.
     """
-    return mean_square(encoding, quantized.detach())
+    return _mean_square(encoding, quantized.detach())
 
 
 def codebook_loss(encoding: Tensor, quantized: Tensor) -> Tensor:
-    """``mean((sg[z] - e)^2)``: draws the used codes to the encodings (VQ-VAE Eq. 3, second term)."""
-    return mean_square(encoding.detach(), quantized)
+    """``mean((sg[z] - e)^2)``: pulls the used codes towards the encodings (VQ-VAE Eq. 3, second term)."""
+    return _mean_square(encoding.detach(), quantized)
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """The weight that makes the adversarial gradient as long as the reconstruction's (Taming Eq. 7).
+    """The weight that makes the norms of the adversarial and the reconstruction gradient equal (Taming Eq. 7).
 
     ``lambda = |d reconstruction / d w| / (|d adversarial / d w| + 1e-4)``, at most 1e4, without gradient.
 

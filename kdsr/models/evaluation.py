@@ -22,7 +22,7 @@ from kdsr.models.image_metrics import (
     shape_problem,
     without_normalisation,
 )
-from kdsr.runtime.atomic_files import write_whole
+from kdsr.runtime.atomic_files import atomic_write
 from kdsr.runtime.distributed import gather_lists
 from kdsr.runtime.errors import DataError, KdsrError, TrainingError, is_out_of_memory
 
@@ -139,7 +139,7 @@ def _evaluate_one(
     image, gt = images_to_compare(output, data, normalised)
     if save_to is not None:
         png = cv2.imencode(".png", image)[1].tobytes()  # BasicSR's imwrite names no file when it fails
-        write_whole(save_to(name), lambda file: file.write(png))
+        atomic_write(save_to(name), lambda file: file.write(png))
     if wanted.metrics and gt is not None and (problem := shape_problem(image, gt, wanted.colour)):
         raise DataError(f"{path}: the output of {wanted.network} {problem}")
     result, failed = measure(image, gt, data, index, name, wanted, normalised)

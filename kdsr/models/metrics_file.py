@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kdsr.models.evaluation import ImageResult
-from kdsr.runtime.atomic_files import write_whole
+from kdsr.runtime.atomic_files import atomic_write
 from kdsr.runtime.errors import DataError
 
 CSV_HEADER = ("iteration", "network", "set", "image", "metric", "value")
@@ -60,7 +60,7 @@ def write_csv(path: Path, rows: list[MeasuredRow]) -> None:
     writer.writerow(CSV_HEADER)
     for row in rows:
         writer.writerow((row.iteration, row.network, row.set, row.image, row.metric, repr(row.value)))
-    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def append_csv(

@@ -8,7 +8,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from kdsr.options.signatures import is_kind, parameters_of, registered
-from kdsr.runtime.memory import sizes_watched
+from kdsr.runtime.memory import limit_network_size
 
 _SCALE_PARAMETERS = ("upscale", "scale")
 
@@ -139,7 +139,7 @@ def _without_memory(options: dict[str, Any]) -> Any:
     network: Any = registered(ARCH_REGISTRY).get(str(options.get("type")))
     arguments = {name: value for name, value in options.items() if name != "type"}
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), sizes_watched("network"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), limit_network_size("network"):
             return network(**arguments)
     except Exception:  # whatever an architecture makes of its options
         return None

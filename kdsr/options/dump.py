@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from kdsr.options.files import EXPONENT_FLOAT, FLOAT_TAG
-from kdsr.runtime.atomic_files import write_whole
+from kdsr.runtime.atomic_files import atomic_write
 
 # what parse_options adds to what the user wrote
 _DERIVED = ("is_train", "dist", "rank", "world_size", "auto_resume", "root_path", "warnings")
@@ -75,4 +75,4 @@ def dump(opt: dict[str, Any], path: str | Path) -> None:
     header += f"# kdsr {__version__}\n"
     header += f"# Command: {command}\n# Working directory: {os.getcwd()}\n\n".replace("\r", " ")
     body = yaml.dump(user_level(opt), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=110)
-    write_whole(path, lambda file: file.write((header + body).encode()))
+    atomic_write(path, lambda file: file.write((header + body).encode()))

@@ -14,7 +14,7 @@ from kdsr.models.trainer import LoopInterface
 from kdsr.options.files import read_file
 from kdsr.options.overrides import overrides_of
 from kdsr.options.signatures import registered
-from kdsr.runtime.atomic_files import from_here
+from kdsr.runtime.atomic_files import display_path
 from kdsr.runtime.errors import OptionError
 
 # sections that only a training reads, beside the networks that are not the student
@@ -123,7 +123,7 @@ def as_test(
     if run == beside and not overrides_of(overrides, "name"):
         opt["name"] = run.name  # of a run that was moved aside: its results are not those of the newer one
     weights, *others = _weights(run)
-    path["pretrain_network_g"] = from_here(weights)
+    path["pretrain_network_g"] = display_path(weights)
     model = registered(MODEL_REGISTRY).get(str(opt.get("model_type")))
     if not (isinstance(model, type) and issubclass(model, LoopInterface)):
         path.setdefault("param_key_g", "params_ema")  # the default of our models; BasicSR's is params

@@ -1,1 +1,1 @@
-"""What surrounds BasicSR's training loop: the seam into BasicSR, preflight, resume, progress."""
+"""Around BasicSR's training loop: replacements in BasicSR, preflight, resume, progress."""

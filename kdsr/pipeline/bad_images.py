@@ -1,4 +1,4 @@
-"""Tells of the training images that ``on_bad_image: skip`` has replaced."""
+"""Logs the training images that ``on_bad_image: skip`` has replaced."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from kdsr.data.seeded_dataset import REPLACED
 
 
 class ReplacedImages:
-    """Counts the replaced items of this process, and names each unreadable image once.
+    """Counts replaced items and logs each unreadable image once, per process: a resumed run starts at 0.
 
-    Loader processes cannot count for the run, so that the items say themselves what they stand for. The counts are
-    those of the life of a process: a resumed run begins at 0 and names the images again.
+    Loader processes cannot share a count, so each item carries a note of the images that it replaces.
 
     Attributes:
-        count: Items that another image was loaded for.
-        paths: The unreadable images that were met.
+        count: Items that were replaced.
+        paths: The unreadable images.
     """
 
     def __init__(self) -> None:
@@ -27,30 +26,30 @@ class ReplacedImages:
         self.paths: set[str] = set()
         self._of_epoch = 0
 
-    def take_from(self, batch: dict[str, Any] | None) -> None:
-        """Takes the note out of a batch as it arrives, and logs what is new in it."""
+    def collect(self, batch: dict[str, Any] | None) -> None:
+        """Removes the notes from a batch and logs new images."""
         for note in (batch or {}).pop(REPLACED, ()):
             paths = note.split("\n") if note else []
             self.count += bool(paths)
             for path in paths:
                 if path not in self.paths:
                     self.paths.add(path)
-                    _say(f"Skipped unreadable image {path} ({len(self.paths)} so far)")
+                    _warn(f"Skipped unreadable image {path} ({len(self.paths)} so far)")
 
     def begin_epoch(self) -> None:
-        """Sums up the epoch before, where anything was replaced in it."""
+        """Logs the number of items replaced in the last epoch, if any."""
         new = self.count - self._of_epoch
         self._of_epoch = self.count
         if new:
-            _say(
-                f"{new} items of the last epoch stand for unreadable images "
+            _warn(
+                f"{new} items of the last epoch replaced unreadable images "
                 f"({self.count} items and {len(self.paths)} images since the start of this process)"
             )
 
 
-def _say(text: str) -> None:
+def _warn(text: str) -> None:
     rank, _ = get_dist_info()
     if rank == 0:
         get_root_logger().warning(text)
-    else:  # only the first rank has a log; what the others met must be seen too
+    else:  # only rank 0 has a log
         print(f"Warning: rank {rank}: {text}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""TensorBoard's events: a writer that says which file it cannot write."""
+"""A TensorBoard writer whose errors name the folder."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from kdsr.runtime.errors import TrainingError
 
 
 class EventLog:
-    """What a training asks of a ``SummaryWriter``; its errors come from a thread of its own, without a file's name.
+    """Wraps a ``SummaryWriter``, whose errors come from a thread and lack the file's name.
 
     Args:
-        make: Makes the writer.
-        folder: Where it writes, for messages.
+        make: Creates the writer.
+        folder: Its folder, for messages.
 
     Raises:
-        TrainingError: Here, and from each method, when the events cannot be written (a full disk).
+        TrainingError: Here and in each method, if the events cannot be written (disk full).
     """
 
     def __init__(self, make: Callable[[], Any], folder: str) -> None:
         self.folder = folder
         self.failed = False
-        with self._told():
+        with self._explain_errors():
             self.writer = make()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             self.failed = True
             raise TrainingError(
                 f"{self.folder}: TensorBoard's events cannot be written ({error.strerror or error}); "
-                "logger.use_tb_logger: false does without them"
+                "set logger.use_tb_logger: false to train without them"
             ) from error
 
     def add_scalar(self, tag: str, value: Any, iteration: int) -> None:
         """Adds a value to the curve ``tag``."""
-        with self._told():
+        with self._explain_errors():
             self.writer.add_scalar(tag, value, iteration)
 
     def close(self) -> None:
-        """Writes what is left; does nothing after a failure, which has been told."""
+        """Flushes the events; does nothing after an error."""
         if not self.failed:
-            with self._told():
+            with self._explain_errors():
                 self.writer.close()
 
 
-def tell_no_writer(args: threading.ExceptHookArgs) -> None:
-    """``threading.excepthook`` that leaves it to :class:`EventLog` to tell what stopped the writer's thread."""
+def thread_excepthook(args: threading.ExceptHookArgs) -> None:
+    """``threading.excepthook`` without the errors of TensorBoard's writer, which :class:`EventLog` reports."""
     writer = type(args.thread).__name__ == "_AsyncWriterThread"
     if not (writer and issubclass(args.exc_type, OSError)):
         threading.__excepthook__(args)

@@ -1,4 +1,4 @@
-"""The beginning of a log: on the terminal what runs, in the file all options too."""
+"""The beginning of a log: a summary on the terminal, all options in the file."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from basicsr.utils import get_env_info, get_root_logger
 from basicsr.utils.logger import initialized_logger
 from basicsr.utils.options import dict2str
 
-from kdsr.runtime.atomic_files import from_here
+from kdsr.runtime.atomic_files import display_path
 
 _BASICSR = str(Path(basicsr.__file__).parent)
 _CREATES = ("build_dataset", "build_loss", "build_model", "build_network")  # "Network [EDSR] is created."
 
 
 class FileOnly(str):
-    """A message for the log file and not for the terminal."""
+    """A message for the log file only."""
 
 
 def _is_for_the_terminal(record: logging.LogRecord) -> bool:
-    """False for ``FileOnly``, and for BasicSR's lines on each thing that it creates and each layer of a network."""
+    """False for ``FileOnly`` and for BasicSR's lines on created objects and on a network's layers."""
     if isinstance(record.msg, FileOnly):
         return False
     if record.levelno > logging.INFO or not record.pathname.startswith(_BASICSR):
@@ -36,10 +36,10 @@ def _is_for_the_terminal(record: logging.LogRecord) -> bool:
 
 
 def opening(opt: dict[str, Any]) -> str:
-    """What runs, where it writes, and where the log is; from here on the terminal gets the shorter log.
+    """The summary of a run: model, device, folder and log file. Also filters the terminal's log from here on.
 
     Args:
-        opt: The parsed options; the log is open.
+        opt: The parsed options; the log must be open.
     """
     files = []
     for handler in logging.getLogger("basicsr").handlers:
@@ -54,22 +54,22 @@ def opening(opt: dict[str, Any]) -> str:
     lines = [
         f"{'Training' if opt['is_train'] else 'Testing'} {opt['name']}",
         f"Model: {opt['model_type']}{steps}, on {device}",
-        f"Folder: {from_here(opt['path']['log'])}",
+        f"Folder: {display_path(opt['path']['log'])}",
         *(f"Log, with all options: {os.path.basename(file)}" for file in files),
     ]
     return "\n\t".join(lines)
 
 
 def all_options(opt: dict[str, Any]) -> FileOnly:
-    """BasicSR's banner, versions and the options, for the file; it also gets the warnings, which were printed."""
+    """BasicSR's banner, versions and the options, for the log file. Also logs the warnings there."""
     for warning in opt.get("warnings", ()):
         get_root_logger().warning(FileOnly(warning))
     shown = {key: value for key, value in opt.items() if key != "warnings"}
     return FileOnly(f"{get_env_info()}\n{dict2str(shown)}")
 
 
-def forget_logger() -> None:
-    """Lets the next run open its own log file: BasicSR's logger keeps the first that it was given, or none."""
+def reset_logger() -> None:
+    """Lets the next run open its own log file: BasicSR's logger keeps its first one."""
     logger = logging.getLogger("basicsr")
     logger.setLevel(logging.NOTSET)
     if initialized_logger.pop("basicsr", None):
@@ -79,11 +79,11 @@ def forget_logger() -> None:
 
 
 @contextmanager
-def log_closed() -> Iterator[None]:
-    """For trials before the run, which log what the run logs again: only errors are shown."""
-    forget_logger()
+def errors_only() -> Iterator[None]:
+    """Logs only errors, in rehearsals before the run."""
+    reset_logger()
     logging.getLogger("basicsr").setLevel(logging.ERROR)
     try:
         yield
     finally:
-        forget_logger()
+        reset_logger()

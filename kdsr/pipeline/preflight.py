@@ -25,7 +25,7 @@ from kdsr.models.trainer import LoopInterface
 from kdsr.options.check_gt import ground_truth_problems
 from kdsr.options.signatures import registered
 from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError, is_out_of_memory
-from kdsr.runtime.memory import sizes_watched
+from kdsr.runtime.memory import limit_network_size
 
 T = TypeVar("T")
 _IMAGE_LOSSES = ("pixel_opt", "logits_opt", "lcr_opt", "zoom_in_opt", "zoom_out_opt", "bm_opt")
@@ -47,7 +47,7 @@ def check_sizes(opt: dict[str, Any]) -> None:
         if opt["is_train"] and name in ("g", "d") and opt["num_gpu"] == 0:
             kind = str((opt["train"].get(f"optim_{name}") or {}).get("type"))
             copies = 4 if "Adam" in kind else 2  # with gradients, and Adam's two moments
-        with contextlib.suppress(_NotBuilt), torch.device("meta"), sizes_watched(key, copies):
+        with contextlib.suppress(_NotBuilt), torch.device("meta"), limit_network_size(key, copies):
             _build(options, name, _NotBuilt)
 
 
@@ -76,7 +76,7 @@ def check_checkpoints(opt: dict[str, Any]) -> None:
     problems: list[str] = []
     built: dict[str, nn.Module] = {}
     for key in wanted:
-        with sizes_watched(f"network_{key}"):
+        with limit_network_size(f"network_{key}"):
             built[key] = _build(opt[f"network_{key}"], key)
         try:
             load_pretrained(built[key], key, opt)
@@ -131,7 +131,7 @@ def rehearse(opt: dict[str, Any], model: type, dataset: Any, before_step: Callab
     stage, rehearsed, batch = f"{opt['model_type']} cannot be built", None, None
     try:
         with generators_kept(opt):
-            with sizes_watched("the networks"):
+            with limit_network_size("the networks"):
                 rehearsed = model(opt)
             batch = _first_batch(dataset, opt, issubclass(model, LoopInterface))
             stage = "the rehearsal of validation fails"
@@ -163,7 +163,7 @@ def build_for_test(opt: dict[str, Any], model: type) -> Any:
     """
     logging.disable(logging.WARNING)  # the model that is tested says the same, into the log
     try:
-        with generators_kept(opt), sizes_watched("network_g"):
+        with generators_kept(opt), limit_network_size("network_g"):
             return model(copy.deepcopy(opt))
     except KdsrError:
         raise

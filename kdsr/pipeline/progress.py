@@ -1,4 +1,4 @@
-"""A live progress line beside BasicSR's log lines."""
+"""A progress bar, and the prefetchers of training batches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from basicsr.utils.dist_util import get_dist_info
 from tqdm import tqdm
 
 
-class _AboveTheLine:
-    """Stream that prints above a running progress line instead of through it."""
+class _AboveBar:
+    """A stream that prints above the progress bar."""
 
     def write(self, text: str) -> None:
         if text.strip():
@@ -25,7 +25,7 @@ class _AboveTheLine:
 
 
 class Progress:
-    """One line with iterations, rate, ETA and the last losses; only on a terminal, only on rank 0."""
+    """A bar with iterations, rate, ETA and the last losses; on rank 0, if stderr is a terminal."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
@@ -40,7 +40,7 @@ class Progress:
             return
         for handler in logging.getLogger("basicsr").handlers:
             if type(handler) is logging.StreamHandler:
-                handler.setStream(_AboveTheLine())
+                handler.setStream(_AboveBar())
 
     def advance(self) -> None:
         if self.bar is not None and self.bar.total is not None and self.bar.n < self.bar.total:
@@ -56,7 +56,7 @@ class Progress:
 
 
 class Batches:
-    """BasicSR's CPUPrefetcher, which starts the workers once per epoch, not twice before the first."""
+    """Like BasicSR's CPUPrefetcher, but does not start the workers twice before the first epoch."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
@@ -70,10 +70,10 @@ class Batches:
 
 
 class CudaBatches:
-    """BasicSR's CUDAPrefetcher: copies a batch to the GPU while the one before is trained on.
+    """Like BasicSR's CUDAPrefetcher: copies a batch to the GPU while the previous one is trained on.
 
-    BasicSR's begins an epoch that nobody trains on before the first, which growing batches would count. And it lets a
-    batch's memory go while the GPU may still compute with it: its own stream then writes a later batch over it.
+    BasicSR's starts an unused epoch before the first, which would count for growing batches. It also frees a batch's
+    memory while the GPU may still use it, so that its copy stream can overwrite it.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -87,12 +87,12 @@ class CudaBatches:
         self._fetch()
 
     def next(self) -> dict[str, Any] | None:
-        used_by = torch.cuda.current_stream()
-        used_by.wait_stream(self.stream)
+        current = torch.cuda.current_stream()
+        current.wait_stream(self.stream)
         batch = self.ahead
         for value in (batch or {}).values():
             if torch.is_tensor(value):
-                value.record_stream(used_by)
+                value.record_stream(current)
         self._fetch()
         return batch
 
@@ -107,11 +107,11 @@ class CudaBatches:
 
 
 class ProgressMessageLogger(MessageLogger):
-    """BasicSR's message logger; also puts the losses on the progress line."""
+    """BasicSR's message logger; also shows the losses in the progress bar."""
 
     def __init__(self, opt: dict[str, Any], start_iter: int, tb_logger: Any, progress: Progress) -> None:
         super().__init__(opt, start_iter, tb_logger)
-        self.max_iters += 1  # BasicSR counts one too few to go: "-1 day" at the last iteration
+        self.max_iters += 1  # BasicSR's ETA is one iteration short: "-1 day" at the last one
         self.progress = progress
         progress.start(opt["name"], start_iter, int(opt["train"]["total_iter"]))
 

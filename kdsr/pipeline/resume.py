@@ -1,4 +1,4 @@
-"""From which state a run goes on, and what has changed since it was written."""
+"""Finds the state to resume from, and compares its options with the current ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KINDS = {
     "weights": list,
     "extra": dict,
 }
-# beginnings of the options whose new value has no effect on a resumed run, or none on its result
+# prefixes of options that do not change the result of a resumed run
 _WITHOUT_EFFECT = (
     "name",
     "path.init_from",
@@ -39,17 +39,17 @@ _WITHOUT_EFFECT = (
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A training state, on the CPU.
+    """Reads a training state to the CPU.
 
     Raises:
-        CheckpointError: The file is missing, cannot be read, or is no training state.
+        CheckpointError: The file is missing, unreadable or not a training state.
     """
     state = read_checkpoint(path)
     for key, kind in _NEEDED.items():
         if not isinstance(state.get(key), kind):
-            raise CheckpointError(f"{path}: is no training state (it has no {key})")
+            raise CheckpointError(f"{path}: is not a training state (it has no {key})")
     if state["iter"] < 1:
-        raise CheckpointError(f"{path}: is no training state (its iteration is {state['iter']})")
+        raise CheckpointError(f"{path}: is not a training state (its iteration is {state['iter']})")
     problems: list[str] = []
     check_table({key: value for key, value in state.items() if key in _KINDS}, _KINDS, "", problems)
     if not problems:
@@ -59,24 +59,24 @@ def read_state(path: Path) -> dict[str, Any]:
             state.get("manual_seed") or 0,
         ]
         if not all(0 <= count < 2**63 for count in counts):
-            problems.append("position, epoch or manual_seed: is no count")
+            problems.append("position, epoch or manual_seed: not a whole number in [0, 2^63)")
     if problems:
-        raise CheckpointError(f"{path}: is no training state ({problems[0]})")
+        raise CheckpointError(f"{path}: is not a training state ({problems[0]})")
     return state
 
 
 def newest_state(folder: Path, models: Path) -> tuple[dict[str, Any] | None, Path | None, list[str]]:
-    """The newest state that loads and whose files exist.
+    """The newest state that loads and whose weight files exist.
 
     Args:
         folder: ``training_states`` of a run.
-        models: Its ``models``, where the weights lie that a state names.
+        models: ``models`` of the run, with the weight files.
 
     Returns:
-        The state and its file (None where there is none), and why newer ones were skipped.
+        The state and its file, or None for both, and why newer states were skipped.
 
     Raises:
-        CheckpointError: A state cannot be opened, which says nothing of what is in it.
+        CheckpointError: A state cannot be opened, and may be sound.
     """
     named = [path for path in folder.glob("*.state") if path.stem.isdecimal()] if folder.is_dir() else []
     skipped = []
@@ -89,7 +89,7 @@ def newest_state(folder: Path, models: Path) -> tuple[dict[str, Any] | None, Pat
             continue
         absent = [name for name in state.get("weights", ()) if not (models / str(name)).is_file()]
         if absent:
-            skipped.append(f"Skipped a state whose weights are gone: {path} names {models / absent[0]}")
+            skipped.append(f"Skipped a state whose weights are missing: {path} names {models / absent[0]}")
             continue
         return state, path, skipped
     return None, None, skipped
@@ -99,39 +99,37 @@ def _require_access(path: Path) -> None:
     if path.is_file():
         try:
             path.open("rb").close()
-        except OSError as error:  # no permission, a disk that is not there just now: the state may be sound
+        except OSError as error:  # no permission, or an unmounted disk: the state may be sound
             raise CheckpointError(
-                f"{path}: cannot be opened ({error.strerror}); mend that, or start the run under another name"
+                f"{path}: cannot be opened ({error.strerror}); fix that, or start the run under another name"
             ) from error
 
 
 def set_aside_later(folder: Path, iteration: int) -> list[str]:
-    """Renames the states later than ``iteration`` to ``N.state.set_aside``.
-
-    A run that goes on from an older state leaves them behind; ``--auto_resume`` must not come back to them.
+    """Renames states later than ``iteration`` to ``N.state.set_aside``, so that ``--auto_resume`` does not find them.
 
     Returns:
-        What was renamed, for the log.
+        Lines for the log.
     """
     later = [path for path in folder.glob("*.state") if path.stem.isdecimal() and int(path.stem) > iteration]
     for path in later:
         path.rename(f"{path}.set_aside")
-    return [f"{path} is later than the state that the run goes on from: set aside" for path in sorted(later)]
+    return [f"{path} is later than the state that the run resumes from: set aside" for path in sorted(later)]
 
 
-# ---------------------------------------------------------------------------------------------- what was trained on
+# ---------------------------------------------------------------------------------------------- fingerprints
 
 
 def run_record(options: dict[str, Any], train_set: Any) -> dict[str, Any]:
-    """What a state remembers of its run beside the training itself.
+    """The part of a state that describes the run.
 
     Args:
-        options: The resolved options at the user's level.
+        options: The resolved options of the user.
         train_set: The training set.
 
     Returns:
         ``options``, and ``fingerprints`` of the options, the training set, each pretrained network and each
-        module of the user's own.
+        user module.
     """
     text = json.dumps(options, sort_keys=True, default=str)
     return {
@@ -146,7 +144,7 @@ def run_record(options: dict[str, Any], train_set: Any) -> dict[str, Any]:
 
 
 def fingerprint_of_set(dataset: Any) -> str:
-    """A hash over a data set's images: their names below the data root, and on a disk their sizes in bytes."""
+    """A hash of a data set's images: names below the data root and, for files, sizes in bytes."""
     digest = hashlib.sha256()
     opt = dataset.opt
     for key in ("dataroot_gt", "dataroot_lq"):
@@ -162,7 +160,7 @@ def fingerprint_of_set(dataset: Any) -> str:
     for path in paths:
         for file in path.values() if isinstance(path, dict) else (path,):
             entries.append(_name_and_size(str(file), roots))
-    # Sorted: a folder lists its files in any order (the order of training is that of the names).
+    # Sorted, as in training: folders list their files in any order.
     digest.update("\n".join(sorted(entries)).encode())
     return digest.hexdigest()
 
@@ -178,7 +176,7 @@ def _name_and_size(file: str, roots: list[str]) -> str:
 
 
 def fingerprints_of_networks(opt: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """The file that each network gets its weights from and its SHA-256, by the network's key."""
+    """Path and SHA-256 of each network's weight file, by the network's key."""
     found = {}
     for key, file in weight_files(opt).items():
         with open(os.path.expanduser(file), "rb") as content:
@@ -187,61 +185,62 @@ def fingerprints_of_networks(opt: dict[str, Any]) -> dict[str, dict[str, str]]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------- what has changed
+# ---------------------------------------------------------------------------------------------- changes
 
 
 def changes(
     state: dict[str, Any], record: dict[str, Any], file: Path | str, force: bool = False
 ) -> list[str]:
-    """What is different between the run that wrote a state and the one that goes on from it, and what counts.
+    """Compares the run that wrote a state with the run that resumes from it.
 
-    The option file of the new run counts, as if it had been the old one's; what would make another run of it (its
-    networks, its training images) is refused.
+    The new options apply. Other networks or training images are refused.
 
     Args:
-        state: As read.
+        state: The state.
         record: ``run_record`` of the new run.
-        file: The state's, for messages.
-        force: ``--force_resume``: list what would be refused, and go on.
+        file: The state's file, for messages.
+        force: ``--force_resume``: list what would be refused, and continue.
 
     Returns:
-        Lines for the log; none where nothing has changed.
+        Lines for the log; empty if nothing has changed.
 
     Raises:
         OptionError: Networks or training images have changed.
     """
     if "options" not in state:
-        return [f"{file}: does not say with which options it was written; nothing was compared"]
+        return [f"{file}: holds no options of the run that wrote it; nothing was compared"]
     old, new = state["fingerprints"], record["fingerprints"]
     trained = {name.removeprefix("net_") for name in state.get("networks", {})}
     lines: list[str] = []
     refused: list[str] = []
     for key, before, after in _differences(state["options"], record["options"]):
-        said = f"{key}: {_shown(before)} -> {_shown(after)}"
+        change = f"{key}: {_shown(before)} -> {_shown(after)}"
         network = key.partition(".")[0]
         if network.startswith("network_"):
             own = network.removeprefix("network_") in trained
-            refused.append(f"{said}; {'the state holds' if own else 'the run was taught by'} another network")
+            refused.append(
+                f"{change}; {'the state holds' if own else 'the run was trained with'} another network"
+            )
         elif key.startswith("path.param_key_"):
             name = key.removeprefix("path.param_key_")
             if name in trained:
-                lines.append(f"{said}; no effect, the state's weights go on")
+                lines.append(f"{change}; no effect, the state's weights are used")
             elif len({"params" if one is _ABSENT else one for one in (before, after)}) > 1:
-                refused.append(f"{said}; of the same file, these may be other weights")
+                refused.append(f"{change}; these may be other weights of the same file")
         elif key.startswith("path.pretrain_network_"):
             name = key.removeprefix("path.pretrain_network_")
             if name in trained:
-                lines.append(f"{said}; no effect, the state's weights go on")
+                lines.append(f"{change}; no effect, the state's weights are used")
             elif old["networks"].get(name, {}).get("sha256") == new["networks"].get(name, {}).get("sha256"):
-                lines.append(f"{said}; the same weights")
+                lines.append(f"{change}; the same weights")
         elif key.startswith(_WITHOUT_EFFECT):
-            lines.append(f"{said}; no effect on a run that goes on")
+            lines.append(f"{change}; no effect on a resumed run")
         elif key.startswith(("train.optim_", "train.scheduler", "train.warmup_iter")):
-            lines.append(f"{said}; the new one counts: the schedule goes on as if it had always been so")
+            lines.append(f"{change}; the new value applies, to the schedule from its beginning")
         elif key == "manual_seed":
-            lines.append(f"{said}; the order of the data is that of the new one, generators go on as saved")
+            lines.append(f"{change}; the new seed gives the order of the data, generators continue as saved")
         else:
-            lines.append(f"{said}; the new one counts from here on")
+            lines.append(f"{change}; the new value applies from here on")
     for name in sorted(old["networks"].keys() | new["networks"].keys()):
         was, now = (networks.get(name) for networks in (old["networks"], new["networks"]))
         if name not in trained and (was or {}).get("sha256") != (now or {}).get("sha256"):
@@ -250,7 +249,7 @@ def changes(
             refused.append(f"{place}: the weights have changed ({_origin(was)}, now {_origin(now)})")
     was, now = old.get("modules", {}), new["modules"]
     lines += [
-        f"import_modules: the code of {name} has changed; the new one counts from here on"
+        f"import_modules: the code of {name} has changed; the new code applies from here on"
         for name in sorted(was.keys() & now.keys())
         if was[name] != now[name]
     ]
@@ -260,14 +259,14 @@ def changes(
         raise OptionError(
             [
                 *(f"{file}: {problem}" for problem in refused),
-                "this would be another run: give it another name, or go on all the same with --force_resume",
+                "this would be another run: give it another name, or resume anyway with --force_resume",
             ]
         )
-    return [*(f"{problem}; --force_resume goes on all the same" for problem in refused), *lines]
+    return [*(f"{problem}; resumed anyway (--force_resume)" for problem in refused), *lines]
 
 
 def _other_images(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The message that the training images are not the same, with the options that may be the cause."""
+    """The message that the training images have changed, with options that may be the cause."""
     was, now = ((options.get("datasets") or {}).get("train") or {} for options in (old, new))
     keys = ("type", "dataroot_gt", "dataroot_lq", "meta_info_file")
     message = "datasets.train: the images have changed (names, number or sizes)"
@@ -281,7 +280,7 @@ def _other_images(old: dict[str, Any], new: dict[str, Any]) -> str:
     if kinds[0] != kinds[1]:
         message += (
             f"; it was {kinds[0]} and is {kinds[1]} now, which cannot be compared: if the images are the same, "
-            "--force_resume does no harm"
+            "--force_resume is safe"
         )
     return message
 

@@ -1,4 +1,4 @@
-"""The data sets of a run: built before anything is written, and checked where only the built sets show it."""
+"""Builds the data sets of a run before anything is written, and checks them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kdsr.options.declarations import STOCK_DATASETS
 from kdsr.options.signatures import registered
 from kdsr.runtime.errors import OptionError
 
-LONGEST_EPOCH = 100_000_000  # positions; their order takes 800 MB
+LONGEST_EPOCH = 100_000_000  # positions; their permutation takes 800 MB
 
 
 def make_dataset(name: str, dataset_opt: dict[str, Any], seed: int) -> SeededDataset:
-    """Builds the set ``datasets.<name>``.
+    """Builds the data set ``datasets.<name>``.
 
     Raises:
         OptionError: It cannot be built.
     """
-    # Not BasicSR's build_dataset: it opens the log, whose file does not exist yet.
+    # Not BasicSR's build_dataset, which opens the log before its file exists.
     cls = registered(DATASET_REGISTRY)[dataset_opt["type"]]
     try:
         dataset = cls(deepcopy(dataset_opt))
@@ -37,14 +37,14 @@ def make_dataset(name: str, dataset_opt: dict[str, Any], seed: int) -> SeededDat
 
 
 def require_a_batch(opt: dict[str, Any], images: int) -> None:
-    """Refuses a training set whose epoch is shorter than a batch, or too long to be ordered."""
+    """Refuses a training set whose epoch is shorter than a batch, or too long to shuffle."""
     train = opt["datasets"]["train"]
     ratio = train.get("dataset_enlarge_ratio", 1)
     needed = BatchPlan(train).largest_batch * opt["world_size"]
     if images * ratio > LONGEST_EPOCH:
         raise OptionError(
             f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} make an epoch of more than "
-            f"{LONGEST_EPOCH:,d} positions, whose order does not fit into memory; lower dataset_enlarge_ratio"
+            f"{LONGEST_EPOCH:,d} positions, whose permutation does not fit into memory; lower dataset_enlarge_ratio"
         )
     if images * ratio < needed:
         raise OptionError(
@@ -53,10 +53,10 @@ def require_a_batch(opt: dict[str, Any], images: int) -> None:
         )
 
 
-def require_own_names(opt: dict[str, Any], datasets: dict[str, Any], ours: bool) -> None:
-    """Refuses sets in which the results of two images would have the same name.
+def require_unique_names(opt: dict[str, Any], datasets: dict[str, Any], ours: bool) -> None:
+    """Refuses data sets in which the results of two images would have the same name.
 
-    For our models the option check has done this already where it knows the type of a set.
+    For kdsr's models the option check has already checked the types of data sets that it knows.
     """
     named: dict[str, list[tuple[str, str]]] = {}
     for key, dataset in datasets.items():
@@ -70,7 +70,7 @@ def require_own_names(opt: dict[str, Any], datasets: dict[str, Any], ours: bool)
         if ours:
             named[f"datasets.{key}"] = [(result_name(path, root), path) for path in paths]
         elif (opt.get("val") or {}).get("save_img"):
-            # BasicSR's own models drop the folders, and in training the set's name.
+            # BasicSR's own models ignore folders, and in training the data set's name too.
             place = "datasets" if opt["is_train"] else f"datasets.{key}"
             named.setdefault(place, []).extend((result_name(path, None), path) for path in paths)
     found = {place: same_names(names) for place, names in named.items()}

@@ -1,4 +1,4 @@
-"""What a new run does not do: read files out of a folder that it moves aside, or move one that no run has made."""
+"""Checks before a new run renames an existing folder of its name."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from kdsr.runtime.errors import OptionError
 
 
 def refuse_own_files(opt: dict[str, Any]) -> None:
-    """Refuses to start from files in the run's own folder, which a new run of that name moves aside.
-
-    Raises:
-        OptionError: Naming the options.
-    """
+    """Raises an ``OptionError`` if options name files in the run's own folder, which a new run renames."""
     run = Path(opt["path"]["experiments_root"])
     named = {
         f"path.{key}": file
         for key, file in opt["path"].items()
         if key.startswith("pretrain_network") or key == "init_from"
     }
-    read = weight_files({**opt, "path": {}})  # by the networks themselves
+    read = weight_files({**opt, "path": {}})  # network_<key>.path
     named |= {f"network_{key}.path": os.path.expanduser(file) for key, file in read.items()}
     inside = [
-        f"{option}: {file} lies in the folder of this very run, which is moved aside at the start; change the name"
+        f"{option}: {file} is in the folder of this run, which is renamed at the start; change the name"
         for option, file in named.items()
         if isinstance(file, str) and run in Path(file).absolute().parents
     ]
@@ -33,12 +29,8 @@ def refuse_own_files(opt: dict[str, Any]) -> None:
         raise OptionError(inside)
 
 
-def refuse_to_move(opt: dict[str, Any]) -> None:
-    """Refuses a name whose folder is there and was made by no run: a new run of that name moves the folder aside.
-
-    Raises:
-        OptionError: Naming the folder.
-    """
+def refuse_foreign_folder(opt: dict[str, Any]) -> None:
+    """Raises an ``OptionError`` if the run's folder exists but is not a run's: a new run would rename it."""
     folder = Path(opt["path"]["log"])
     if opt["path"].get("resume_state") or not os.path.lexists(folder):
         return
@@ -46,6 +38,5 @@ def refuse_to_move(opt: dict[str, Any]) -> None:
     logs = any(name.startswith(("train_", "test_")) and name.endswith(".log") for name in entries)
     if entries and not logs and not entries & {"models", "training_states", "visualization", "metrics.csv"}:
         raise OptionError(
-            f"name: {folder} is there already and is not the folder of a run, and this run would move it aside; "
-            "choose another name"
+            f"name: {folder} exists and is not the folder of a run; this run would rename it; choose another name"
         )

@@ -25,7 +25,7 @@ from kdsr.data.image_files import imfrombytes
 from kdsr.models.image_metrics import calculate_metric
 from kdsr.models.pretrained import load_network
 from kdsr.pipeline.session import Session
-from kdsr.runtime.atomic_files import begin_anew
+from kdsr.runtime.atomic_files import archive_and_create
 
 _Table = dict[str, tuple[Callable[[Session], Any], str]]
 
@@ -46,7 +46,7 @@ TRAIN_SEAM: _Table = {
         "another run is at work",
     ),
     "mkdir_and_rename": (
-        lambda session: begin_anew,
+        lambda session: archive_and_create,
         "names what it moves aside by the second: the next one in that second cannot be moved",
     ),
     "copy_opt_file": (

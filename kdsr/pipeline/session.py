@@ -23,9 +23,9 @@ from kdsr.models.trainer import LoopInterface
 from kdsr.options.dump import dump
 from kdsr.options.parse import parse_options, warn
 from kdsr.options.signatures import registered
-from kdsr.pipeline.between_steps import Loop, LoopPrefetcher
-from kdsr.pipeline.event_log import EventLog, tell_no_writer
-from kdsr.pipeline.log_start import FileOnly, all_options, forget_logger, log_closed, opening
+from kdsr.pipeline.between_steps import LoopPrefetcher, TrainingLoop
+from kdsr.pipeline.event_log import EventLog, thread_excepthook
+from kdsr.pipeline.log_start import FileOnly, all_options, errors_only, opening, reset_logger
 from kdsr.pipeline.preflight import (
     build_for_test,
     check_checkpoints,
@@ -35,10 +35,10 @@ from kdsr.pipeline.preflight import (
 from kdsr.pipeline.progress import Batches, CudaBatches, Progress, ProgressMessageLogger
 from kdsr.pipeline.rehearsal import ValidationRehearsal
 from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
-from kdsr.pipeline.run_data import make_dataset, require_a_batch, require_own_names
-from kdsr.pipeline.run_folder import refuse_own_files, refuse_to_move
+from kdsr.pipeline.run_data import make_dataset, require_a_batch, require_unique_names
+from kdsr.pipeline.run_folder import refuse_foreign_folder, refuse_own_files
 from kdsr.pipeline.training_data import TrainingData, end_workers
-from kdsr.runtime.atomic_files import begin_anew
+from kdsr.runtime.atomic_files import archive_and_create
 from kdsr.runtime.distributed import leave_distributed, on_first_rank
 from kdsr.runtime.errors import OptionError, Stopped
 from kdsr.runtime.run_lock import RunLock, time_to_wait
@@ -71,11 +71,11 @@ class Session:
         self.locks: list[RunLock] = []
 
     def __enter__(self) -> Session:
-        forget_logger()
+        reset_logger()
         # A log file that cannot be written any more (a full disk) would put a traceback before each line; the lines
         # still go to the screen, and the next save stops the run.
         self.raises, logging.raiseExceptions = logging.raiseExceptions, False
-        self.hook, threading.excepthook = threading.excepthook, tell_no_writer
+        self.hook, threading.excepthook = threading.excepthook, thread_excepthook
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -83,7 +83,7 @@ class Session:
         threading.excepthook = self.hook
         # The last one first, and each of them also when one before it has failed.
         with ExitStack() as last:
-            last.callback(leave_distributed, orderly=error is None or issubclass(error, Stopped))
+            last.callback(leave_distributed, wait=error is None or issubclass(error, Stopped))
             for lock in self.locks:
                 last.callback(lock.release)
             if self.tb_logger:
@@ -99,7 +99,9 @@ class Session:
         """Options, data sets and checkpoints, all looked at before a folder is made."""
         opt, self.args = parse_options(root_path, is_train, self.argv)
         self.opt = opt
-        on_first_rank(lambda: refuse_to_move(opt))  # it may be moving the folder while others still look
+        on_first_rank(
+            lambda: refuse_foreign_folder(opt)
+        )  # it may be moving the folder while others still look
         if is_train:
             self.stop = StopRequest(opt.get("stop_signals", STOP_SIGNALS)).__enter__()
         for name, dataset_opt in opt["datasets"].items():
@@ -108,12 +110,12 @@ class Session:
             require_a_batch(opt, len(self.datasets["train"]))
         model = registered(MODEL_REGISTRY)[opt["model_type"]]
         self.ours = issubclass(model, LoopInterface)
-        require_own_names(opt, self.datasets, self.ours)
+        require_unique_names(opt, self.datasets, self.ours)
         if opt["dist"] and not self.ours and opt["num_gpu"] == 0:
             raise OptionError(
                 f"--launcher: BasicSR's own {opt['model_type']} needs a GPU under a launcher; use KDModel"
             )
-        with log_closed():
+        with errors_only():
             check_sizes(opt)
             validation = ValidationRehearsal(opt, self.datasets)
             if is_train:
@@ -146,7 +148,7 @@ class Session:
         self.resume_state = state = read_state(path)
         opt["path"]["resume_state"] = str(path)
         if self.ours:
-            with log_closed():
+            with errors_only():
                 rehearsed.trainer.checkpointer.load(state, str(path))
         else:
             # BasicSR's models find their weights through the options; ours have them in the state.
@@ -195,7 +197,7 @@ class Session:
         if not opt["is_train"]:
             self._lock(opt)
         if opt["rank"] == 0:
-            begin_anew(opt["path"]["experiments_root" if opt["is_train"] else "results_root"])
+            archive_and_create(opt["path"]["experiments_root" if opt["is_train"] else "results_root"])
             for key in _FOLDERS:
                 if key in opt["path"]:
                     Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
@@ -257,7 +259,7 @@ class Session:
 
     def _looped(self, prefetcher: Batches | CudaBatches) -> LoopPrefetcher:
         self.batches = prefetcher
-        self.loop.begin(self.val_loaders, self.tb_logger)
+        self.loop.start(self.val_loaders, self.tb_logger)
         return LoopPrefetcher(prefetcher, self.loop, self.progress.advance)
 
     def make_message_logger(
@@ -265,7 +267,9 @@ class Session:
     ) -> ProgressMessageLogger:
         """The first thing after the state has been taken in: from here on the run knows where it is."""
         self.tb_logger = tb_logger
-        self.loop = Loop(opt, self.model, self.data, self.stop, start_iter if self.resume_state else None)
+        self.loop = TrainingLoop(
+            opt, self.model, self.data, self.stop, start_iter if self.resume_state else None
+        )
         return ProgressMessageLogger(opt, start_iter, tb_logger, self.progress)
 
     # ------------------------------------------------------------------------------ names of basicsr.test

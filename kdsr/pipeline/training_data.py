@@ -1,4 +1,4 @@
-"""The loader of the training set, and where in the data a run is."""
+"""The loader of the training set, and the run's position in it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.utils.data import DataLoader
 
 from kdsr.data.batch_plan import BatchPlan, PlannedBatches, last_epoch
 from kdsr.data.samplers import PositionSampler
-from kdsr.runtime.stopping import quiet_when_the_reader_is_gone, spare_worker
+from kdsr.runtime.stopping import hide_lost_connections, ignore_stop_signals
 
 
 class TrainingData:
-    """The training set in batches, from the position on where a run is.
+    """The training set in batches, from the run's position on.
 
     Args:
         opt: The parsed options.
-        dataset: The training set, which takes ``(epoch, position, gt_size)``.
-        state: The state that the run goes on from; its ``epoch`` is set to the one that the loop begins with.
+        dataset: The training set, indexed by ``(epoch, position, gt_size)``.
+        state: The state to resume from, if any; its ``epoch`` is set to the loop's first epoch.
     """
 
     def __init__(self, opt: dict[str, Any], dataset: Any, state: dict[str, Any] | None) -> None:
@@ -32,15 +32,15 @@ class TrainingData:
         self.sampler = PositionSampler(dataset, opt["world_size"], opt["rank"], ratio, opt["manual_seed"])
         done = state["iter"] if state else 0
         if state is not None:
-            self._go_on_from(state)
+            self._resume(state)
         total = int(opt["train"]["total_iter"])
         self.last_epoch = last_epoch(self.sampler, self.plan, done, total)
         workers = train_opt["num_worker_per_gpu"]
         first = partial(worker_init_fn, num_workers=workers, rank=opt["rank"], seed=opt["manual_seed"])
-        # workers_warning covers this, once for all processes; torch warns twice in each of them
+        # replaced by workers_warning, once for all processes
         warnings.filterwarnings("ignore", message="This DataLoader will create")
-        # Not BasicSR's build_dataloader: it knows no batches that grow, and its reading thread ("cpu") dies
-        # of an unreadable image in silence, and the run hangs.
+        # Not BasicSR's build_dataloader: it has no growing batches, and an unreadable image silently kills its
+        # prefetch thread ("cpu"), so that the run hangs.
         self.loader = DataLoader(
             dataset,
             batch_sampler=PlannedBatches(self.sampler, self.plan, done),
@@ -48,11 +48,11 @@ class TrainingData:
             worker_init_fn=partial(_start_worker, first),
             pin_memory=train_opt.get("pin_memory", False),
             persistent_workers=train_opt.get("persistent_workers", False) and workers > 0,
-            # Else each start of an epoch draws from torch's global generator, and a resumed run starts one more.
+            # Else each epoch draws from torch's global generator, and a resumed run starts one more epoch.
             generator=torch.Generator().manual_seed(opt["manual_seed"]),
         )
 
-    def _go_on_from(self, state: dict[str, Any]) -> None:
+    def _resume(self, state: dict[str, Any]) -> None:
         iteration, ranks = state["iter"], self.sampler.num_replicas
         if "position" in state:
             epoch, samples = state["position"]["epoch"], state["position"]["samples"]
@@ -62,7 +62,7 @@ class TrainingData:
             samples = done * batch * ranks
         self.sampler.resume(epoch, samples)
         if self.plan.batches(iteration + 1, self.sampler.left(epoch)) == 0:
-            self.sampler.resume(epoch + 1, 0)  # at the end of an epoch, or of a shorter one
+            self.sampler.resume(epoch + 1, 0)  # the epoch is complete
         state["epoch"] = self.sampler.resume_epoch
 
     def describe(self) -> str:
@@ -78,24 +78,23 @@ class TrainingData:
 
 
 def _start_worker(then: Callable[[int], None], worker_id: int) -> None:
-    spare_worker(worker_id)
-    quiet_when_the_reader_is_gone()
+    ignore_stop_signals()
+    hide_lost_connections()
     then(worker_id)
 
 
 def end_workers(batches: Any) -> None:
-    """Ends the processes of an iterator of a ``DataLoader``, and waits for that; without effect if it has none.
+    """Ends the worker processes of a ``DataLoader`` iterator, if any, and waits for them.
 
-    Workers that persist, or that read ahead when a run is stopped, would otherwise be left to the exit of Python,
-    where whatever still refers to the iterator keeps them alive.
+    Otherwise persistent workers live as long as anything refers to the iterator.
     """
     workers = getattr(batches, "_workers", ())
     try:
         if workers:
-            batches._shutdown_workers()  # torch has no public way
+            batches._shutdown_workers()  # no public API
     finally:
         for worker in workers:
             if worker.is_alive():
-                worker.terminate()  # first: torch reports one that is killed as an error
+                worker.terminate()  # before kill(), which torch reports as an error
                 worker.join(1)
                 worker.kill()

@@ -1,1 +1,1 @@
-"""Making data sets: bicubic pairs, sub-images, synthetic rain, blur, haze and noise, the sample."""
+"""Preparation of data sets: bicubic pairs, sub-images, synthetic degradations, the sample."""

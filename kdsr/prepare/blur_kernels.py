@@ -1,4 +1,4 @@
-"""Measured blur kernels from files, brought into one form."""
+"""Reads measured blur kernels."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ NamedKernel = tuple[str, Floats]
 
 
 def centred(kernel: NDArray[Any]) -> Floats:
-    """Brings a kernel into the form that :func:`kdsr.prepare.synthetic_blur.blur` takes.
+    """Crops zero borders and centres the kernel at the pixel nearest to its centre of mass.
 
-    Rows and columns of zeros at the border go; the pixel nearest to the centre of mass becomes the middle one, so
-    that a blurred image lies on its ground truth as well as whole pixels allow.
+    A blurred image is then aligned with its ground truth to within half a pixel.
 
     Args:
         kernel: (H, W), not negative, with a positive sum.
@@ -37,7 +36,7 @@ def centred(kernel: NDArray[Any]) -> Floats:
     middle = [round(float((weights.sum(axis=1 - axis) * np.arange(weights.shape[axis])).sum()))
               for axis in (0, 1)]  # fmt: skip
     radius = max(
-        int(abs(places - centre).max()) for places, centre in zip((rows, columns), middle, strict=True)
+        int(abs(indices - centre).max()) for indices, centre in zip((rows, columns), middle, strict=True)
     )
     result = np.zeros((2 * radius + 1, 2 * radius + 1), np.float32)
     result[rows - middle[0] + radius, columns - middle[1] + radius] = weights[rows, columns]
@@ -47,20 +46,20 @@ def centred(kernel: NDArray[Any]) -> Floats:
 def _checked(kernel: NDArray[Any], name: str) -> Floats:
     problem = ""
     if kernel.ndim != 2 or kernel.size == 0 or kernel.dtype.kind not in "buif":
-        problem = f"shape {kernel.shape} of {kernel.dtype}; a kernel is (H, W), of numbers"
+        problem = f"shape {kernel.shape} of {kernel.dtype}; a kernel is (H, W), numeric"
     elif not np.isfinite(kernel).all():
         problem = "values that are not finite"
     elif kernel.min() < 0:
-        problem = "negative values: no kernel of a camera's motion"
+        problem = "negative values; a blur kernel has none"
     elif not kernel.any():
-        problem = "nothing but zeros"
+        problem = "only zeros"
     if problem:
         raise DataError(f"--kernels: {name} has {problem}")
     return centred(kernel)
 
 
 def _matlab_arrays(value: NDArray[Any], name: str) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The kernels of a Matlab variable: an array (H, W) or (H, W, N), or a cell array of such."""
+    """Yields the kernels of a Matlab variable: an array (H, W) or (H, W, N), or a cell array of these."""
     if value.dtype == object:
         for number, cell in enumerate(value.ravel(order="F"), 1):
             yield from _matlab_arrays(np.asarray(cell), f"{name}{{{number}}}")
@@ -72,7 +71,7 @@ def _matlab_arrays(value: NDArray[Any], name: str) -> Iterator[tuple[str, NDArra
 
 
 def _arrays(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The arrays of a file, each with the file's path and, where it may hold several, its place there."""
+    """Yields the arrays of a file, each with the path and, if there can be several, its index."""
     if path.suffix.lower() == ".npy":
         array = np.load(path, allow_pickle=False)
         if array.ndim == 3:
@@ -95,14 +94,13 @@ def read_kernels(paths: Iterable[Path]) -> tuple[NamedKernel, ...]:
     (H, W) or (H, W, N), or cells of them).
 
     Args:
-        paths: Files, or folders of them (not of folders), in which other endings are passed over.
+        paths: Files, or folders of files; other file types in a folder are ignored.
 
     Returns:
-        Name (the path and the place in the file) and kernel, as :func:`centred` makes it, in the order of
-        ``paths``.
+        Name (path and index) and kernel from :func:`centred`, in the order of ``paths``.
 
     Raises:
-        DataError: A file cannot be read or holds something that is no kernel, or there is none.
+        DataError: A file is unreadable or not a kernel, or there is none.
     """
     files: list[Path] = []
     for path in paths:
@@ -123,9 +121,9 @@ def read_kernels(paths: Iterable[Path]) -> tuple[NamedKernel, ...]:
             raise cannot_read(str(file), error) from error
         except NotImplementedError as error:
             raise DataError(
-                f"--kernels: {file} is of Matlab's version 7.3; save it with '-v7', or as .npy or PNG files"
+                f"--kernels: {file} is a Matlab 7.3 file; save it with '-v7', or as .npy or PNG files"
             ) from error
-        except Exception as error:  # what numpy and scipy raise for damaged files has no common base
+        except Exception as error:  # numpy's and scipy's errors for damaged files have no common base
             raise DataError(f"--kernels: cannot read {file}: {error}") from error
         kernels += [(name, _checked(array, name)) for name, array in arrays]
     if not kernels:

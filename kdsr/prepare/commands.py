@@ -1,7 +1,8 @@
-"""``kdsr data``: makes data sets in the layout that the templates expect."""
+"""``kdsr data``: prepares data sets in the layout that the templates expect."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from enum import StrEnum
@@ -14,16 +15,16 @@ from tqdm import tqdm
 from kdsr.prepare import pairs
 from kdsr.prepare.degrade import degrade
 from kdsr.prepare.sample import SOURCES, folder_names, make_sample
-from kdsr.prepare.sub_images import GT, Cutting, common_multiple
+from kdsr.prepare.sub_images import GT, Cutting
 from kdsr.runtime.errors import OptionError
 
 app = typer.Typer(help="Prepare data sets.", no_args_is_help=True, add_completion=False)
 
-BENCHMARK_MULTIPLE = 12  # one ground truth for x2, x3 and x4
+BENCHMARK_MULTIPLE = 12  # the same ground truth for x2, x3 and x4
 
 
 class Layout(StrEnum):
-    """Names of the folders that are made."""
+    """Naming schemes of the folders."""
 
     plain = "plain"
     benchmark = "benchmark"
@@ -31,14 +32,10 @@ class Layout(StrEnum):
 
 
 def parse_scales(text: str) -> tuple[int, ...]:
-    """Reads ``2,3,4`` (or with spaces).
-
-    Raises:
-        OptionError: Not a list of whole numbers from 2 on.
-    """
+    """Parses ``2,3,4`` (or with spaces) into whole numbers of at least 2, or raises an ``OptionError``."""
     words = [word for word in re.split(r"[,\s]+", text) if word]
     if not words or not all(word.isdecimal() and int(word) >= 2 for word in words):
-        raise OptionError(f"--scales {text!r}: give whole numbers from 2 on, such as 2,3,4")
+        raise OptionError(f"--scales {text!r}: give whole numbers of at least 2, such as 2,3,4")
     return tuple(sorted({int(word) for word in words}))
 
 
@@ -46,9 +43,9 @@ def target_folders(layout: Layout, source: str, scales: tuple[int, ...], cut: bo
     """The folders of a layout by scale.
 
     Args:
-        layout: ``plain`` makes GT and LR_x4; ``benchmark`` GTmod12 and LRbicx4; ``div2k``, of a source
-            DIV2K_train_HR, DIV2K_train_HR_sub and DIV2K_train_LR_bicubic/X4_sub (BasicSR's names; ``_whole``
-            where images are not cut).
+        layout: ``plain``: GT and LR_x4; ``benchmark``: GTmod12 and LRbicx4; ``div2k`` for the source
+            DIV2K_train_HR: DIV2K_train_HR_sub and DIV2K_train_LR_bicubic/X4_sub (BasicSR's names; ``_whole`` for
+            whole images).
         source: Name of the source folder.
         scales: Factors of the LQ images.
         cut: Whether the images are sub-images.
@@ -63,11 +60,11 @@ def target_folders(layout: Layout, source: str, scales: tuple[int, ...], cut: bo
 
 
 def _cutting(scales: tuple[int, ...], layout: Layout, crop: int, step: int, thresh: int) -> Cutting:
-    multiple = common_multiple(scales)
+    multiple = math.lcm(*scales)
     if layout is Layout.benchmark:
-        multiple = common_multiple((*scales, BENCHMARK_MULTIPLE))
+        multiple = math.lcm(*scales, BENCHMARK_MULTIPLE)
         if crop:
-            raise OptionError("--crop: the images of a benchmark stay whole; use another --layout")
+            raise OptionError("--crop: benchmark images are not cut; use another --layout")
     if crop < 0 or crop % multiple:
         raise OptionError(f"--crop {crop}: must be 0 (whole images) or a multiple of {multiple}")
     step = step or max(crop // 2 // multiple, 1) * multiple
@@ -78,14 +75,14 @@ def _cutting(scales: tuple[int, ...], layout: Layout, crop: int, step: int, thre
 
 @app.command()
 def sample(
-    out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("datasets/sample"),
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("datasets/sample"),
     scales: Annotated[str, typer.Option(help="Factors of the LQ images.")] = "2,3,4",
     workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
 ) -> None:
-    """Make a small data set of the photographs that scikit-image ships: nothing is downloaded."""
+    """Make a small data set of photographs in scikit-image, without a download."""
     with tqdm(total=len(SOURCES), unit="photo", desc=str(out), disable=None) as bar:
         written = make_sample(out, parse_scales(scales), workers=workers, progress=bar.update)
-    state = "written" if written else "complete already"
+    state = "written" if written else "already complete"
     typer.echo(f"{out}: {state} (origin and terms: {out / 'README.md'})")
 
 
@@ -105,7 +102,7 @@ def sr(
     step: Annotated[
         int,
         typer.Option(
-            help="Distance of neighbouring sub-images; 0: half of --crop, at a multiple of the scales."
+            help="Distance of neighbouring sub-images; 0: half of --crop, rounded to a multiple of the scales."
         ),
     ] = 0,
     thresh: pairs.Thresh = 0,
@@ -114,12 +111,12 @@ def sr(
     workers: pairs.Workers = pairs.CORES,
     force: pairs.Force = False,
 ) -> None:
-    """Make GT and LQ folders (Matlab's bicubic) of folders of images, such as DIV2K or T91."""
+    """Make GT and LQ folders (Matlab's bicubic) from folders of images, such as DIV2K or T91."""
     factors = parse_scales(scales)
     cutting = _cutting(factors, layout, crop, step, thresh)
     if layout is Layout.div2k and len(sources) > 1:
-        raise OptionError("--layout div2k names its folders after SRC: give one")
-    # not resolve(): the folder's own name counts, not that of what it may link to
+        raise OptionError("--layout div2k names its folders after SRC: give only one")
+    # not resolve(): the link's name counts, not its target's
     folders = target_folders(layout, Path(os.path.abspath(sources[0])).name, factors, bool(crop))
     pairs.make(sources, out, cutting, folders, lmdb=lmdb, min_size=min_size, workers=workers, force=force)
 

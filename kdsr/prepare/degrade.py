@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,28 +21,26 @@ from kdsr.prepare.synthetic_rain import Rain
 from kdsr.runtime.errors import OptionError
 from kdsr.runtime.suggestions import nearest
 
-TASKS: dict[str, Callable[..., Degradation]] = {kind.name: kind for kind in (Rain, Blur, Haze, Noise)}
-OPTIONS_OF = {
-    "rain": ("angle", "length", "width", "density", "strength", "veil", "layers"),
-    "blur": ("size", "shake", "kernels", "turn", "linear_light"),
-    "haze": ("airlight", "tint", "beta", "gradient", "depth"),
-    "noise": ("sigma",),
-}
+TASKS: dict[str, Any] = {kind.name: kind for kind in (Rain, Blur, Haze, Noise)}
+OPTIONS_OF = {task: tuple(field.name for field in fields(kind)) for task, kind in TASKS.items()}
 
 
-def _range_option(help_text: str, default: Range, panel: str) -> Any:
-    shown = f"{default[0]:g}" if default[0] == default[1] else f"{default[0]:g},{default[1]:g}"
+def _option(kind: type[Degradation], field: str, help_text: str, *flags: str) -> Any:
+    """The command-line option for a field of a degradation."""
+    default = getattr(kind, field)
+    is_range = isinstance(default, tuple)
+    shown = ",".join(f"{end:g}" for end in dict.fromkeys(default)) if is_range else str(default or "")
     return typer.Option(
-        metavar="LOW,HIGH", help=help_text, show_default=shown, rich_help_panel=f"--task {panel}"
+        *flags,
+        metavar="LOW,HIGH" if is_range else None,
+        help=help_text,
+        show_default=shown or False,
+        rich_help_panel=f"--task {kind.name}",
     )
 
 
 def parse_range(option: str, text: str) -> Range:
-    """Reads ``5,31`` or, for a fixed value, ``25``.
-
-    Raises:
-        OptionError: Neither one nor two numbers.
-    """
+    """Parses ``5,31`` or a fixed value ``25``, or raises an ``OptionError``."""
     words = [word for word in re.split(r"[,\s]+", text.strip()) if word]
     try:
         numbers = [float(word) for word in words]
@@ -54,31 +52,31 @@ def parse_range(option: str, text: str) -> Range:
 
 
 def build(task: str, options: dict[str, Any]) -> Degradation:
-    """The degradation of a task.
+    """Creates the degradation of a task.
 
     Args:
         task: A key of ``TASKS``.
-        options: Of the command line by name; None where one was not given.
+        options: Command-line options by name; None for those not given.
 
     Raises:
-        OptionError: There is no such task, it has no such option, or a value is unfit.
-        DataError: Kernels or depth maps are missing or unfit.
+        OptionError: The task, an option or a value is invalid.
+        DataError: Kernels or depth maps are missing or invalid.
     """
     if task not in TASKS:
         raise OptionError(f"--task {task!r}: {nearest(task, TASKS)}")
     given = {name: value for name, value in options.items() if value is not None}
-    strange = [f"--{name.replace('_', '-')}" for name in given if name not in OPTIONS_OF[task]]
-    if strange:
+    unknown = [f"--{name.replace('_', '-')}" for name in given if name not in OPTIONS_OF[task]]
+    if unknown:
         known = ", ".join(f"--{name.replace('_', '-')}" for name in OPTIONS_OF[task])
-        raise OptionError(f"{', '.join(strange)}: not an option of --task {task}, which has {known}")
+        raise OptionError(f"{', '.join(unknown)}: not an option of --task {task}, which has {known}")
     if "kernels" in given:
         unused = [f"--{name}" for name in ("size", "shake") if name in given]
         if unused:
-            raise OptionError(f"{', '.join(unused)}: for camera shakes; with --kernels there are none")
+            raise OptionError(f"{', '.join(unused)}: only for camera shakes, not with --kernels")
     elif "turn" in given:
-        raise OptionError("--turn: for measured kernels (--kernels); a camera shake is random already")
+        raise OptionError("--turn: only for measured kernels (--kernels)")
     if "depth" in given and "gradient" in given:
-        raise OptionError("--gradient: for random depth; with --depth there is none")
+        raise OptionError("--gradient: only for random depth, not with --depth")
     settings: dict[str, Any] = {
         name: parse_range(name, value) if isinstance(value, str) else value for name, value in given.items()
     }
@@ -88,7 +86,7 @@ def build(task: str, options: dict[str, Any]) -> Degradation:
         settings["depth"] = find_depth_maps(settings["depth"])
     try:
         return TASKS[task](**settings)
-    except OptionError as error:  # which names the field
+    except OptionError as error:  # begins with the field's name
         raise OptionError([f"--{problem}" for problem in error.problems]) from error
 
 
@@ -117,92 +115,57 @@ def degrade(
     workers: pairs.Workers = pairs.CORES,
     force: pairs.Force = False,
     angle: Annotated[
-        str | None,
-        _range_option("Degrees from the vertical; positive falls to the right.", Rain.angle, "rain"),
+        str | None, _option(Rain, "angle", "Degrees from the vertical; positive falls to the right.")
     ] = None,
     length: Annotated[
-        str | None, _range_option("Length of the nearest streaks, in pixels.", Rain.length, "rain")
+        str | None, _option(Rain, "length", "Length of the nearest streaks, in pixels.")
     ] = None,
-    width: Annotated[
-        str | None, _range_option("Width of the nearest streaks, in pixels.", Rain.width, "rain")
-    ] = None,
-    density: Annotated[
-        str | None, _range_option("Mean number of streaks over a pixel.", Rain.density, "rain")
-    ] = None,
+    width: Annotated[str | None, _option(Rain, "width", "Width of the nearest streaks, in pixels.")] = None,
+    density: Annotated[str | None, _option(Rain, "density", "Mean number of streaks over a pixel.")] = None,
     strength: Annotated[
-        str | None,
-        _range_option("Mean brightness of the nearest streaks, 0 to 1.", Rain.strength, "rain"),
+        str | None, _option(Rain, "strength", "Mean brightness of the nearest streaks, 0 to 1.")
     ] = None,
-    veil: Annotated[
-        str | None, _range_option("Brightness of the mist over all, 0 to 1.", Rain.veil, "rain")
-    ] = None,
-    layers: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of distances, 1 to 10.", show_default=str(Rain.layers), rich_help_panel="--task rain"
-        ),
-    ] = None,
-    size: Annotated[
-        str | None, _range_option("Extent of a camera shake, in pixels.", Blur.size, "blur")
-    ] = None,
+    veil: Annotated[str | None, _option(Rain, "veil", "Brightness of the mist, 0 to 1.")] = None,
+    layers: Annotated[int | None, _option(Rain, "layers", "Number of distances, 1 to 10.")] = None,
+    size: Annotated[str | None, _option(Blur, "size", "Extent of a camera shake, in pixels.")] = None,
     shake: Annotated[
-        str | None, _range_option("0: a straight line; 1: random motion prevails.", Blur.shake, "blur")
+        str | None, _option(Blur, "shake", "0: a straight line; 1: random motion dominates.")
     ] = None,
     kernels: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Measured kernels instead: a folder or file (image, .npy, .mat); may be repeated.",
-            rich_help_panel="--task blur",
+        _option(
+            Blur,
+            "kernels",
+            "Measured kernels instead: a folder or file (image, .npy, .mat); may be repeated.",
         ),
     ] = None,
     turn: Annotated[
-        bool | None,
-        typer.Option(
-            "--turn",
-            help="Turn measured kernels by multiples of 90 degrees, and mirror them, at random.",
-            rich_help_panel="--task blur",
-        ),
+        bool | None, _option(Blur, "turn", "Randomly rotate and mirror measured kernels.", "--turn")
     ] = None,
     linear_light: Annotated[
-        bool | None,
-        typer.Option(
-            "--linear-light", help="Blur linear light, not sRGB values.", rich_help_panel="--task blur"
-        ),
+        bool | None, _option(Blur, "linear_light", "Blur linear light, not sRGB values.", "--linear-light")
     ] = None,
-    airlight: Annotated[
-        str | None, _range_option("Brightness of the haze, 0 to 1.", Haze.airlight, "haze")
-    ] = None,
-    tint: Annotated[
-        float | None,
-        typer.Option(
-            help="Largest deviation of its channels.",
-            show_default=str(Haze.tint),
-            rich_help_panel="--task haze",
-        ),
-    ] = None,
+    airlight: Annotated[str | None, _option(Haze, "airlight", "Brightness of the haze, 0 to 1.")] = None,
+    tint: Annotated[float | None, _option(Haze, "tint", "Largest deviation of its channels.")] = None,
     beta: Annotated[
-        str | None,
-        _range_option("Scattering coefficient; the farthest point has depth 1.", Haze.beta, "haze"),
+        str | None, _option(Haze, "beta", "Scattering coefficient; the farthest point has depth 1.")
     ] = None,
     gradient: Annotated[
-        str | None,
-        _range_option("Share of a vertical ramp in a random depth, 0 to 1.", Haze.gradient, "haze"),
+        str | None, _option(Haze, "gradient", "Share of a vertical ramp in a random depth, 0 to 1.")
     ] = None,
     depth: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of depth maps instead (grey images or .npy, brighter is farther), named as the images.",
-            rich_help_panel="--task haze",
+        _option(
+            Haze,
+            "depth",
+            "Folder of depth maps instead (grey or .npy, brighter is farther), named as the images.",
         ),
     ] = None,
-    sigma: Annotated[
-        str | None,
-        _range_option("Standard deviation, in units of 0 to 255.", Noise.sigma, "noise"),
-    ] = None,
+    sigma: Annotated[str | None, _option(Noise, "sigma", "Standard deviation, in units of 0 to 255.")] = None,
 ) -> None:
     """Degrade folders of clean images: rain, motion blur, haze or noise.
 
-    OUT gets the clean and the degraded images under equal names, and parameters.jsonl, which states what was
+    OUT gets the clean and the degraded images under equal names, and parameters.jsonl, with the parameters that were
     drawn for each image.
     """
     given = locals()
@@ -225,4 +188,4 @@ def degrade(
         degrade=Seeded(degradation, seed),
         check_names=degradation.check_names if isinstance(degradation, Haze) else None,
     )
-    typer.echo(f"{out}: what was drawn for each image is in {PARAMETERS}")
+    typer.echo(f"{out}: the parameters of each image are in {PARAMETERS}")

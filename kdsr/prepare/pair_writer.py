@@ -34,9 +34,9 @@ class Photograph:
     """A source image.
 
     Args:
-        name: Start of the names of what is made of it.
+        name: Prefix of the names of its results.
         path: Its file.
-        window: Top, left, height and width of the part that is used; None for all of it.
+        window: Top, left, height and width of the part that is used; None for the whole image.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Written:
-    """What :func:`write_pairs` has made: numbers of images, and the photographs that were too small."""
+    """The result of :func:`write_pairs`: numbers of images, and names of photographs that were too small."""
 
     photographs: int
     pairs: int
@@ -57,7 +57,7 @@ Shape = tuple[int, ...]
 
 
 class Degrade(Protocol):
-    """What makes the LQ image of a photograph of the same size, and says how (JSON's values)."""
+    """Makes the LQ image of a photograph, of the same size; also returns the parameters as JSON values."""
 
     @property
     def settings(self) -> dict[str, Any]: ...
@@ -66,7 +66,7 @@ class Degrade(Protocol):
 
 
 class _Made(NamedTuple):
-    """Names and shapes of the images of one photograph, none if it is too small; how it was degraded."""
+    """Names and shapes of the images of one photograph (none if too small), and its degradation."""
 
     shapes: list[tuple[str, dict[int, Shape]]]
     parameters: dict[str, Any]
@@ -103,7 +103,7 @@ def _map_processes(
         yield from map(work, photographs)
         return
     context = multiprocessing.get_context()
-    # OpenCV's own threads would multiply with the processes
+    # one OpenCV thread per process
     with ProcessPoolExecutor(
         min(workers, len(photographs)), context, initializer=cv2.setNumThreads, initargs=(0,)
     ) as pool:
@@ -111,15 +111,15 @@ def _map_processes(
 
 
 def write_lmdb(folder: Path, target: Path, shapes: dict[str, Shape]) -> None:
-    """Packs PNG files into an LMDB with BasicSR's ``meta_info.txt``, byte by byte as they are.
+    """Packs PNG files unchanged into an LMDB with BasicSR's ``meta_info.txt``.
 
     Args:
-        folder: Holds ``NAME.png``.
+        folder: Contains ``NAME.png``.
         target: The LMDB's folder, which must not exist; its name ends in ``.lmdb``.
         shapes: (H, W) or (H, W, C) by name.
     """
     sizes = [(folder / f"{name}.png").stat().st_size for name in shapes]
-    # each value begins on a page of its own; half as much again for the tree
+    # each value starts on a new page; 50 % more for the tree
     map_size = int(1.5 * sum(size + 2 * 4096 for size in sizes)) + 2**20
     maker = LmdbMaker(str(target), map_size=map_size, compress_level=_PNG_COMPRESSION)
     try:
@@ -131,8 +131,8 @@ def write_lmdb(folder: Path, target: Path, shapes: dict[str, Shape]) -> None:
 
 
 @contextmanager
-def fresh_folder(parent: Path) -> Iterator[Path]:
-    """A temporary folder beside what it will become, removed at the end with what is still in it."""
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A temporary folder on the same file system as its target, removed at the end."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".kdsr-", dir=parent))
     try:
@@ -142,7 +142,7 @@ def fresh_folder(parent: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Puts a part (or a file) of a :func:`fresh_folder` in its place; what was there goes with that folder."""
+    """Moves a folder or file out of a :func:`temporary_folder` to ``target``; moves the old one in to be removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         os.replace(target, new.with_name(f"{new.name}.replaced"))
@@ -150,14 +150,14 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def check_names(photographs: Iterable[Photograph], lmdb: bool) -> None:
-    """Refuses photographs whose results would overwrite each other, or be misread by BasicSR.
+    """Refuses photographs whose results would overwrite each other or be misread by BasicSR.
 
     Args:
         photographs: The sources.
-        lmdb: Whether LMDBs will be made; their keys are plain ASCII without dots and spaces.
+        lmdb: Whether LMDBs are made; their keys are ASCII without dots and spaces.
 
     Raises:
-        DataError: Two photographs have the same name, or a name is no key.
+        DataError: Two photographs have the same name, or a name is not a valid key.
     """
     seen: dict[str, Path] = {}
     for photograph in photographs:
@@ -171,14 +171,14 @@ def check_names(photographs: Iterable[Photograph], lmdb: bool) -> None:
 
 
 def check_apart(sources: Iterable[Path], targets: Iterable[Path]) -> None:
-    """Refuses to write where the originals are: replacing a folder would delete them.
+    """Refuses to replace a folder that contains the originals.
 
     Args:
-        sources: Files, or folders of them.
-        targets: Folders that will be made or replaced.
+        sources: Files or folders.
+        targets: Folders that will be created or replaced.
 
     Raises:
-        OptionError: A source is a target, lies in one, or contains one.
+        OptionError: A source is a target, is inside one, or contains one.
     """
     places = [(target, target.resolve()) for target in targets]
     for source in sources:
@@ -189,7 +189,7 @@ def check_apart(sources: Iterable[Path], targets: Iterable[Path]) -> None:
             for target, place in places:
                 if real.is_relative_to(place) or place.is_relative_to(real):
                     raise OptionError(
-                        f"{target} would be made where the originals are ({source}); choose another OUT"
+                        f"{target} would overwrite the originals ({source}); choose another OUT"
                     )
 
 
@@ -210,28 +210,27 @@ def write_pairs(
     force: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Written:
-    """Makes GT and LQ images of photographs, as PNG files and, if asked, as LMDBs.
+    """Writes GT and LQ images of photographs, as PNG files and optionally as LMDBs.
 
-    Folders are written beside their place and moved there when all of them are complete. With ``degrade``, ``out``
-    also gets its parameters for each photograph (``parameters.jsonl``, ordered by name) and its settings
-    (``settings.json``).
+    Folders are written to a temporary folder and moved when all are complete. With ``degrade``, ``out`` also gets the
+    parameters of each photograph (``parameters.jsonl``, sorted by name) and the settings (``settings.json``).
 
     Args:
         photographs: The sources.
         cutting: Scales and sizes.
-        out: Where the folders are made.
-        folders: By scale (ground truth: ``GT``, degraded: ``LQ``), the folder's path within ``out``.
-        lmdbs: The same for LMDBs; None makes none.
-        degrade: Makes the LQ image under ``LQ``, of the whole photograph; needs pickling.
+        out: The output folder.
+        folders: Paths within ``out`` by scale (ground truth: ``GT``, degraded: ``LQ``).
+        lmdbs: The same for LMDBs; None for no LMDBs.
+        degrade: Makes the image under ``LQ`` from the whole photograph; must be picklable.
         min_size: Photographs with a smaller side (after the crop to ``cutting.multiple_of``) are left out.
         workers: Number of processes.
-        force: Replaces folders that exist.
+        force: Replaces existing folders.
         progress: Called with 1 after each photograph.
 
     Raises:
-        DataError: A photograph cannot be read or has an unfit name, or none is large enough.
-        OptionError: A folder exists and is not empty, or a file exists, and ``force`` is false; or a
-            photograph lies in a folder that would be replaced.
+        DataError: A photograph cannot be read or has an invalid name, or none is large enough.
+        OptionError: Without ``force``, a non-empty folder or a file exists; or a photograph is in a folder that
+            would be replaced.
     """
     targets = [*folders.values(), *(lmdbs or {}).values()]
     check_apart([photograph.path for photograph in photographs], [out / target for target in targets])
@@ -241,7 +240,7 @@ def write_pairs(
     for target in targets:
         if not force and _is_taken(out / target):
             raise OptionError(f"{out / target} exists already; add --force to replace it")
-    with fresh_folder(out) as temporary:
+    with temporary_folder(out) as temporary:
         for folder in folders.values():
             (temporary / folder).mkdir(parents=True)
         here = {scale: str(temporary / folder) for scale, folder in folders.items()}

@@ -1,4 +1,4 @@
-"""What the commands that write GT/LQ pairs have in common: their options, and the run with its report."""
+"""Shared options and the implementation of the commands that write GT/LQ pairs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ from kdsr.runtime.errors import DataError
 CORES = os.cpu_count() or 1
 
 Sources = Annotated[
-    list[Path], typer.Argument(metavar="SRC...", help="Folders of images, read with the folders in them.")
+    list[Path], typer.Argument(metavar="SRC...", help="Folders of images, including subfolders.")
 ]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Where the folders of the layout are made.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")]
 Crop = Annotated[int, typer.Option(help="Side of square sub-images, for training; 0: whole images.")]
-Thresh = Annotated[
-    int, typer.Option(min=0, help="A rest at the border up to this size makes no sub-image of its own.")
-]
+Thresh = Annotated[int, typer.Option(min=0, help="A remainder at the border up to this size is dropped.")]
 MinSize = Annotated[
     int, typer.Option(min=1, help="Leave out images with a smaller side (gt_size must fit into each).")
 ]
@@ -40,26 +38,26 @@ def _lmdb_name(folder: str) -> str:
 
 
 def check_depths(paths: Sequence[Path]) -> None:
-    """Looks at the headers of images before hours are spent on them; prints what of them is not used.
+    """Checks the headers of images, and prints warnings about what is lost in reading them.
 
     Raises:
-        DataError: One cannot be read, or some have other than 8 bits.
+        DataError: An image is not supported, or does not have 8 bits per channel.
     """
-    looks, deep = [], []
+    infos, deep = [], []
     for path in paths:
         try:
             info = probe(path)
         except UnfitImage as error:
             raise DataError(f"Cannot read image {path}: {error}") from error
         except OSError:
-            continue  # read_image() says what is wrong
-        looks.append((str(path), info))
+            continue  # read_image() reports it
+        infos.append((str(path), info))
         if info.white != 255:
             deep.append(f"{path} has {info.bits} bits per channel")
     if deep:
         more = f" (and {len(deep) - 1} more)" if len(deep) > 1 else ""
         raise DataError(f"{deep[0]}{more}; convert it to 8 bits")
-    for loss in describe_losses(looks, len(paths)):
+    for loss in describe_losses(infos, len(paths)):
         typer.echo(f"Warning: {loss}", err=True)
 
 
@@ -76,17 +74,17 @@ def make(
     degrade: Degrade | None = None,
     check_names: Callable[[list[str]], None] | None = None,
 ) -> None:
-    """Writes the pairs of all images of the sources, with a progress bar, and prints what was made.
+    """Writes the pairs of all images of the sources with a progress bar, and prints a summary.
 
     Args:
         sources: Folders.
-        out: Where the folders are made.
+        out: Output folder.
         cutting: Scales and sizes.
-        folders: As for :func:`kdsr.prepare.pair_writer.write_pairs`.
-        lmdb: Makes an LMDB of each folder as well.
-        min_size: Images with a smaller side are left out, and reported.
+        folders: As in :func:`kdsr.prepare.pair_writer.write_pairs`.
+        lmdb: Also makes an LMDB of each folder.
+        min_size: Images with a smaller side are left out and listed.
         workers: Number of processes.
-        force: Replaces folders that exist.
+        force: Replaces existing folders.
         degrade: Makes the LQ image of the ground truth's size.
         check_names: Called with the images' names before anything is written.
     """

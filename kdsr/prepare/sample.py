@@ -1,10 +1,11 @@
-"""The sample data set: colour photographs of scikit-image's wheel, split into training and validation."""
+"""The sample data set: colour photographs in scikit-image's wheel, split into training and validation."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +14,30 @@ from typing import Any
 import skimage
 
 from kdsr.data.image_files import list_images
-from kdsr.prepare.pair_writer import SETTINGS, Degrade, Photograph, fresh_folder, replace_folder, write_pairs
-from kdsr.prepare.sub_images import GT, LQ, Cutting, common_multiple
+from kdsr.prepare.pair_writer import (
+    SETTINGS,
+    Degrade,
+    Photograph,
+    replace_folder,
+    temporary_folder,
+    write_pairs,
+)
+from kdsr.prepare.sub_images import GT, LQ, Cutting
 from kdsr.runtime.errors import DataError, OptionError
 
 MANIFEST = "manifest.json"
-_FORMAT = 1  # changes with what the same arguments make
+_FORMAT = 1  # increased when the same arguments give another result
 
 
 @dataclass(frozen=True)
 class Source:
-    """A photograph of the wheel.
+    """A photograph in the wheel.
 
     Args:
         file: Its name in ``skimage/data``.
         split: ``train`` or ``val``.
-        terms: What it shows, where it comes from and on which terms, as scikit-image states it.
-        window: Top, left, height and width of the part that is used; None for all of it.
+        terms: Content, origin and licence, as stated by scikit-image.
+        window: Top, left, height and width of the part that is used; None for the whole image.
     """
 
     file: str
@@ -46,9 +54,8 @@ _MIDDLEBURY = (
     "view of a motorcycle, Middlebury 2014 stereo benchmark (Scharstein et al., GCPR 2014), down-sampled by "
     "four; scikit-image states no licence, Middlebury asks for the citation"
 )
-# The wheel's other colour files are no use here: the Hubble deep field (noise and points on black), the
-# retina (a smooth disc on black), colour wheel, chessboard, logo and horse (drawings). The two views of the
-# motorcycle show the same things and stay on one side.
+# Not used: the Hubble deep field (noise and points on black), the retina (a smooth disc on black), and drawings
+# (colour wheel, chessboard, logo, horse). Both views of the motorcycle are in the same split.
 SOURCES = (
     Source("astronaut.png", "train", "Eileen Collins, NASA Great Images; public domain"),
     Source("ihc.png", "train", "stained tissue under a microscope, CMMI; no known copyright restrictions"),
@@ -64,7 +71,7 @@ SOURCES = (
     Source("rocket.jpg", "val", "DSCOVR on a Falcon 9, by SpaceX; public domain", (20, 150, 384, 384)),
 )
 
-# Large enough for patches of 192 pixels (48 at x4); a rest of up to 24 pixels makes no sub-image of its own.
+# Large enough for patches of 192 pixels (48 at x4); a remainder of up to 24 pixels is dropped.
 TRAIN_CROP, TRAIN_STEP, TRAIN_THRESH = 240, 120, 24
 
 
@@ -78,13 +85,13 @@ def _sha256(path: Path) -> str:
 
 
 def _contents(root: Path) -> dict[str, str]:
-    unlisted = (MANIFEST, "lock.mdb")  # the latter belongs to whoever reads the LMDB
+    unlisted = (MANIFEST, "lock.mdb")  # the latter is written by readers of the LMDB
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.name not in unlisted)
     return {path.relative_to(root).as_posix(): _sha256(path) for path in files}
 
 
 def _request(scales: Sequence[int], sources: Path) -> dict[str, Any]:
-    """What determines the result, as JSON gives it back."""
+    """Everything that determines the result, as JSON values."""
     photographs = {
         source.file: {
             "split": source.split,
@@ -98,7 +105,7 @@ def _request(scales: Sequence[int], sources: Path) -> dict[str, Any]:
 
 
 def is_complete(out: Path, request: dict[str, Any]) -> bool:
-    """Whether ``out`` holds just what ``request`` makes, every file with its hash."""
+    """Whether ``out`` holds exactly the files of ``request``, with the same hashes."""
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -114,8 +121,8 @@ def _readme(scales: Sequence[int]) -> str:
         rows.append(f"| {source.file} | {source.split} | {window} | {source.terms} |")
     return f"""# Sample data
 
-Made by `kdsr data sample` of photographs that scikit-image {version} ships.
-LQ images: Matlab's bicubic `imresize`, x{", x".join(map(str, scales))}. Each folder is there as LMDB, too.
+Made by `kdsr data sample` from photographs in scikit-image {version}.
+LQ images: Matlab's bicubic `imresize`, x{", x".join(map(str, scales))}. Each folder also exists as LMDB.
 Training: sub-images of {TRAIN_CROP} pixels. Validation: one part of each held-out photograph.
 
 | photograph | split | part (top, left, height, width) | origin and terms, as scikit-image states them |
@@ -126,10 +133,10 @@ Training: sub-images of {TRAIN_CROP} pixels. Validation: one part of each held-o
 def make_sample(
     out: Path, scales: Sequence[int], *, workers: int = 1, progress: Callable[[int], object] | None = None
 ) -> bool:
-    """Writes the sample data set; does nothing where it is there and complete.
+    """Writes the sample data set, unless it exists and is complete.
 
-    ``out`` gets ``train`` and ``val``, each with ``GT``, ``LR_x2``, … and the same as LMDBs, a ``README.md``
-    and a manifest with the hash of every file. It is put in its place when it is complete.
+    ``out`` gets ``train`` and ``val``, each with ``GT``, ``LR_x2``, … and the same as LMDBs, a ``README.md`` and a
+    manifest with the hash of every file. It is created atomically.
 
     Args:
         out: The folder, usually ``datasets/sample``.
@@ -141,7 +148,7 @@ def make_sample(
         Whether anything was written.
 
     Raises:
-        DataError: scikit-image's files are not there.
+        DataError: scikit-image's files are missing.
         OptionError: ``out`` holds something else.
     """
     sources = Path(skimage.__file__).parent / "data"
@@ -153,14 +160,14 @@ def make_sample(
         return False
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"{out} exists and was not made by this command; choose another --out")
-    multiple = common_multiple(scales)
+    multiple = math.lcm(*scales)
     cuttings = {
         "train": Cutting(tuple(scales), multiple, TRAIN_CROP, TRAIN_STEP, TRAIN_THRESH),
         "val": Cutting(tuple(scales), multiple),
     }
     names = folder_names(scales)
     lmdbs = {scale: f"{name}.lmdb" for scale, name in names.items()}
-    with fresh_folder(out.parent) as temporary:
+    with temporary_folder(out.parent) as temporary:
         new = temporary / out.name
         for split, cutting in cuttings.items():
             photographs = [
@@ -179,13 +186,13 @@ def make_sample(
 
 
 def degrade_sample(sample: Path, out: Path, degrade: Degrade) -> None:
-    """Degrades the images of a sample data set, each sub-image on its own, as ``kdsr data degrade`` would.
+    """Degrades each image of a sample data set, as ``kdsr data degrade`` does.
 
-    ``out`` gets ``train`` and ``val``, each with ``GT``, ``LQ`` and what was drawn for each image. What an earlier
-    call made with the same settings is made anew, so that it always belongs to ``sample``.
+    ``out`` gets ``train`` and ``val``, each with ``GT``, ``LQ`` and the parameters. The result of an earlier call with
+    the same settings is replaced.
 
     Args:
-        sample: What :func:`make_sample` wrote.
+        sample: The folder of :func:`make_sample`.
         out: The folder, usually ``datasets/sample_TASK``.
         degrade: Makes the LQ images.
 
@@ -202,7 +209,7 @@ def degrade_sample(sample: Path, out: Path, degrade: Degrade) -> None:
 
 
 def _settings(folder: Path) -> Any:
-    """How the LQ images of a folder were made; None where nothing says it."""
+    """The settings of a folder's LQ images; None if unknown."""
     try:
         return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):

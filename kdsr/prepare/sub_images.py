@@ -1,9 +1,9 @@
-"""Ground truth and LQ images of one photograph, bicubic or degraded, whole or cut into sub-images."""
+"""Makes GT and LQ images of one photograph, whole or cut into sub-images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -14,29 +14,26 @@ from kdsr.data.resize import imresize, mod_crop
 from kdsr.runtime.errors import OptionError
 
 Image = NDArray[np.uint8]
-GT = 1  # the key of the ground truth among the scales
-LQ = 0  # the key of a degraded image of the ground truth's size
+GT = 1  # key of the ground truth among the scales
+LQ = 0  # key of a degraded image of the ground truth's size
 
 
 @dataclass(frozen=True)
 class Cutting:
-    """How photographs become training images.
-
-    All sizes are pixels of the ground truth.
+    """How photographs are cut into training images. Sizes are in pixels of the ground truth.
 
     Args:
         scales: Factors of the LQ images.
-        multiple_of: Height and width of the ground truth are cropped to a multiple of it; a multiple of every
-            scale.
-        crop: Side of the square sub-images, a multiple of ``multiple_of``; 0 keeps images whole. A photograph
-            smaller than that in one dimension is not cut in that dimension.
+        multiple_of: Height and width of the ground truth are cropped to a multiple of this, a multiple of every scale.
+        crop: Side of the square sub-images, a multiple of ``multiple_of``; 0 for whole images. A photograph is not cut
+            in a dimension in which it is smaller.
         step: Distance of neighbouring sub-images, a multiple of ``multiple_of``.
-        thresh: A rest at the right or lower border up to this size is left out, a larger one gets a sub-image
-            that ends at the border.
+        thresh: A remainder at the right or lower border up to this size is dropped; a larger one gets a sub-image that
+            ends at the border.
 
     Raises:
-        OptionError: A size is not a multiple of every scale (ground truth and LQ images would not lie on each
-            other), or ``step`` is not positive although ``crop`` is.
+        OptionError: A size is not a multiple of every scale, so that GT and LQ would not be aligned; or ``crop`` is
+            positive and ``step`` is not.
     """
 
     scales: tuple[int, ...]
@@ -46,20 +43,20 @@ class Cutting:
     thresh: int = 0
 
     def __post_init__(self) -> None:
-        multiple = common_multiple(self.scales)
+        multiple = math.lcm(*self.scales)
         if self.multiple_of < 1 or self.multiple_of % multiple:
             raise OptionError(
-                f"Images are cropped to multiples of {self.multiple_of}: must be one of {multiple}"
+                f"Images are cropped to multiples of {self.multiple_of}: must be a multiple of {multiple}"
             )
         listed = ", ".join(map(str, self.scales))
         for name, size in (("crop", self.crop), ("step", self.step)):
             if size < 0 or size % multiple:
                 raise OptionError(f"{name} {size}: scales {listed} need a multiple of {multiple}")
         if self.crop and not self.step:
-            raise OptionError(f"step 0: crop {self.crop} needs a positive one")
+            raise OptionError(f"step 0: crop {self.crop} needs a positive step")
 
     def starts(self, length: int) -> list[int]:
-        """Where sub-images begin along a dimension of ``length`` pixels (a multiple of ``multiple_of``)."""
+        """Start positions of sub-images along a dimension of ``length`` pixels."""
         if self.crop == 0 or length <= self.crop:
             return [0]
         last = length - self.crop
@@ -69,26 +66,21 @@ class Cutting:
         return starts
 
 
-def common_multiple(scales: Sequence[int]) -> int:
-    """The smallest number that every scale divides."""
-    return math.lcm(*scales)
-
-
 def cut(
     image: Image, cutting: Cutting, degraded: Image | None = None
 ) -> Iterator[tuple[str, dict[int, Image]]]:
-    """Makes the LQ images of a photograph and cuts all of them at the same places.
+    """Makes the LQ images of a photograph and cuts all of them at the same positions.
 
-    Cutting comes last: the border of a sub-image is made of its real neighbours.
+    Cutting comes last, so that resizing sees the real pixels beyond a sub-image's border.
 
     Args:
         image: (H, W) or (H, W, C), uint8.
         cutting: The sizes.
-        degraded: An LQ image of the photograph's shape, which is cut with the others.
+        degraded: An LQ image of the same shape, which is cut too.
 
     Yields:
-        The ending of the sub-image's name (``_s001``, row by row; empty for whole images) and its images by
-        scale, the ground truth under :data:`GT`, the degraded image under :data:`LQ`.
+        The suffix of the sub-image's name (``_s001``, row by row; empty for whole images) and its images by scale,
+        with the ground truth under :data:`GT` and the degraded image under :data:`LQ`.
     """
     whole = {GT: mod_crop(image, cutting.multiple_of)}
     if 0 in whole[GT].shape:
@@ -112,5 +104,5 @@ def cut(
 
 
 def encode_png(image: Image) -> bytes:
-    """Encodes an image as PNG, quickly rather than small (the level of BasicSR's LMDBs)."""
+    """Encodes an image as PNG with fast compression (the level of BasicSR's LMDBs)."""
     return cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()

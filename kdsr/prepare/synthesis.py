@@ -1,9 +1,8 @@
-"""Synthetic degradations of whole photographs, for paired training data: what all of them share.
+"""Common parts of the synthetic degradations (``synthetic_*.py``).
 
-A degradation (rain, blur, haze, noise: ``synthetic_*.py``) is a frozen dataclass of ranges. Called with an image
-and a generator it draws its parameters, and gives the degraded image and the parameters as plain values.
-:class:`Seeded` fixes the generator by a seed and the name of the image alone, so that an image's result does
-not depend on the number of processes, on the order or on the other images.
+A degradation is a frozen dataclass of ranges. Called with an image and a generator, it draws its parameters and
+returns the degraded image and the parameters. :class:`Seeded` derives the generator from a seed and the image's name,
+so that a result does not depend on the number of processes, the order or other images.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from kdsr.runtime.errors import DataError, OptionError
 
 Image = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Range = tuple[float, float]  # both ends belong to it
-Parameters = dict[str, Any]  # numbers, strings and lists and dicts of them: what JSON holds
+Range = tuple[float, float]  # both ends included
+Parameters = dict[str, Any]  # JSON values
 
 
 class Degradation(Protocol):
@@ -38,7 +37,7 @@ class Degradation(Protocol):
     def __call__(
         self, image: Image, generator: np.random.Generator, name: str = ""
     ) -> tuple[Image, Parameters]:
-        """Degrades an image; ``name`` is needed where something belongs to it (depth maps)."""
+        """Degrades an image; ``name`` selects its depth map."""
         ...
 
 
@@ -48,14 +47,14 @@ def check_range(
     """Refuses a range that is reversed, not finite, or not within ``[least, most]``.
 
     Args:
-        name: What to call it in the message.
+        name: Its name in messages.
         limits: The range.
-        least: Smallest value allowed.
-        most: Largest value allowed.
-        above: Whether ``least`` itself is too small.
+        least: Smallest valid value.
+        most: Largest valid value.
+        above: Excludes ``least`` itself.
 
     Raises:
-        OptionError: It is unfit.
+        OptionError: The range is invalid.
     """
     low, high = limits
     shown = f"{name} {low:g}" if low == high else f"{name} {low:g},{high:g}"
@@ -70,7 +69,7 @@ def check_range(
 
 
 def draw(generator: np.random.Generator, limits: Range) -> float:
-    """A uniform draw of a range, rounded to six decimals: what is recorded is what was used."""
+    """A uniform draw, rounded to six decimals so that the recorded value is the one used."""
     return round(float(generator.uniform(*limits)), 6)
 
 
@@ -85,18 +84,18 @@ def as_8bit(image: NDArray[Any]) -> Image:
 
 
 def per_channel(values: NDArray[Any], image: NDArray[Any]) -> NDArray[Any]:
-    """Gives an (H, W) field a third dimension where the image (H, W, C) has one."""
+    """Adds a third dimension to an (H, W) field if the image has one."""
     return values[..., None] if image.ndim == 3 else values
 
 
 def generator_for(seed: int, name: str) -> np.random.Generator:
-    """A generator that depends on the seed and on the image's name, and on nothing else."""
+    """A generator that depends only on the seed and the image's name."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
 def plain(value: Any) -> Any:
-    """What JSON holds of the settings of a degradation: paths as text, arrays by their size."""
+    """Settings as JSON values: paths as strings, arrays by their shape."""
     if isinstance(value, dict):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, PurePath):
@@ -110,10 +109,10 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Seeded:
-    """A degradation that gives the same for the same seed and name.
+    """A degradation whose result depends on the seed and the image's name only.
 
     Args:
-        degradation: Its dataclass.
+        degradation: The degradation.
         seed: Any whole number.
     """
 
@@ -121,7 +120,7 @@ class Seeded:
     seed: int = 0
 
     def __call__(self, name: str, image: Image) -> tuple[Image, Parameters]:
-        """Degrades the image of that name.
+        """Degrades the image with this name.
 
         Raises:
             DataError: The degradation does not fit the image; the message begins with the name.
@@ -134,6 +133,6 @@ class Seeded:
 
     @property
     def settings(self) -> Parameters:
-        """All that determines a result apart from the image and its name."""
+        """Everything that determines a result except the image and its name."""
         ranges = plain(asdict(self.degradation))  # type: ignore[call-overload]
         return {"task": self.degradation.name, "seed": self.seed, **ranges}

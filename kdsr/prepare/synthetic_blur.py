@@ -1,9 +1,8 @@
-"""Motion blur: one kernel for the whole image, of a synthetic camera shake or measured.
+"""Motion blur with one kernel per image, from a synthetic camera shake or measured.
 
-A shake is the path of the image on the sensor during the exposure: a steady drift, and on it a velocity with
-inertia (an Ornstein-Uhlenbeck process) and sudden jerks. The kernel is the time that the path spends over each
-pixel. Compare Boracchi and Foi, "Modeling the performance of image restoration from motion blur" (IEEE TIP 2012),
-who draw such paths from a process of their own.
+The path of a shake is a steady drift plus a velocity with inertia (an Ornstein-Uhlenbeck process) and sudden jerks.
+The kernel is the time that the path spends over each pixel. Compare Boracchi and Foi, "Modeling the performance of
+image restoration from motion blur" (IEEE TIP 2012), who use another random process.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ from kdsr.prepare.blur_kernels import NamedKernel
 from kdsr.prepare.synthesis import Floats, Image, Parameters, Range, as_8bit, as_float, check_range, draw
 from kdsr.runtime.errors import DataError, OptionError
 
-_STEPS = 256  # of the path
-_PIECES = 16  # of each step, where it is rasterised
-_MEMORY = 0.15  # time constant of the velocity; the exposure takes 1
+_STEPS = 256  # points of the path
+_PIECES = 16  # interpolated points per step
+_MEMORY = 0.15  # time constant of the velocity, in exposure times
 _JERKS = 4.0  # mean number of jerks per exposure at full shake
-_TURNS = 8  # quarter turns, and their mirror images
+_TURNS = 8  # quarter turns and their mirror images
 
 
 def camera_path(size: float, shake: float, generator: np.random.Generator) -> NDArray[np.float64]:
-    """The path of a point of the image on the sensor, at equal intervals of time.
+    """The path of an image point on the sensor, at equal time intervals.
 
     Args:
         size: Largest distance between two points of the path, in pixels.
-        shake: From 0, a straight line at constant speed, to 1, where random motion outweighs the drift.
-        generator: Source of all that is random.
+        shake: From 0, a straight line at constant speed, to 1, where random motion dominates.
+        generator: Source of randomness.
 
     Returns:
         (256, 2), y and x, with mean 0.
@@ -55,14 +54,13 @@ def camera_path(size: float, shake: float, generator: np.random.Generator) -> ND
 
 
 def rasterise(path: NDArray[np.float64]) -> Floats:
-    """The kernel of a path: each point counts for its four nearest pixels, bilinearly.
+    """The kernel of a path: each point is distributed bilinearly to its four nearest pixels.
 
     Args:
-        path: (N, 2), y and x in pixels from the middle of the kernel, at equal intervals of time.
+        path: (N, 2), y and x in pixels from the kernel's centre, at equal time intervals.
 
     Returns:
-        (K, K), K odd, with sum 1. Its centre of mass is the mean of the path's points, as they are finely
-        interpolated.
+        (K, K), K odd, with sum 1. Its centre of mass is the mean of the path's points.
     """
     times = np.linspace(0, len(path) - 1, _PIECES * (len(path) - 1) + 1)
     points = np.stack([np.interp(times, np.arange(len(path)), part) for part in path.T], axis=1)
@@ -79,7 +77,7 @@ def rasterise(path: NDArray[np.float64]) -> Floats:
 
 
 def _trimmed(kernel: NDArray[Any]) -> NDArray[Any]:
-    """Takes off borders of zeros that leave the middle where it is."""
+    """Crops zero borders symmetrically."""
     middle = kernel.shape[0] // 2
     reach = int(max(np.abs(axis - middle).max() for axis in np.nonzero(kernel > 1e-9)))
     return kernel[middle - reach : middle + reach + 1, middle - reach : middle + reach + 1]
@@ -97,10 +95,10 @@ def to_srgb(light: NDArray[Any]) -> Floats:
 
 
 def blur(image: NDArray[Any], kernel: Floats) -> Floats:
-    """Convolves, in the proper sense: the blur of a single point is the kernel, not its mirror image.
+    """Convolves: the blur of a single point is the kernel, not its mirror image.
 
     Args:
-        image: (H, W) or (H, W, C), floating point; it goes on as its mirror image beyond the border.
+        image: (H, W) or (H, W, C), floating point; mirrored at the border.
         kernel: (K, K), K odd.
 
     Raises:
@@ -109,9 +107,9 @@ def blur(image: NDArray[Any], kernel: Floats) -> Floats:
     if min(image.shape[:2]) < max(kernel.shape):
         raise DataError(
             f"{image.shape[1]}x{image.shape[0]} pixels are too few for a kernel of {kernel.shape[0]}; "
-            "leave such images out (--min-size), or take smaller kernels"
+            "leave such images out (--min-size), or use smaller kernels"
         )
-    # OpenCV's filter is a correlation
+    # filter2D computes a correlation
     mirrored = np.ascontiguousarray(kernel[::-1, ::-1])
     image = np.asarray(image, np.float32)
     return np.asarray(
@@ -121,13 +119,13 @@ def blur(image: NDArray[Any], kernel: Floats) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Blur:
-    """Motion blur with a kernel that is drawn per image.
+    """Motion blur with a random kernel per image.
 
     Args:
         size: Largest distance between two points of the path of a camera shake, in pixels.
-        shake: How far it is from a straight line, 0 to 1.
-        kernels: Measured kernels (:func:`kdsr.prepare.blur_kernels.read_kernels`), one of which is taken instead.
-        turn: Turns a measured kernel by a random multiple of 90 degrees, or its mirror image.
+        shake: Randomness of the path, 0 (a straight line) to 1.
+        kernels: Measured kernels (:func:`kdsr.prepare.blur_kernels.read_kernels`) to choose from instead.
+        turn: Randomly rotates (by multiples of 90 degrees) and mirrors measured kernels.
         linear_light: Blurs light instead of sRGB values: highlights leave brighter traces.
     """
 
@@ -142,7 +140,7 @@ class Blur:
         check_range("size", self.size, 0, 1000)
         check_range("shake", self.shake, 0, 1)
         if self.turn and self.kernels is None:
-            raise OptionError("turn: a camera shake is random already; turn is for measured kernels")
+            raise OptionError("turn: only for measured kernels")
 
     def __call__(
         self, image: Image, generator: np.random.Generator, name: str = ""

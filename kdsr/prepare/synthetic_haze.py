@@ -1,7 +1,6 @@
 """Haze by the atmospheric scattering model (Koschmieder; Narasimhan and Nayar, IJCV 2002).
 
-``I = J t + A (1 - t)`` with the transmission ``t = exp(-beta d)``: the light of the scene J fades with the
-distance d, the airlight A takes its place.
+``I = J t + A (1 - t)`` with the scene J, the airlight A and the transmission ``t = exp(-beta d)`` at distance d.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def add_haze(image: NDArray[Any], depth: NDArray[Any], beta: float, airlight: Se
 
     Args:
         image: J, (H, W) or (H, W, C) in [0, 1].
-        depth: d, (H, W), from 0 on.
-        beta: Scattering coefficient per unit of depth, from 0 on.
+        depth: d, (H, W), >= 0.
+        beta: Scattering coefficient per unit of depth, >= 0.
         airlight: A, one value in [0, 1] per channel.
 
     Returns:
@@ -50,21 +49,21 @@ def add_haze(image: NDArray[Any], depth: NDArray[Any], beta: float, airlight: Se
 
 
 def smooth_depth(shape: tuple[int, ...], gradient: float, generator: np.random.Generator) -> Floats:
-    """A smooth random field, over which the scene recedes from the lower border to the upper one.
+    """A smooth random depth that increases from the lower border to the upper one.
 
     Args:
         shape: Height and width.
-        gradient: Share of the vertical ramp, 0 to 1; the rest is low-frequency noise.
+        gradient: Weight of the vertical ramp, 0 to 1; the rest is low-frequency noise.
         generator: Source of the noise.
 
     Returns:
-        (H, W) in [0, 1]; both ends occur, unless the image is a single row or column.
+        (H, W), scaled to [0, 1].
     """
     height, width = shape
     field = np.zeros((height, width), np.float32)
     longest = max(height, width)
     for octave in range(_OCTAVES):
-        # knots at the same distance in both directions; two more, so that the border is not special
+        # equal knot spacing in both directions; two more knots avoid border effects
         knots = 2 * 2**octave
         grid = [max(2, round(knots * side / longest)) + 2 for side in (height, width)]
         noise = generator.uniform(-1, 1, grid).astype(np.float32)
@@ -83,7 +82,7 @@ def read_depth(path: Path) -> Floats:
     """Reads a depth map: a grey image of 8 or 16 bits, or an ``.npy`` file; brighter is farther.
 
     Returns:
-        (H, W), divided by the largest value that occurs.
+        (H, W), divided by its maximum.
 
     Raises:
         DataError: It is unreadable, not (H, W), negative, not finite, or zero everywhere.
@@ -97,23 +96,23 @@ def read_depth(path: Path) -> Floats:
         raise
     except OSError as error:
         raise cannot_read(str(path), error) from error
-    except Exception as error:  # what numpy raises for a damaged file has no common base
-        raise DataError(f"{path} is no array file: {error}") from error
+    except Exception as error:  # numpy's errors for damaged files have no common base
+        raise DataError(f"{path} is not an array file: {error}") from error
     if depth.ndim == 3 and depth.shape[2] == 3 and (depth == depth[..., :1]).all():
         depth = depth[..., 0]  # grey, saved as colour
     if depth.ndim != 2 or depth.dtype.kind not in "uif":
         raise DataError(f"{path} has shape {depth.shape} of {depth.dtype}: a depth map is grey, (H, W)")
     depth = depth.astype(np.float32)
     if not np.isfinite(depth).all() or depth.min() < 0 or depth.max() <= 0:
-        raise DataError(f"{path}: depth must be finite, from 0 on, and above 0 somewhere")
+        raise DataError(f"{path}: depth must be finite, not negative, and not zero everywhere")
     return depth / depth.max()
 
 
 def find_depth_maps(folder: Path) -> dict[str, Path]:
-    """The depth maps of a folder by their names without ending.
+    """The depth maps of a folder by name without extension.
 
     Raises:
-        DataError: There is none, or two have one name.
+        DataError: There is none, or two have the same name.
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}")
@@ -121,7 +120,9 @@ def find_depth_maps(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in EXTENSIONS | {".npy"} and not path.name.startswith("."):
             if path.stem in maps:
-                raise DataError(f"{maps[path.stem]} and {path} are both the depth of {path.stem}; remove one")
+                raise DataError(
+                    f"{maps[path.stem]} and {path} are both depth maps of {path.stem}; remove one"
+                )
             maps[path.stem] = path
     if not maps:
         raise DataError(f"There is no depth map in {folder}: images or .npy files, named as the photographs")
@@ -130,14 +131,14 @@ def find_depth_maps(folder: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Haze:
-    """Haze whose airlight, density and depth are drawn per image.
+    """Haze with random airlight, density and depth per image.
 
     Args:
         airlight: Brightness of A, in [0, 1].
         tint: Largest deviation of a channel of A from that brightness.
-        beta: Scattering coefficient; depth is in [0, 1], so that exp(-beta) of the farthest light is left.
-        gradient: Share of the vertical ramp in a random depth, in [0, 1].
-        depth: Depth maps by the names of the images, from :func:`find_depth_maps`; None draws smooth ones.
+        beta: Scattering coefficient; depth is in [0, 1], so the farthest transmission is exp(-beta).
+        gradient: Weight of the vertical ramp in a random depth, in [0, 1].
+        depth: Depth maps by image name, from :func:`find_depth_maps`; None for random depth.
     """
 
     name: ClassVar[str] = "haze"
@@ -154,15 +155,11 @@ class Haze:
         check_range("gradient", self.gradient, 0, 1)
 
     def check_names(self, names: Iterable[str]) -> None:
-        """Refuses, before anything is written, images that have no depth map.
-
-        Raises:
-            DataError: The first few of them are named.
-        """
+        """Raises a ``DataError`` that lists images without a depth map."""
         missing = [name for name in names if self.depth is not None and name not in self.depth]
         if missing:
             shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-            raise DataError(f"{len(missing)} images have no depth map of their name: {shown}")
+            raise DataError(f"{len(missing)} images have no depth map of the same name: {shown}")
 
     def __call__(
         self, image: Image, generator: np.random.Generator, name: str = ""

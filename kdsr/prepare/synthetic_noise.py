@@ -13,9 +13,8 @@ from kdsr.prepare.synthesis import Image, Parameters, Range, check_range, draw
 def add_gaussian_noise(image: Image, sigma: float, generator: np.random.Generator) -> Image:
     """Adds white Gaussian noise, independent in each channel, then rounds and clips to 8 bits.
 
-    Clipping takes away noise near black and white: at sigma 50 it reaches mid-greys, and the noise that a file
-    holds has a smaller standard deviation and a mean that is not zero. Benchmarks that add noise to
-    floating-point images without clipping are not the same.
+    Clipping reduces the noise near black and white and shifts its mean (at sigma 50 even in mid-greys). Benchmarks that
+    add noise to floating-point images without clipping differ.
 
     Args:
         image: (H, W) or (H, W, C), uint8.
@@ -28,10 +27,10 @@ def add_gaussian_noise(image: Image, sigma: float, generator: np.random.Generato
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise with a standard deviation that is drawn per image.
+    """Gaussian noise with a random standard deviation per image.
 
     Args:
-        sigma: In units of [0, 255]; equal ends for a fixed one.
+        sigma: Standard deviation in units of [0, 255].
     """
 
     name: ClassVar[str] = "noise"

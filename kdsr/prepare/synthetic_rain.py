@@ -1,9 +1,8 @@
-"""Rain: streaks of several layers, as drops at several distances leave them on one exposure.
+"""Rain streaks in several layers at different distances.
 
-Each layer is a field of sparse drops of random brightness, convolved with the shape of one streak, so that all
-streaks of a layer have nearly one direction and length, as falling drops have. Layers farther away are smaller
-and fainter. They are screen-blended, ``1 - (1 - x) (1 - s)``: rain adds light, less so to what is bright, and never
-takes any. A veil of mist, blended the same way everywhere, stands for the drops too far away to be seen.
+A layer is a field of sparse drops of random brightness, convolved with a streak, so that its streaks have nearly the
+same direction and length. Farther layers are smaller and fainter. Layers, and a uniform veil of mist, are
+screen-blended, ``1 - (1 - x) (1 - s)``: rain only adds light.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from kdsr.prepare.synthesis import (
 )
 from kdsr.runtime.errors import OptionError
 
-# Within a layer, streaks vary: their number is split among groups of slightly other angle, length and width.
+# The streaks of a layer are split into groups of slightly different angle, length and width.
 _GROUPS = 3
 _ANGLE_JITTER = 2.0  # degrees
 _SIZE_JITTER = 0.3  # relative
@@ -37,15 +36,15 @@ _FARTHER = 0.7  # size and brightness of a layer, relative to the one in front o
 
 
 def streak_kernel(angle: float, length: float, width: float) -> Floats:
-    """The shape of one streak: a line that fades at its ends, with a Gaussian profile across.
+    """The shape of a streak: a line with a Gaussian profile that fades at its ends.
 
     Args:
-        angle: Degrees from the vertical; positive ones have their lower end to the right.
-        length: Between the points of half brightness at the ends, in pixels.
-        width: Between the points of half brightness across, in pixels.
+        angle: Degrees from the vertical; positive: the lower end is to the right.
+        length: Full width at half maximum along the streak, in pixels.
+        width: Full width at half maximum across, in pixels.
 
     Returns:
-        (K, K) with K odd and 1 in the middle.
+        (K, K) with K odd; 1 at the centre.
     """
     radius = math.ceil(0.75 * length + 1.5 * width) + 1
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float32)
@@ -60,19 +59,19 @@ def streak_kernel(angle: float, length: float, width: float) -> Floats:
 def streak_field(
     shape: tuple[int, ...], kernel: Floats, density: float, generator: np.random.Generator
 ) -> tuple[Floats, int]:
-    """Streaks of one shape, at random places and of random brightness.
+    """Streaks of one shape at random positions, with random brightness.
 
     Args:
         shape: Height and width.
         kernel: The shape, (K, K).
-        density: Mean number of streaks over a pixel: the sum of all streaks' areas by that of the image.
-        generator: Source of places and brightness.
+        density: Mean number of streaks per pixel: total area of the streaks divided by the image's.
+        generator: Source of positions and brightness.
 
     Returns:
-        (H, W) from 0 on, where a single streak of mean brightness is 1 in its middle; and the number
-        of streaks in and around the image.
+        (H, W) >= 0, where a single streak of mean brightness has 1 at its centre; and the number of streaks in and
+        around the image.
     """
-    margin = kernel.shape[0] // 2  # streaks reach into the image from outside
+    margin = kernel.shape[0] // 2  # for streaks that cross the border
     height, width = shape
     rows, columns = height + 2 * margin, width + 2 * margin
     number = int(generator.poisson(density * rows * columns / max(float(kernel.sum()), 1.0)))
@@ -81,13 +80,13 @@ def streak_field(
     np.add.at(drops, places, generator.gamma(4, 0.25, number).astype(np.float32))
     filtered = cv2.filter2D(drops, cv2.CV_32F, kernel, borderType=cv2.BORDER_CONSTANT)
     field = np.asarray(filtered, np.float32)
-    # by a Fourier transform: tiny negative numbers where there is no rain
+    # filter2D uses an FFT, which leaves tiny values where there is no rain
     field[field < 1e-4] = 0
     return field[margin : margin + height, margin : margin + width], number
 
 
 def screen(image: NDArray[Any], light: NDArray[Any] | float) -> Floats:
-    """Adds light to what lets none through twice: ``1 - (1 - image) (1 - light)``.
+    """Screen blending: ``1 - (1 - image) (1 - light)``.
 
     Args:
         image: (H, W) or (H, W, C) in [0, 1].
@@ -100,16 +99,16 @@ def screen(image: NDArray[Any], light: NDArray[Any] | float) -> Floats:
 
 @dataclass(frozen=True)
 class Rain:
-    """Rain whose direction, strength and shape are drawn per image.
+    """Rain with random direction, strength and shape per image.
 
     Args:
-        angle: Degrees from the vertical, below 90; positive: drops fall towards the right.
-        length: Of the streaks of the nearest layer, in pixels.
-        width: Of the same, in pixels.
-        density: Mean number of streaks over a pixel, of all layers together.
-        strength: Mean brightness that a streak of the nearest layer adds to black, in [0, 1].
-        veil: Light that mist adds to black everywhere, in [0, 1].
-        layers: Number of distances.
+        angle: Degrees from the vertical, in [-90, 90]; positive: drops fall to the right.
+        length: Length of streaks in the nearest layer, in pixels.
+        width: Width of streaks in the nearest layer, in pixels.
+        density: Mean number of streaks per pixel, of all layers together.
+        strength: Mean brightness of streaks in the nearest layer on black, in [0, 1].
+        veil: Brightness of the mist on black, in [0, 1].
+        layers: Number of layers.
     """
 
     name: ClassVar[str] = "rain"
@@ -142,7 +141,7 @@ class Rain:
     def _streaks(
         self, shape: tuple[int, ...], drawn: Parameters, generator: np.random.Generator
     ) -> tuple[Floats, list[Parameters]]:
-        """All layers blended, (H, W) in [0, 1], and what was drawn for each of their groups."""
+        """All layers blended, (H, W) in [0, 1], and the parameters of each group."""
         light = np.zeros(shape, np.float32)
         groups: list[Parameters] = []
         for layer in range(self.layers):

@@ -1,1 +1,1 @@
-"""What models stand on: errors, checkpoints, devices, precision."""
+"""Errors, checkpoints, devices, processes, precision."""

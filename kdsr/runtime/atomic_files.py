@@ -1,4 +1,4 @@
-"""Files that are whole or absent, also when the process is killed while it writes."""
+"""Atomic writes: a file is complete or absent, even when the process is killed while writing."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from typing import BinaryIO
 
 from kdsr.runtime.errors import TrainingError
 
-# what file systems say that cannot flush a folder (some of those mounted over a network or by a user)
+# Errors of file systems that cannot flush a folder (some network and FUSE mounts).
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
-def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file of which only the whole new version or the one before is ever seen.
-
-    A temporary file in the same folder is written, flushed to the disk and renamed.
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replaces a file atomically: writes a temporary file in the same folder, flushes it to disk and renames it.
 
     Args:
-        path: The file; its folder is made.
-        write: Gets the open temporary file.
+        path: The file; its folder is created.
+        write: Called with the open temporary file.
 
     Raises:
-        TrainingError: It cannot be written (disk full, no permission); what was there before is untouched.
+        TrainingError: It cannot be written (disk full, no permission); the earlier file is untouched.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -48,7 +46,7 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's own words where there are any: torch's zip writer stumbles over a failed write once more."""
+    """The first system error in the chain: torch's zip writer raises a second error after a failed write."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -58,11 +56,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    # The new name itself must reach the disk too; Windows opens no folders, replace is enough there.
+    # The new name must reach the disk too. Windows cannot open folders, and os.replace is enough there.
     if os.name == "posix":
         try:
             descriptor = os.open(folder, os.O_RDONLY)
-        except PermissionError:  # a folder that may be written and not be read
+        except PermissionError:  # the folder is writable but not readable
             return
         try:
             os.fsync(descriptor)
@@ -73,24 +71,24 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def sweep_temporaries(folder: str | Path) -> None:
-    """Removes what killed writers of ``write_whole`` left in a folder. No writer may be at work in it."""
-    for left in Path(folder).glob(".*.tmp"):
-        left.unlink(missing_ok=True)
+def remove_temporaries(folder: str | Path) -> None:
+    """Removes temporary files that killed writers left in a folder. No writer may be active in it."""
+    for file in Path(folder).glob(".*.tmp"):
+        file.unlink(missing_ok=True)
 
 
-def from_here(path: str | Path) -> str:
-    """A path for messages: relative to the working directory where it lies below it."""
+def display_path(path: str | Path) -> str:
+    """A path for messages: relative to the working directory if it lies below it."""
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else str(path)
 
 
-def begin_anew(folder: str | Path) -> None:
-    """Makes a folder; one that is there already is renamed to ``NAME_archived_DATE``, with ``_2``, ... if need be."""
+def archive_and_create(folder: str | Path) -> None:
+    """Creates a folder; an existing one is renamed to ``NAME_archived_DATE``, with ``_2``, ... if that exists too."""
     folder = Path(folder)
     if os.path.lexists(folder):
         name = f"{folder}_archived_{datetime.now():%Y%m%d_%H%M%S}"
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         archive = next(name for name in names if not os.path.lexists(name))
-        print(f"{from_here(folder)} exists and is renamed to {from_here(archive)}", flush=True)
+        print(f"{display_path(folder)} exists and is renamed to {display_path(archive)}", flush=True)
         folder.rename(archive)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
-from kdsr.runtime.atomic_files import write_whole
+from kdsr.runtime.atomic_files import atomic_write
 from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.recognition import architecture_name
 from kdsr.runtime.safetensors_files import FlatWeights, is_safetensors, read_safetensors, save_safetensors
@@ -280,7 +280,7 @@ def save_file(obj: Any, path: str | Path) -> None:
     Raises:
         TrainingError: It cannot be written (disk full, no permission).
     """
-    write_whole(path, lambda file: torch.save(obj, file))
+    atomic_write(path, lambda file: torch.save(obj, file))
 
 
 def _shape(tensor: Any) -> str:

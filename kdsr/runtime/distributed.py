@@ -1,7 +1,7 @@
 """Process groups on CUDA and on the CPU, from torchrun's or Slurm's environment.
 
-Replaces BasicSR's ``init_dist``, which sets a CUDA device unconditionally, ignores ``dist_params`` for the launcher
-``pytorch`` and lets two Slurm jobs on one node collide on port 29500.
+Replaces BasicSR's ``init_dist``, which always sets a CUDA device, ignores ``dist_params`` with the launcher
+``pytorch``, and uses port 29500 for every Slurm job, so that two jobs on one node collide.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch.distributed as dist
 from torch import nn
 
 from kdsr.runtime.errors import KdsrError, TrainingError
-from kdsr.runtime.launchers import check_backend, explain, take_gpu, to_torch_environment
+from kdsr.runtime.launchers import check_backend, join_error, select_gpu, to_torch_environment
 
 T = TypeVar("T")
 _host_group: dist.ProcessGroup | None = None
 _was_rank = False
-_timeout: timedelta | None = None  # of every exchange; None: torch's
+_timeout: timedelta | None = None  # of every collective; None: torch's default
 _LOST = re.compile(
     r"(closed|reset) by peer|broken pipe|connection refused|timed? ?out|remote process exited", re.IGNORECASE
 )
@@ -38,38 +38,37 @@ def init_distributed(launcher: str, dist_params: dict[str, Any] | None = None) -
     Args:
         launcher: ``pytorch`` (torchrun) or ``slurm`` (srun).
         dist_params: ``backend`` (default: nccl with a GPU, else gloo), ``port`` (Slurm only; default: derived from
-            the numbers of job and step) and ``timeout``, in seconds, for all ranks to come and for each exchange
-            between them (default: torch's, 10 minutes with nccl, 30 with gloo).
+            the job and step ids) and ``timeout`` in seconds, of joining and of each collective (default: torch's,
+            10 minutes with nccl, 30 with gloo).
 
     Raises:
-        OptionError: When the launcher's environment variables are not there, rank 0's address cannot be resolved,
-            its port is taken, the ranks do not all come in time, or a process has no GPU of its own.
+        OptionError: The launcher's environment variables are missing, rank 0's address cannot be resolved, its
+            port is taken, not all ranks join in time, or a process has no GPU of its own.
     """
     params = dist_params or {}
     to_torch_environment(launcher, params.get("port"))
     backend = params.get("backend") or "nccl"
     if not torch.cuda.is_available() and backend == "nccl":
-        backend = "gloo"  # nccl is what option files written for GPUs name
+        backend = "gloo"  # option files written for GPUs name nccl
     check_backend(backend)
     if torch.cuda.is_available():
-        take_gpu(backend)
+        select_gpu(backend)
     global _timeout, _was_rank
     limit = params.get("timeout")
     _timeout = None if limit is None else timedelta(seconds=limit)
     try:
         dist.init_process_group(backend, timeout=_timeout)
     except (dist.DistError, RuntimeError) as error:
-        raise explain(error, limit) from error
+        raise join_error(error, limit) from error
     _was_rank = True
-    _never_take_apart(dist.group.WORLD)
+    _keep_alive(dist.group.WORLD)
 
 
-def _never_take_apart(group: dist.ProcessGroup | None) -> None:
-    """Keeps a group in memory to the end of the process.
+def _keep_alive(group: dist.ProcessGroup | None) -> None:
+    """Keeps a group in memory until the process ends.
 
-    Who drops the last reference to a gloo group, and be it a traceback that held a model in DDP, waits for the group's
-    threads with Python's lock in hand; a thread that has yet to give back what its last exchange held wants that
-    lock. Both then wait for ever (torch 2.13).
+    Destroying a gloo group can deadlock (torch 2.13): the destructor joins the group's threads while it holds the
+    GIL, and such a thread needs the GIL to release the tensors of its last collective.
     """
     if group is not None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
@@ -79,71 +78,71 @@ def _joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def leave_distributed(orderly: bool) -> None:
-    """Ends the process group; a process that exits with one open may be aborted by its threads.
+def leave_distributed(wait: bool) -> None:
+    """Destroys the process group; the threads of an open one may abort the process at exit.
 
     Args:
-        orderly: Whether all ranks come here, so that they can wait for each other; after an error they may not.
+        wait: Waits for all ranks first. False after an error, which other ranks may not have had.
     """
     global _host_group
     if _joined():
-        if orderly:
+        if wait:
             dist.barrier()
         dist.destroy_process_group()
         _host_group = None
 
 
 def host_group() -> dist.ProcessGroup | None:
-    """A group that exchanges tensors of the CPU: None, torch's default group, where that is gloo.
+    """A gloo group for CPU tensors; None, torch's default group, if that is gloo.
 
-    Collective when it is called first. Values that come this way cost no wait for a GPU.
+    The first call is collective. Collectives on this group do not synchronise with the GPU.
     """
     global _host_group
     if _host_group is None and dist.get_backend() != "gloo":
         _host_group = dist.new_group(backend="gloo", timeout=_timeout)
-        _never_take_apart(_host_group)
+        _keep_alive(_host_group)
     return _host_group
 
 
 @contextlib.contextmanager
-def lost_ranks_told() -> Iterator[None]:
-    """Says in one line that another rank is gone; torch's own error ends in the middle of a backward pass.
+def explain_lost_ranks() -> Iterator[None]:
+    """Turns the error of a collective whose other rank has gone into one line.
 
     Raises:
-        TrainingError: In place of the exchange's error.
+        TrainingError: In place of torch's error.
     """
     try:
         yield
     except RuntimeError as error:
-        of_exchange = isinstance(error, dist.DistError) or "gloo" in str(error)
-        if not (of_exchange and _LOST.search(str(error))):
+        collective = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if not (collective and _LOST.search(str(error))):
             raise
-        # gloo's begins with the line of its source and ends with advice
+        # gloo's message begins with its source line and ends with advice
         reason = re.sub(r"^\[\S+\]\s*", "", str(error).splitlines()[0]).split(". This is")[0]
         raise TrainingError(
-            f"rank {os.environ.get('RANK', '?')} has lost another rank ({reason}); the first error "
-            "of the other ranks says why; --auto_resume goes on from the last state that was saved"
+            f"rank {os.environ.get('RANK', '?')} has lost another rank ({reason}); see the first error of the other "
+            "ranks for the cause; --auto_resume continues from the last saved state"
         ) from error
 
 
-def end_rank(code: int) -> int:
-    """The last call of a program: ends a process that was a rank here and now; any other gets ``code`` back.
+def exit_rank(code: int) -> int:
+    """The last call of a program: exits at once in a process that was a rank, else returns ``code``.
 
-    torch 2.13 aborts about one such process in ten ("terminate called without an active exception") while Python takes
-    itself apart, for threads of a process group that DDP still holds. By then all is written, and a good run would be
-    reported as failed, a stopped one not as stopped.
+    torch 2.13 aborts about one such process in ten ("terminate called without an active exception") while Python
+    finalises, because DDP still refers to a process group with running threads. A successful run would then be reported
+    as failed.
     """
     if _was_rank:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
+            with contextlib.suppress(OSError, ValueError):  # closed stream or broken pipe
                 stream.flush()
         os._exit(code)
     return code
 
 
 def wrap_ddp(net: nn.Module, device: torch.device, find_unused_parameters: bool = False) -> nn.Module:
-    """Wraps a network in DistributedDataParallel, on a GPU or on the CPU; without a process group it stays bare."""
+    """Wraps a network in DistributedDataParallel on a GPU or CPU; without a process group returns it unchanged."""
     if not _joined():
         return net
     device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
@@ -154,14 +153,14 @@ def wrap_ddp(net: nn.Module, device: torch.device, find_unused_parameters: bool 
 
 @torch.no_grad()
 def share_weights(net: nn.Module) -> None:
-    """Gives every rank rank 0's parameters and buffers: each has drawn its own, and copies of them are made next."""
+    """Broadcasts rank 0's parameters and buffers, before copies of them are made."""
     if _joined():
         for tensor in net.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
 def gather_lists(items: list[Any]) -> list[Any]:
-    """Concatenates every rank's list, in the order of the ranks; every rank gets the whole."""
+    """Concatenates the lists of all ranks, in rank order, on every rank."""
     if not _joined():
         return items
     parts: list[Any] = [None] * dist.get_world_size()
@@ -169,23 +168,23 @@ def gather_lists(items: list[Any]) -> list[Any]:
     return [item for part in parts for item in part]
 
 
-def on_first_rank(do: Callable[[], T]) -> T:
-    """Runs ``do`` in rank 0 alone; every rank gets what it returns, or its error.
+def on_first_rank(function: Callable[[], T]) -> T:
+    """Runs a function on rank 0 only; every rank gets its return value or its error.
 
-    Collective. Rank 0 writes the files of a run and looks at its folders, and no rank waits for one that has failed.
+    Collective. For access to the run's files: no rank waits for a rank 0 that has failed.
 
     Args:
-        do: Returns what can be pickled.
+        function: Its return value must be picklable.
 
     Raises:
-        KdsrError: What ``do`` raised, on all ranks.
+        KdsrError: The function's, on all ranks.
     """
     if not _joined():
-        return do()
+        return function()
     box: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
-            box[0] = do()
+            box[0] = function()
         except KdsrError as error:
             box[1] = (type(error), error.problems)
     dist.broadcast_object_list(box, src=0, group=host_group())
@@ -197,19 +196,18 @@ def on_first_rank(do: Callable[[], T]) -> T:
 
 @torch.no_grad()
 def gather_batches(batch: torch.Tensor) -> torch.Tensor:
-    """Concatenates the batches of all ranks along the first dimension, in the order of the ranks.
+    """Concatenates the batches of all ranks along the first dimension, in rank order, without gradient.
 
-    Collective, and without gradient: for losses that take their negatives from every rank. The shapes are compared
-    on the hosts, which costs no wait for a GPU.
+    Collective. For losses that take negatives from every rank. The shapes are compared on the CPU, without a GPU sync.
 
     Args:
         batch: (N, ...), of the same shape on every rank.
 
     Returns:
-        (N × ranks, ...), the same on every rank; ``batch`` without its gradient where there is one rank only.
+        (N × ranks, ...), the same on every rank; the detached ``batch`` with one rank.
 
     Raises:
-        TrainingError: On every rank, when the shapes differ.
+        TrainingError: On every rank, if the shapes differ.
     """
     if not _joined():
         return batch.detach()
@@ -217,7 +215,7 @@ def gather_batches(batch: torch.Tensor) -> torch.Tensor:
     if len(set(shapes)) > 1:
         raise TrainingError(
             f"batches of unequal shapes cannot be gathered: {', '.join(map(str, shapes))} on ranks 0 to "
-            f"{len(shapes) - 1}; training batches are equal, so this one was cut after loading"
+            f"{len(shapes) - 1}; loaded batches are equal, so this one was cut after loading"
         )
     parts = [torch.empty_like(batch, memory_format=torch.contiguous_format) for _ in shapes]
     group = host_group() if batch.device.type == "cpu" else None

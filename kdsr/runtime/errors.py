@@ -1,4 +1,4 @@
-"""Errors that a user can mend, each with the exit code of the command line."""
+"""Errors that a user can fix, each with its exit code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _LONGEST = 2000  # characters of a printed message
 
 
 class KdsrError(Exception):
-    """Base of all errors that kdsr explains in one or two lines.
+    """Base of the errors that are printed without a traceback.
 
     Args:
-        problems: One message, or several that were found together (shown one per line).
+        problems: One message or several, printed one per line.
     """
 
     exit_code = 1
@@ -25,7 +25,7 @@ class KdsrError(Exception):
 
 
 class OptionError(KdsrError):
-    """The options cannot be run as they stand. Nothing has been written when it is raised."""
+    """The options are wrong. Raised before anything is written."""
 
     exit_code = 2
 
@@ -41,19 +41,19 @@ class DataError(KdsrError):
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         if isinstance(problems, str) and "Original Traceback" in problems:
-            # DataLoader raises a worker's error again with the worker's traceback as its message.
+            # DataLoader re-raises a worker's error with the worker's traceback as its message.
             problems = problems.rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
         super().__init__(problems)
 
 
 class TrainingError(KdsrError):
-    """A run cannot go on."""
+    """A run cannot continue."""
 
 
 class Stopped(KdsrError):
-    """A run was asked to stop and did, with its state saved; the same command goes on from there.
+    """A run was stopped by a signal and has saved its state; the same command with --auto_resume continues it.
 
-    The exit code is sysexits' EX_TEMPFAIL: what started the run may start it again.
+    The exit code is sysexits' EX_TEMPFAIL: a scheduler may restart the run.
     """
 
     exit_code = 75
@@ -61,24 +61,23 @@ class Stopped(KdsrError):
 
 
 class StoppedEarly(BaseException):
-    """A run was asked to stop before its first iteration, when there was nothing to save; of this rank alone.
+    """This rank was stopped by a signal before the first iteration, when there was nothing to save.
 
-    No ``Exception``: what turns those into the damaged file or the wrong option that they mean must let it pass, or
-    the newest state would be skipped for it.
+    Not an ``Exception``, so that handlers for damaged files do not catch it and skip the newest state.
 
     Args:
-        number: Of the signal.
-        name: Of the signal.
+        number: The signal's number.
+        name: The signal's name.
     """
 
     def __init__(self, number: int, name: str) -> None:
         super().__init__(f"stopped by {name} before the first iteration; there was nothing to save yet")
-        self.exit_code = 128 + number  # as a shell reports it: who starts the run again gains nothing
+        self.exit_code = 128 + number  # as a shell reports it: not for a restart
 
 
 def _system_problem(error: OSError) -> str:
-    """Names the file and the system's reason; an error that carries neither speaks for itself."""
-    # DataLoader raises a worker's error again with the worker's traceback as its message.
+    """The files and the system's reason; without them the error's last line."""
+    # DataLoader re-raises a worker's error with the worker's traceback as its message.
     lines = str(error).strip().splitlines()
     reason = error.strerror or (lines[-1] if lines else type(error).__name__)
     files = [str(file) for file in (error.filename, error.filename2) if file is not None]
@@ -86,26 +85,27 @@ def _system_problem(error: OSError) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the machine, or its GPU, has no more memory."""
-    said = ("can't allocate memory", "not enough memory")  # torch's on a CPU is a plain RuntimeError
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or any(words in str(error) for words in said)
+    """Whether an error means that the machine or its GPU is out of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    # torch raises a plain RuntimeError on the CPU
+    return any(phrase in str(error) for phrase in ("can't allocate memory", "not enough memory"))
 
 
 def _printable(problem: str) -> str:
-    """A message with names and values out of files: control characters are shown, and what has no end gets one."""
+    """A message, which may quote files: control characters are escaped and long text is cut."""
     shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in problem[:_LONGEST])
     return shown if len(problem) <= _LONGEST else f"{shown} ..."
 
 
-def reported(run: Callable[[], None]) -> int:
-    """Runs ``run``; an error that a user can mend is printed without its traceback.
+def report_errors(run: Callable[[], None]) -> int:
+    """Runs ``run`` and prints errors that a user can fix without a traceback.
 
-    These are kdsr's own, the system's (a full disk, no permission, a file where a folder belongs), a worker
-    process that was ended from outside and an interrupt (Ctrl-C).
+    These are kdsr's own, the system's (disk full, no permission, a file in place of a folder), out of memory, a
+    killed worker process and an interrupt (Ctrl-C).
 
     Returns:
-        The exit code: 0, or the error's; 130 after an interrupt.
+        The exit code: 0, the error's, or 130 after an interrupt.
     """
     label = KdsrError.label
     try:
@@ -120,18 +120,18 @@ def reported(run: Callable[[], None]) -> int:
         problems, exit_code = [_system_problem(error)], 1
     except BrokenProcessPool:
         problems, exit_code = (
-            ["a worker process was ended from outside (out of memory?); use fewer --workers"],
+            ["a worker process was killed (out of memory?); use fewer --workers"],
             1,
         )
     except (MemoryError, RuntimeError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+        message = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         if is_out_of_memory(error):
-            said = f"out of memory ({said}); smaller batches, patches or networks take less"
-        elif said.startswith("DataLoader worker"):
-            said = f"{said}; out of memory? Use fewer num_worker_per_gpu"
+            message = f"out of memory ({message}); use smaller batches, patches or networks"
+        elif message.startswith("DataLoader worker"):
+            message = f"{message}; out of memory? Use fewer num_worker_per_gpu"
         else:
             raise
-        problems, exit_code = [said], 1
+        problems, exit_code = [message], 1
     else:
         return 0
     for problem in problems:

@@ -1,4 +1,4 @@
-"""What torchrun's and Slurm's environment say, as torch wants it, and what of it does not fit this machine."""
+"""Reads the environment of torchrun and Slurm, and checks it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from kdsr.runtime.errors import OptionError
 
-_PORTS = range(12000, 32000)  # below the ports that Linux gives to outgoing connections
+_PORTS = range(12000, 32000)  # below the ports that Linux uses for outgoing connections
 
 
 def _need(name: str, launcher: str) -> str:
@@ -26,22 +26,22 @@ def _need(name: str, launcher: str) -> str:
 
 
 def whole_number(name: str, lowest: int, below: int | None = None) -> int:
-    """The number in an environment variable, ``lowest`` where it is not set.
+    """The whole number in an environment variable; ``lowest`` if it is not set.
 
     Args:
         name: The variable's name.
-        lowest: Smallest number that is right.
-        below: The number is smaller than this, where given.
+        lowest: Smallest valid number.
+        below: Upper bound, exclusive; None for none.
 
     Raises:
-        OptionError: The variable is empty, or holds anything else.
+        OptionError: The variable has any other value.
     """
     text = os.environ.get(name, str(lowest))
     wanted = f"from {lowest} on" if below is None else f"from {lowest} to {below - 1}"
-    if re.fullmatch(r"[0-9]{1,18}", text) is None:  # what int() takes is more: signs, spaces, underscores
+    if re.fullmatch(r"[0-9]{1,18}", text) is None:  # int() also accepts signs, spaces, underscores
         raise OptionError(
-            f"the environment variable {name} is {text!r}, not a whole number {wanted}; launchers set it, for a run "
-            "without one unset it"
+            f"the environment variable {name} is {text!r}, not a whole number {wanted}; launchers set it, "
+            "for a run without one unset it"
         )
     if not lowest <= int(text) < (below or math.inf):
         raise OptionError(f"the environment variable {name} is {text}, not a number {wanted}")
@@ -49,9 +49,9 @@ def whole_number(name: str, lowest: int, below: int | None = None) -> int:
 
 
 def first_node(nodes: str) -> str:
-    """The first name of a Slurm node list: ``rack[2-3,7]node[01-16],login`` begins with ``rack2node01``.
+    """The first name of a Slurm node list: ``rack2node01`` of ``rack[2-3,7]node[01-16],login``.
 
-    Done here because ``scontrol`` is not in every container.
+    Not by ``scontrol``, which many containers do not have.
     """
     first = re.match(r"(?:[^,\[\]]|\[[^\[\]]+\])+", nodes)
     if first is None or nodes[first.end() :][:1] not in ("", ","):
@@ -72,28 +72,27 @@ def _slurm_to_torch_environment(port: int | None) -> None:
             "which starts them all"
         )
     if "MASTER_ADDR" not in os.environ:
-        # The step's own nodes: a step need not run on the first node of its job.
+        # The nodes of the step, which need not include the first node of the job.
         nodes = os.environ.get("SLURM_STEP_NODELIST") or _need("SLURM_NODELIST", "slurm")
         os.environ["MASTER_ADDR"] = first_node(nodes)
     if port is not None:
         os.environ["MASTER_PORT"] = str(port)
     elif "MASTER_PORT" not in os.environ:
-        # A port of its own for each step of each job, for several may run on a node.
+        # A different port for each step of each job, for several may run on one node.
         number = whole_number("SLURM_JOB_ID", 0) * 101 + whole_number("SLURM_STEP_ID", 0)
         os.environ["MASTER_PORT"] = str(_PORTS[number % len(_PORTS)])
     os.environ.update(RANK=rank, WORLD_SIZE=world, LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"))
 
 
 def to_torch_environment(launcher: str, port: int | None) -> None:
-    """Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, where torchrun has not.
+    """Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from Slurm's variables; checks torchrun's.
 
     Args:
         launcher: ``pytorch`` or ``slurm``.
-        port: Slurm only; None derives it from the numbers of job and step.
+        port: Slurm only; None derives it from the job and step ids.
 
     Raises:
-        OptionError: When the launcher's variables are not there or are not what they should be, or rank 0's address
-            cannot be resolved.
+        OptionError: A variable is missing or invalid, or rank 0's address cannot be resolved.
     """
     if launcher == "slurm":
         _slurm_to_torch_environment(port)
@@ -107,24 +106,20 @@ def to_torch_environment(launcher: str, port: int | None) -> None:
     address = os.environ["MASTER_ADDR"]
     if not address.strip():
         raise OptionError(
-            "the environment variable MASTER_ADDR is empty; it must be the address of rank 0, or not set"
+            "the environment variable MASTER_ADDR is empty; set it to the address of rank 0, or unset it"
         )
     try:
         socket.getaddrinfo(address, None)
     except OSError as error:
         raise OptionError(
             f"the address of rank 0, {address}, cannot be resolved on {socket.gethostname()} "
-            f"({error.strerror}); set MASTER_ADDR to one that every node knows"
+            f"({error.strerror}); set MASTER_ADDR to one that every node can resolve"
         ) from error
 
 
 def check_backend(backend: str) -> None:
-    """Refuses a backend that this torch has not.
-
-    Raises:
-        OptionError: With the two that are usual.
-    """
-    # "nccl" or, for each kind of device, "cpu:gloo,cuda:nccl"
+    """Raises an ``OptionError`` for a backend that this torch does not have."""
+    # "nccl" or, per device type, "cpu:gloo,cuda:nccl"
     for name in (part.rpartition(":")[2] for part in backend.split(",")):
         if not dist.is_backend_available(name.lower()):
             raise OptionError(
@@ -132,12 +127,12 @@ def check_backend(backend: str) -> None:
             )
 
 
-def take_gpu(backend: str) -> None:
-    """Makes this process's GPU the current one: the one with its local number, or the only one that it sees."""
+def select_gpu(backend: str) -> None:
+    """Sets the current GPU: the one with the process's local rank, or the only visible one."""
     local, visible = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    # With one GPU per task Slurm shows each task only its own.
-    own_alone = visible == 1 and "LOCAL_WORLD_SIZE" not in os.environ
-    if "nccl" in backend and local >= visible and not own_alone:
+    # With one GPU per task, Slurm shows each task only its own.
+    only_own = visible == 1 and "LOCAL_WORLD_SIZE" not in os.environ
+    if "nccl" in backend and local >= visible and not only_own:
         raise OptionError(
             f"process {local} of node {socket.gethostname()} has no GPU of its own: {visible} are visible; "
             "start one process per GPU, or set num_gpu to 0 for the CPU"
@@ -145,12 +140,12 @@ def take_gpu(backend: str) -> None:
     torch.cuda.set_device(local % visible)
 
 
-def explain(error: Exception, limit: float | None) -> OptionError:
-    """What kept a rank from joining the others.
+def join_error(error: Exception, limit: float | None) -> OptionError:
+    """Explains why a rank could not join the process group.
 
     Args:
-        error: torch's.
-        limit: The time limit in seconds; None is torch's own.
+        error: torch's error.
+        limit: The time limit in seconds; None is torch's default.
     """
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     reason = str(error).strip().splitlines()[0]
@@ -163,5 +158,5 @@ def explain(error: Exception, limit: float | None) -> OptionError:
     waited = "torch's time limit" if limit is None else f"{limit:g} s (dist_params.timeout)"
     return OptionError(
         f"rank {rank} of {world} could not join the others at {address}, port {port}, within {waited}: {reason}; "
-        "look at the output of the ranks that did not come"
+        "see the output of the missing ranks"
     )

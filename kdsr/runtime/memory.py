@@ -1,4 +1,4 @@
-"""How much memory there is, and networks that are refused before they take all of it."""
+"""Free memory, and a limit on the size of networks that are built."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.nn.modules import module as torch_module
 
 from kdsr.runtime.errors import OptionError
 
-MOST_LAYERS = 20_000  # built together; the largest here, RCAN's teacher, has 2440
+MOST_LAYERS = 20_000  # the largest network here, RCAN's teacher, has 2440
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take: what the machine has left, or its container; None where unknown."""
+    """Bytes that this process can still allocate in its machine or container; None if unknown."""
     found = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -34,17 +34,17 @@ def free_memory() -> int | None:
 
 
 @contextmanager
-def sizes_watched(place: str, copies: int = 1) -> Iterator[None]:
-    """Networks that are built meanwhile must fit: a number of a million in an option file costs no machine.
+def limit_network_size(place: str, copies: int = 1) -> Iterator[None]:
+    """Refuses networks, built inside the block, that are too large: a typing error must not exhaust the memory.
 
-    Layers and parameters are counted as they are made; a parameter has taken no memory yet by then.
+    Layers and parameters are counted as they are registered.
 
     Args:
         place: What is built, for the message.
-        copies: How often the weights are held: once, or with gradients and an optimizer's moments four times.
+        copies: Copies of the weights: 1, or 4 with gradients and an optimizer's moments.
 
     Raises:
-        OptionError: Out of the block, when it builds too much.
+        OptionError: The block builds more than 20,000 layers or needs more than the free memory.
     """
     free = free_memory()
     layers = taken = 0
@@ -59,9 +59,9 @@ def sizes_watched(place: str, copies: int = 1) -> Iterator[None]:
         nonlocal taken
         taken += 0 if weights is None else weights.numel() * weights.element_size() * copies
         if free is not None and taken > free:
-            held = "" if copies == 1 else f", held {copies} times in training,"
+            times = "" if copies == 1 else f" ({copies} copies in training)"
             raise OptionError(
-                f"{place}: its weights{held} need more than the {free / 2**30:.1f} GiB of memory that are free"
+                f"{place}: its weights{times} need more than the {free / 2**30:.1f} GiB of free memory"
             )
 
     hooks = [

@@ -1,8 +1,8 @@
-"""Numbers and arrays of numpy in a pickle, read without numpy's own unpickling.
+"""Unpickles numpy's numbers and arrays without numpy's own functions.
 
-Programs save a PSNR (``np.float64``) or the state of numpy's generator beside the weights. The functions that numpy
-pickles under would also make arrays of objects and of any size. Stand-ins under their names take numbers only:
-``bool``, integers, floats and complex numbers whose bytes are in the file.
+Checkpoints may hold a PSNR (``np.float64``) or the state of numpy's generator. numpy's unpickling functions also
+create arrays of objects and of any size. These replacements accept only ``bool``, integers, floats and complex
+numbers whose bytes are in the file.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import numpy as np
 _PYTHON = {"b": bool, "i": int, "u": int, "f": float, "c": complex}  # by numpy's kind of number
 
 
-class NoNumbers(Exception):
-    """A value of numpy that is no number and no array of numbers; the message says what it is."""
+class NotNumeric(Exception):
+    """A numpy value that is neither a number nor an array of numbers; the message describes it."""
 
 
-class StandIn:
-    """An object of numpy while it is unpickled."""
+class NumpyStandIn:
+    """A numpy object during unpickling."""
 
     def __hash__(self) -> int:
-        raise NoNumbers("a value of numpy in a set, or as the key of a dict")
+        raise NotNumeric("a numpy value in a set or as a dict key")
 
     def plain(self) -> np.ndarray:
-        raise NoNumbers("a dtype of numpy that belongs to no number")
+        raise NotNumeric("a numpy dtype that is not a number's")
 
 
-class _Dtype(StandIn):
+class _Dtype(NumpyStandIn):
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch(rf"[{''.join(_PYTHON)}]\d\d?", code):
-            raise NoNumbers(f"a value of numpy with dtype {str(code)[:20]}")
+            raise NotNumeric(f"a numpy value of dtype {str(code)[:20]}")
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
-        # version, byte order, then what dtypes of several fields have
+        # version, byte order, then the parts of structured dtypes
         if not isinstance(state, tuple) or len(state) != 8 or any(part is not None for part in state[2:5]):
-            raise NoNumbers("a value of numpy with a dtype of several parts")
+            raise NotNumeric("a numpy value of a structured dtype")
         self.dtype = np.dtype(self.code).newbyteorder(state[1])
 
 
-class _Array(StandIn):
+class _Array(NumpyStandIn):
     array: np.ndarray | None = None
 
     def __init__(self) -> None:
@@ -56,13 +56,13 @@ class _Array(StandIn):
 
     def plain(self) -> np.ndarray:
         if self.array is None:
-            raise ValueError("an array of numpy in it has no content")
+            raise ValueError("a numpy array in it has no content")
         return self.array
 
 
 def _reconstruct(kind: Any, *_: Any) -> _Array:
     if kind is not _Array:
-        raise NoNumbers("an array of numpy of another class than ndarray")
+        raise NotNumeric("a numpy array of a subclass of ndarray")
     return _Array()
 
 
@@ -72,13 +72,13 @@ def _scalar(dtype: Any, content: Any) -> bool | int | float | complex:
 
 
 def _view(shape: Any, dtype: Any, content: Any, order: Any) -> np.ndarray:
-    """An array on the bytes themselves: a copy of each array would let a small file fill the memory."""
+    """An array that shares the bytes: copies would let a small file fill the memory."""
     if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
-        raise ValueError("a value of numpy in it is incomplete")
+        raise ValueError("a numpy value in it is incomplete")
     if not isinstance(shape, tuple) or any(type(side) is not int or side < 0 for side in shape):
-        raise ValueError("an array of numpy in it states an impossible shape")
+        raise ValueError("a numpy array in it has an impossible shape")
     if math.prod(shape) * dtype.dtype.itemsize != len(content):
-        raise ValueError("an array of numpy in it states a size that it has not")
+        raise ValueError("a numpy array in it has a size that does not match its bytes")
     return np.ndarray(shape, dtype.dtype, content, order=order)
 
 
@@ -91,21 +91,21 @@ _NUMPY: list[tuple[Callable[..., Any], str]] = [
 
 
 def stand_ins(size: int) -> list[tuple[Callable[..., Any], str]]:
-    """What is called instead of the functions that numpy's values, and Python's bytes, are pickled with.
+    """Replacements for the functions that pickles of numpy values and of Python's bytes call.
 
     Args:
-        size: Bytes of the file; the bytes unpickled from it are no more.
+        size: The file's size in bytes, an upper limit for the unpickled bytes.
 
     Returns:
-        Functions and classes, each with the name in the pickle that it replaces.
+        Functions and classes, each with the name that it replaces.
     """
     left = size
 
     def encode(text: Any, encoding: Any) -> bytes:
-        # Python writes bytes so; other encodings of torch's own entry (hex) double them, and again, without end
+        # How Python pickles bytes. Other encodings that torch allows (hex) could double them again and again.
         nonlocal left
         if not isinstance(text, str) or encoding != "latin1":
-            raise ValueError("bytes in it are encoded in a way that Python does not write")
+            raise ValueError("bytes in it have an encoding that Python does not write")
         left -= len(text)
         if left < 0:
             raise ValueError("it holds more bytes than the file")
@@ -118,5 +118,5 @@ def stand_ins(size: int) -> list[tuple[Callable[..., Any], str]]:
 
 
 def is_stand_in(value: Any) -> bool:
-    """Whether a value of an unpickled tree is one of these functions or classes itself."""
+    """Whether an unpickled value is itself one of these functions or classes."""
     return any(value is function for function, _ in _NUMPY)

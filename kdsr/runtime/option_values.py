@@ -1,4 +1,4 @@
-"""Which values an option may have, beside their kind: words to choose from, and bounds of numbers."""
+"""Valid values of an option: type, choices and bounds."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ NONE = type(None)
 
 @dataclass(frozen=True)
 class Allowed:
-    """The kinds of an option's value and, of these, the valid values.
+    """Types and valid values of an option.
 
     Attributes:
-        kinds: As in a table of options: ``(int, NONE)``.
-        choices: The valid words, where the value is one.
-        one_name: A text becomes (part of) the name of a file or folder: it is not empty, and no path.
-        lowest: The smallest number.
-        highest: The largest number.
-        above: Numbers must be larger than this.
-        below: Numbers must be smaller than this.
+        kinds: Types, as in ``(int, NONE)``.
+        choices: Valid strings; empty for any.
+        one_name: The string becomes part of a file's or folder's name: neither empty nor a path.
+        lowest: Smallest number.
+        highest: Largest number.
+        above: Lower bound, exclusive.
+        below: Upper bound, exclusive.
     """
 
     kinds: tuple[type, ...]
@@ -34,7 +34,7 @@ class Allowed:
     below: float = math.inf
 
     def problem(self, value: Any) -> str | None:
-        """Why a value is none of these, for the end of a message; None if it is one, or of another kind."""
+        """Why a value is invalid, for the end of a message; None if it is valid or of another type."""
         if isinstance(value, str) and self.choices:
             return None if value in self.choices else self._other_word(value)
         if self.one_name and isinstance(value, str) and ("/" in value or value in ("", ".", "..")):
@@ -62,7 +62,7 @@ class Allowed:
 
 
 def count(lowest: int = 1, highest: float = math.inf, *, null: bool = False) -> Allowed:
-    """A whole number within bounds, both included."""
+    """An integer between inclusive bounds."""
     return Allowed((int, NONE) if null else (int,), lowest=lowest, highest=highest)
 
 
@@ -73,10 +73,10 @@ def number(
     above: float = -math.inf,
     below: float = math.inf,
 ) -> Allowed:
-    """A finite number within bounds, of which ``lowest`` and ``highest`` are included."""
+    """A finite number; ``lowest`` and ``highest`` are inclusive bounds, ``above`` and ``below`` exclusive ones."""
     return Allowed((int, float), lowest=lowest, highest=highest, above=above, below=below)
 
 
 def word(*choices: str, null: bool = False) -> Allowed:
-    """One of some words."""
+    """One of some strings."""
     return Allowed((str, NONE) if null else (str,), choices=choices)

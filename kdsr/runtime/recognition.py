@@ -1,4 +1,4 @@
-"""Which architecture weights seem to be of, by the names of their tensors."""
+"""Recognises the architecture of a checkpoint by its tensors' names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# Names that each type of network in BasicSR or kdsr has whatever its options, and no other type has all of. Types that
-# spandrel recognises under the same name are left to it.
+# Tensors that every network of the type has and no other type has all of. Types that spandrel recognises under the
+# same name are left to spandrel.
 _TYPES = {
     "Restormer": ("patch_embed.proj.weight", "encoder_level1.0.attn.qkv_dwconv.weight", "output.weight"),
     "EDSR": ("conv_first.weight", "body.0.conv1.weight", "conv_after_body.weight", "upsample.0.weight"),
@@ -23,23 +23,23 @@ _TYPES = {
 
 
 def known_type(names: Collection[str]) -> str | None:
-    """The ``type`` of BasicSR's or kdsr's networks that has tensors of these names; None where none is recognised."""
+    """The ``type`` of a BasicSR or kdsr network that has tensors of these names, or None."""
     return next((kind for kind, needed in _TYPES.items() if all(name in names for name in needed)), None)
 
 
 def spandrel_architecture(weights: Mapping[str, Any]) -> Any:
-    """spandrel's entry for the architecture of a state dict; None where spandrel does not know it."""
-    import spandrel  # takes a second, and few need it
+    """spandrel's architecture of a state dict, or None."""
+    import spandrel  # takes a second
 
     for entry in spandrel.MAIN_REGISTRY.architectures("detection"):
-        with contextlib.suppress(Exception):  # some look at shapes, of whatever dimension
+        with contextlib.suppress(Exception):  # some read shapes of tensors of unexpected dimensions
             if entry.detect(weights):
                 return entry.architecture
     return None
 
 
 def architecture_name(weights: Mapping[str, Any]) -> str | None:
-    """What to call the architecture of a state dict in a message; None where it is not recognised."""
+    """The name of a state dict's architecture for messages, or None."""
     if kind := known_type(weights.keys()):
         return kind
     found = spandrel_architecture(weights)

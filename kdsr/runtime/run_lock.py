@@ -1,11 +1,11 @@
-"""Keeps two runs out of one folder.
+"""A lock on the folder of a run, against a second run in it.
 
-A run locks a file beside its folder, not in it: the folder itself is renamed when a run begins anew.
+The locked file is next to the folder, because a new run renames an existing folder.
 
-The lock is a POSIX lock (``fcntl.lockf``). The kernel releases it when the process dies, in whatever way. NFS passes
-it on to the server (version 4, and version 3 with ``lockd``), and a loader process that survives its run does not
-hold it, as it would hold an ``flock`` or an open-file-description lock that it inherits by fork. Its weakness is that
-any ``close`` of the file within the process releases it, so nothing else here may open it.
+The lock is a POSIX lock (``fcntl.lockf``): the kernel releases it when the process ends, NFS forwards it to the server
+(version 4, and version 3 with ``lockd``), and forked loader processes that outlive the run do not inherit it, unlike
+``flock`` and open-file-description locks. Any ``close`` of the file within the process releases it, so no other code
+may open it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from typing import Any
 from kdsr.runtime.errors import OptionError
 
 _LONGEST_NAME = 255  # bytes, on nearly all file systems
-_TRIES = 100  # of opening a file that others remove in the meantime
-# Seconds for which a job waits for the run before it: longer than Slurm's KillWait (30) and than a server of NFS 4
-# keeps the locks of a machine that it does not hear any more (90).
+_TRIES = 100  # to open a file that other runs may remove meanwhile
+# Seconds that a job waits for the previous run: longer than Slurm's KillWait (30) and than an NFS 4 server keeps the
+# locks of a machine that does not respond (90).
 PATIENCE = 180
 _SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
-# Lock file -> what this process has written into it: within a process, POSIX locks do not conflict. A process that was
-# forked since then has the entry without the lock.
+# Lock file -> its content, for locks of this process: POSIX locks do not conflict within a process. A forked process
+# has the entry, but not the lock.
 _held: dict[Path, dict[str, Any]] = {}
 
 
 class RunLock:
-    """A lock on the folder of a run, from ``take`` until ``release`` or the end of the process.
+    """A lock on the folder of a run, held from ``take`` until ``release`` or the end of the process.
 
     Args:
-        folder: The run's folder, which need not exist.
+        folder: The run's folder, which may not exist yet.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -54,10 +54,10 @@ class RunLock:
         """Locks the folder.
 
         Args:
-            wait: For how many seconds to wait for another run to end before this one is refused.
+            wait: Seconds to wait for another run to end before this one is refused.
 
         Returns:
-            None, or a warning when the folder cannot be locked here; the run then goes on without a lock.
+            None, or a warning if the folder cannot be locked; the run then continues without a lock.
 
         Raises:
             OptionError: Another run holds the lock.
@@ -70,7 +70,7 @@ class RunLock:
             except OSError as error:
                 return (
                     f"{self.folder} cannot be locked ({error.strerror}: {error.filename or self.file}); "
-                    "a second run in this folder would not be noticed"
+                    "a second run in this folder would not be detected"
                 )
             if holder is None:
                 return None
@@ -83,7 +83,7 @@ class RunLock:
             time.sleep(min(1, max(0, deadline - time.monotonic())))
 
     def release(self) -> None:
-        """Releases the lock and removes its file; without effect when this process does not hold it."""
+        """Releases the lock and removes its file; does nothing if this process does not hold it."""
         if self._pid != os.getpid():
             return
         descriptor, self._descriptor = self._descriptor, None
@@ -93,7 +93,7 @@ class RunLock:
                     self.file.unlink()
             _held.pop(self.file, None)
             os.close(descriptor)
-        for folder in self._made:  # stays unless it is empty: nothing was written
+        for folder in self._made:  # removed only if empty
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
@@ -101,18 +101,18 @@ class RunLock:
         """Takes the lock, or returns its holder.
 
         Raises:
-            OSError: The file cannot be made, or this file system has no locks.
+            OSError: The file cannot be created, or the file system has no locks.
         """
         here = _held.get(self.file)
         if here is not None and here["pid"] == os.getpid():
             return here
-        failure = OSError(errno.EAGAIN, "it is removed each time", str(self.file))
+        failure = OSError(errno.EAGAIN, "it is removed repeatedly", str(self.file))
         for _ in range(_TRIES):
             try:
                 self._make_folder()
                 descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except (FileNotFoundError, FileExistsError) as error:
-                failure = error  # another run may just have removed a folder that it had made
+                failure = error  # another run has removed its empty folder
                 continue
             try:
                 holder = _lock(descriptor)
@@ -137,29 +137,29 @@ class RunLock:
         advice = "wait for its end or give this run another name"
         if holder.get("host") == socket.gethostname():
             return advice
-        # A server of NFS 3 keeps the locks of a machine that has died until that machine comes back.
+        # An NFS 3 server keeps the locks of a failed machine until that machine returns.
         return f"{advice}; if that machine is gone for good, delete {self.file}"
 
 
 def time_to_wait(auto_resume: bool, timeout: float | None = None) -> float:
-    """For how many seconds a run waits for another one in its folder before it is refused.
+    """Seconds that a run waits for another one in its folder before it is refused.
 
-    A job that Slurm has queued again may start while its earlier life still ends, and so may the next job of a chain,
-    which goes on with ``--auto_resume``. Anything else is refused at once.
+    A job that Slurm has requeued, or the next job of a chain with ``--auto_resume``, may start while the previous run
+    is still ending. Any other run is refused at once.
 
     Args:
-        auto_resume: Whether the run goes on from the newest state.
-        timeout: Seconds for which other ranks wait for this one (``dist_params.timeout``), if it is set.
+        auto_resume: Whether the run resumes from the newest state.
+        timeout: Seconds that other ranks wait for this one (``dist_params.timeout``), if set.
     """
-    queued_again = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
     in_a_job = any(name in os.environ for name in _SCHEDULERS)
-    if not (queued_again or (auto_resume and in_a_job)):
+    if not (requeued or (auto_resume and in_a_job)):
         return 0
     return PATIENCE if timeout is None else min(PATIENCE, timeout / 2)
 
 
 def lock_file(folder: Path) -> Path:
-    """The file whose lock stands for a run's folder: hidden, beside it."""
+    """The lock file of a run's folder: a hidden file next to it."""
     name = f".{folder.name}.lock"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = f".{hashlib.sha256(os.fsencode(folder.name)).hexdigest()}.lock"
@@ -167,7 +167,7 @@ def lock_file(folder: Path) -> Path:
 
 
 def _lock(descriptor: int) -> dict[str, Any] | None:
-    """Locks an open file; otherwise what its holder has written into it, {} where that is not known."""
+    """Locks an open file and returns None, or returns the holder's entry in it, {} if unknown."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -182,11 +182,11 @@ def _lock(descriptor: int) -> dict[str, Any] | None:
 
 
 def _is_at(descriptor: int, file: Path) -> bool:
-    """Whether an open file is still the one of that name: a run that ends removes its own."""
+    """Whether an open file still has this name: a run removes its file at its end."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(file))
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: removed by another client of NFS
+        if error.errno in (errno.ENOENT, errno.ESTALE):  # ESTALE: removed by another NFS client
             return False
         raise
 
@@ -202,14 +202,14 @@ def _this_process() -> dict[str, Any]:
 
 
 def _write(descriptor: int, holder: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+    with contextlib.suppress(OSError):  # disk full: the lock is valid without the entry
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        os.fsync(descriptor)  # other clients of NFS see it only then
+        os.fsync(descriptor)  # makes it visible to other NFS clients
 
 
 def _described(holder: dict[str, Any]) -> str:
     if not holder:
-        return "it has not left its host and process id"
+        return "its host and process id are unknown"
     job = f", Slurm job {holder['job']}" if "job" in holder else ""
     return f"host {holder.get('host')}, process {holder.get('pid')}, started {holder.get('start')}{job}"

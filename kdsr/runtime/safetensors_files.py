@@ -1,4 +1,4 @@
-"""Reads and writes ``.safetensors``: names, shapes and bytes of tensors, and nothing that could run.
+"""Reads and writes ``.safetensors``: tensors only, no code.
 
 The format: https://github.com/huggingface/safetensors (a JSON header, then the tensors' bytes).
 """
@@ -13,14 +13,14 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from kdsr.runtime.atomic_files import write_whole
+from kdsr.runtime.atomic_files import atomic_write
 from kdsr.runtime.errors import CheckpointError
 
 SUFFIX = ".safetensors"
 
 
 class FlatWeights(dict[str, Tensor]):
-    """A state dict that came from a file which holds nothing else.
+    """A state dict read from a safetensors file.
 
     Attributes:
         metadata: The text entries of the file's header.
@@ -32,7 +32,7 @@ class FlatWeights(dict[str, Tensor]):
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file is one, by its suffix or its first bytes: the header's length (8 bytes, under 4 GB), ``{``."""
+    """Whether a file is safetensors, by suffix or first bytes: header length (8 bytes, under 4 GB), then ``{``."""
     with path.open("rb") as file:
         start = file.read(9)
     return path.suffix == SUFFIX or (start[4:8] == b"\0\0\0\0" and start[8:] == b"{")
@@ -41,27 +41,27 @@ def is_safetensors(path: Path) -> bool:
 def read_safetensors(path: Path) -> FlatWeights:
     """Reads a file to the CPU.
 
-    The format has no checksums: a torn file and a wrong header are found, changed bytes of a tensor are not.
+    The format has no checksums: a truncated file or a wrong header is detected, changed tensor bytes are not.
 
     Raises:
-        CheckpointError: The file is truncated, damaged or something else under this name.
+        CheckpointError: The file is truncated, damaged or of another format.
     """
     try:
         content = path.read_bytes()
         weights = safetensors.torch.load(content)
         header = json.loads(
-            content[8 : 8 + int.from_bytes(content[:8], "little")], object_pairs_hook=_no_name_twice
+            content[8 : 8 + int.from_bytes(content[:8], "little")], object_pairs_hook=_unique_names
         )
         metadata = header.get("__metadata__") or {}
-    except Exception as error:  # SafetensorError, and whatever numbers that do not go together lead to
-        said = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    except Exception as error:  # SafetensorError, and various others for inconsistent numbers
+        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
         raise CheckpointError(
-            f"{path}: cannot be read as a safetensors file, truncated or something else? ({said})"
+            f"{path}: cannot be read as a safetensors file, truncated or something else? ({reason})"
         ) from error
     return FlatWeights(weights, metadata)
 
 
-def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) != len(pairs):
         raise ValueError("a name occurs twice in its header")
@@ -69,17 +69,17 @@ def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def save_safetensors(weights: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Writes a state dict, whole or not at all.
+    """Writes a state dict atomically.
 
     Args:
-        weights: Tensors of any device and stride, also such that share memory (each is written by itself).
-        path: The file; its folder is made.
+        weights: Tensors on any device, with any strides; tensors that share memory are written separately.
+        path: The file; its folder is created.
         metadata: Text for the file's header.
 
     Raises:
         TrainingError: It cannot be written (disk full, no permission).
     """
-    # A copy of each: the library refuses tensors that overlap in memory.
-    alone = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
-    content = safetensors.torch.save(alone, {"format": "pt", **metadata})
-    write_whole(path, lambda file: file.write(content))
+    # The library refuses tensors that overlap in memory.
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
+    content = safetensors.torch.save(copies, {"format": "pt", **metadata})
+    atomic_write(path, lambda file: file.write(content))

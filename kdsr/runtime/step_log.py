@@ -1,4 +1,4 @@
-"""StepLog: what of the steps is logged: mean losses, and which steps were not finite, on which images."""
+"""Logs mean losses, and steps that were not finite with their images; ends a run with too many of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdsr.runtime.distributed import gather_lists
 from kdsr.runtime.errors import TrainingError
 from kdsr.runtime.step_guard import StepGuard, StepRecord
 
-SHOWN = 10  # steps that the last message names one by one
+SHOWN = 10  # steps that the last message lists
 
 
 class _Failure(NamedTuple):
@@ -25,17 +25,17 @@ class _Failure(NamedTuple):
 
     iteration: int
     rank: int
-    losses: dict[str, float]  # those that were not finite
+    losses: dict[str, float]  # only those not finite
     norms: dict[str, float]
     images: list[str]
 
 
 class StepLog:
-    """Logs the steps that were not finite, and ends a run that makes no others.
+    """Logs steps that were not finite, and ends a run with too many in a row.
 
     Args:
-        guard: What decided about the steps, and has recorded them.
-        rank: Of this process.
+        guard: The guard that decided about the steps and recorded them.
+        rank: This process's rank.
     """
 
     def __init__(self, guard: StepGuard, rank: int = 0) -> None:
@@ -45,33 +45,33 @@ class StepLog:
         self._last = 0  # iteration
 
     def check(self, save: Callable[[], Path]) -> None:
-        """Logs the steps that were not finite since the last call; ends a run that makes no others. Collective.
+        """Logs the steps since the last call that were not finite; ends a run with too many in a row. Collective.
 
         Args:
-            save: Saves the run that ends here; returns the file of its state.
+            save: Saves the run, and returns the file of its state.
 
         Raises:
-            TrainingError: ``train.max_nonfinite`` in a row; what is saved is from before the first of them.
+            TrainingError: ``train.max_nonfinite`` steps in a row; the saved state is from before the first of them.
         """
         problems = self.read()
         if not problems:
             return
-        self.guard.try_again()  # else the state would be one that stops at once
+        self.guard.try_again()  # else a run resumed from the state would stop at once
         state = save()
         raise TrainingError(
             [
                 f"{problems[0]} (train.max_nonfinite: {self.guard.limit}). Lower train.optim_g.lr, set "
                 "train.clip_grad_norm, use precision.amp: bf16 or none, or look at the images; the same command with "
-                f"--auto_resume then goes on from {state}, with the weights from before",
+                f"--auto_resume then resumes from {state}, with the weights from before",
                 *problems[1:],
             ]
         )
 
     def read(self) -> list[str]:
-        """Logs the steps that were not finite since the last call. Collective; reads the device once if all were.
+        """Logs the steps since the last call that were not finite. Collective; one device read if there are none.
 
         Returns:
-            Why the run cannot go on, a line each; empty when it can.
+            Lines that say why the run cannot continue; empty if it can.
         """
         counters = [self.guard.skipped, self.guard.in_a_row]
         flags = [step.failed.to(torch.int64) for step in self.guard.records]
@@ -88,7 +88,7 @@ class StepLog:
             return []
         first = self._last - in_a_row + 1
         return [
-            f"iterations {first} to {self._last} were not finite, and nothing was learned from them",
+            f"iterations {first} to {self._last} were not finite; their updates were skipped",
             *self._lines,
         ]
 
@@ -102,7 +102,7 @@ class StepLog:
     def _log_step(self, iteration: int, failures: list[_Failure], skipped: int) -> None:
         self._last = iteration
         overflow = not any(failure.losses for failure in failures)
-        # Where only gradients are at fault, all processes have the same: which images they came from is not known.
+        # Gradients are averaged over all processes: the images that caused a bad gradient are unknown.
         failures = [failure for failure in failures if overflow or failure.losses]
         many = len(failures) > 1
         causes = "; ".join(_describe(failure, many or failure.rank > 0) for failure in failures)
@@ -123,7 +123,7 @@ def _describe(failure: _Failure, many: bool) -> str:
 
 
 def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars of the device by name, averaged over all ranks. Collective; reads the device once."""
+    """Scalars by name, averaged over all ranks. Collective; one device read."""
     if not values:
         return {}
     stacked = torch.stack([value.float() for value in values.values()])

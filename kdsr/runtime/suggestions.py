@@ -1,4 +1,4 @@
-"""What a misspelt name may have meant."""
+"""Suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 
 
 def _close(name: str, candidates: list[str]) -> list[str]:
-    """At most three candidates like ``name``, and only those nearly as like it as the best one."""
+    """At most three candidates similar to ``name``, all nearly as similar as the best one."""
     close = difflib.get_close_matches(name, candidates, n=3, cutoff=0.6)
-    likeness = [difflib.SequenceMatcher(None, candidate, name).ratio() for candidate in close]
-    return [candidate for candidate, ratio in zip(close, likeness, strict=True) if ratio > likeness[0] - 0.1]
+    ratios = [difflib.SequenceMatcher(None, candidate, name).ratio() for candidate in close]
+    return [candidate for candidate, ratio in zip(close, ratios, strict=True) if ratio > ratios[0] - 0.1]
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest valid ones, or all where they are few."""
+    """The end of a message about an unknown name: the nearest valid names, or the first 20."""
     names = sorted(set(valid))
-    # compared without case first: L1loss is L1Loss before it is anything else
+    # ignores case: L1loss means L1Loss
     folded = {candidate.lower(): candidate for candidate in names}
     close = _close(name.lower(), list(folded))
     if close:

@@ -1,10 +1,9 @@
-"""Reads files of ``torch.save`` without running, or believing, anything that is in them.
+"""Reads files of ``torch.save`` without running or trusting their content.
 
-``torch.load`` reads with ``weights_only=True``: tensors and plain values. A Lightning file (taming-transformers'
-VQGAN) also pickles its callbacks, whose known names are mapped to empty stubs, so that Lightning need not be
-installed. Numbers and arrays of numpy are read as data (``numpy_values``). Any other name is refused. Sizes that a file
-states and does not hold, records whose checksum is wrong, and what no sound file has (compressed records, sparse
-tensors) are refused too.
+- ``torch.load`` with ``weights_only=True`` reads tensors and plain values.
+- Lightning files (taming-transformers' VQGAN) also pickle callbacks: their known names become empty stubs.
+- numpy's numbers and arrays are read as data (``numpy_values``). Any other name is refused.
+- Sizes larger than the file, wrong checksums, compressed records and sparse tensors are refused.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from torch import Tensor
 from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
 from kdsr.runtime.errors import CheckpointError
-from kdsr.runtime.numpy_values import NoNumbers, StandIn, is_stand_in, stand_ins
+from kdsr.runtime.numpy_values import NotNumeric, NumpyStandIn, is_stand_in, stand_ins
 
 SHOWN = 5  # names that a message lists
-_ZIP_START = b"PK\x03\x04"  # what torch.load goes by
+_ZIP_START = b"PK\x03\x04"  # as torch.load tests it
 
-# What Lightning's trainer puts beside the weights: callbacks by class, and hyperparameters in its own dict.
+# What Lightning's trainer saves with the weights: callbacks, and hyperparameters in its own dict type.
 _LIGHTNING_CALLBACKS = (
     "callbacks.base.Callback",
     "callbacks.callback.Callback",
@@ -48,7 +47,7 @@ _LIGHTNING_PACKAGES = ("pytorch_lightning", "lightning.pytorch", "lightning_fabr
 
 
 class _Inert:
-    """Stands for a pickled object: takes any arguments and any state, keeps nothing."""
+    """A stub for a pickled object: ignores its arguments and state."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
         return object.__new__(cls)
@@ -61,14 +60,14 @@ class _Inert:
 
 
 class _InertDict:
-    """Stands for a dict type: unpickles to an ordinary dict (the reader fills no other type)."""
+    """A stub for a dict type: unpickles to an ordinary dict, the only type that the reader fills."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return OrderedDict()
 
 
 def _lightning_stubs() -> list[tuple[Callable[..., Any], str]]:
-    # One class per name: where classes are keys of a dict, they must not collide.
+    # One class per name: classes may be keys of a dict.
     return [
         (type(name.rpartition(".")[2], (base,), {}), f"{package}.{name}")
         for package in _LIGHTNING_PACKAGES
@@ -78,38 +77,38 @@ def _lightning_stubs() -> list[tuple[Callable[..., Any], str]]:
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """Reads a file of ``torch.save``, zipped or of the older kind, to the CPU.
+    """Reads a file of ``torch.save``, zip or legacy format, to the CPU.
 
     Args:
         path: A file that exists.
 
     Returns:
-        The dict in it: tensors and plain values in plain dicts, lists and tuples; numpy's numbers as Python's, its
-        arrays as read-only arrays; Lightning's objects are empty stubs.
+        Tensors and plain values in dicts, lists and tuples; numpy's numbers as Python's, its arrays read-only;
+        Lightning's objects as empty stubs.
 
     Raises:
-        CheckpointError: Naming the file and what is wrong; the names of pickled code where there is any.
+        CheckpointError: The file is damaged or no dict, or holds pickled code, whose names are listed.
     """
     stubs = _lightning_stubs()
     try:
         pickled = _pickled_part(path)
         if b"bytearray" in pickled and "builtins.bytearray" in _names_in(pickled):
-            # torch lets it pass, and a pickle of 50 bytes could ask for terabytes of zeros
+            # torch allows it, and a pickle of 50 bytes could allocate terabytes
             raise CheckpointError(_refusal(path, ["builtins.bytearray"]))
         stubs += stand_ins(path.stat().st_size)
-        with _called_instead(stubs), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols and old storages
+        with _replaced_globals(stubs), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle protocols and old storages
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint = _Plain(path.stat().st_size).copy(loaded)
+        checkpoint = _PlainCopy(path.stat().st_size).copy(loaded)
     except CheckpointError:
         raise
-    except Exception as error:  # torch raises a dozen types for damaged files, all meaning: not readable
+    except Exception as error:  # torch raises a dozen types for damaged files
         refused = _refused_names(path, (name for _, name in stubs))
         if refused:
             raise CheckpointError(_refusal(path, refused)) from error
-        if isinstance(error, NoNumbers):
+        if isinstance(error, NotNumeric):
             raise CheckpointError(
-                f"{path}: refused, it holds {error}; of numpy only numbers and arrays of numbers are read"
+                f"{path}: refused, it holds {error}; of numpy's values only numbers and arrays of numbers are read"
             ) from error
         raise CheckpointError(
             f"{path}: cannot be read as a torch checkpoint, truncated or something else? ({_reason(error)})"
@@ -120,9 +119,9 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _called_instead(stubs: Sequence[tuple[Callable[..., Any], str]]) -> Iterator[None]:
-    """Lets ``torch.load`` call these functions where a pickle asks for the names that they replace."""
-    allowed = _allowed_by_torch()  # where torch looks first; it has ``_codecs.encode``
+def _replaced_globals(stubs: Sequence[tuple[Callable[..., Any], str]]) -> Iterator[None]:
+    """Makes ``torch.load`` call these functions in place of the names that they replace."""
+    allowed = _allowed_by_torch()  # takes precedence, and has ``_codecs.encode``
     replaced = {name: allowed[name] for _, name in stubs if name in allowed}
     allowed.update((name, stub) for stub, name in stubs if name in replaced)
     try:
@@ -138,28 +137,30 @@ def _allowed_by_torch() -> dict[str, Any]:
 
 def _refusal(path: Path, names: Sequence[str]) -> str:
     return (
-        f"{path}: refused, it holds pickled code beside tensors: {listing(names)}; nothing of it "
+        f"{path}: refused, it holds pickled code in addition to tensors: {listing(names)}; none of it "
         "was run. Save the weights alone with torch.save(net.state_dict(), ...)"
     )
 
 
 def _reason(error: Exception) -> str:
     """The first line of an error, without torch's advice to load the file with weights_only=False."""
-    said = str(error).strip()
-    found = re.search(r"WeightsUnpickler error: *([^\n]+)", said)
-    line = found[1] if found else (said.splitlines() or [""])[0]
+    message = str(error).strip()
+    found = re.search(r"WeightsUnpickler error: *([^\n]+)", message)
+    line = found[1] if found else (message.splitlines() or [""])[0]
     line = line.split(" Please use ")[0].strip().rstrip(".")
-    return line if re.search("[A-Za-z]", line) else type(error).__name__  # for text torch says 101
+    return (
+        line if re.search("[A-Za-z]", line) else type(error).__name__
+    )  # torch's message for text files is "101"
 
 
 # ------------------------------------------------------------------------------------------------ the file as a whole
 
 
 def _pickled_part(path: Path) -> bytes:
-    """What a file has pickled; of a zip the record, of the older kind everything.
+    """The pickle of a file: the record of a zip, all of a legacy file.
 
     Raises:
-        ValueError: A zip that ``torch.save`` cannot have written, or with a record that is damaged.
+        ValueError: The zip has a damaged record or was not written by ``torch.save``.
     """
     with path.open("rb") as file:
         zipped = file.read(len(_ZIP_START)) == _ZIP_START
@@ -170,16 +171,16 @@ def _pickled_part(path: Path) -> bytes:
         records = archive.infolist()
         if any(record.filename.endswith("constants.pkl") for record in records):
             raise ValueError("it is a TorchScript archive")
-        # Before torch makes room for what a record says it is: torch stores its records as they are.
+        # Checked before torch allocates memory for the sizes that records state.
         if any(record.compress_type or record.file_size != record.compress_size for record in records):
             raise ValueError("its records are compressed, which torch.save does not do")
         if sum(record.file_size for record in records) > path.stat().st_size:
             raise ValueError("its records are larger than the file")
         for record in records:
             if record.CRC == 0:
-                record.CRC = None  # type: ignore[assignment]  # written under set_crc32_options(False): not compared
+                record.CRC = None  # type: ignore[assignment]  # written with set_crc32_options(False): no checksum
             with archive.open(record) as content:
-                # zipfile compares the checksum at the end, which torch.load does not
+                # zipfile checks the CRC at the end of a record, torch.load does not
                 if record.filename.endswith("data.pkl"):
                     pickled += content.read()
                 while content.read(2**20):
@@ -187,50 +188,49 @@ def _pickled_part(path: Path) -> bytes:
     return pickled
 
 
-class _Plain:
-    """Copies what was unpickled into plain dicts, lists and tuples, and looks at each tensor.
+class _PlainCopy:
+    """Copies unpickled values into plain dicts, lists and tuples, and checks each tensor.
 
-    An unpickled ``OrderedDict`` can carry attributes that hide its own methods, and a tensor can state a size that the
-    file does not hold, for which torch has then made room.
+    An unpickled ``OrderedDict`` can have attributes that hide its methods, and a tensor can be larger than the file.
 
     Args:
-        size: Bytes of the file: no tensor's storage can be larger.
+        size: The file's size in bytes, an upper limit for tensors' storages.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.done: dict[int, Any] = {}
-        self.open: set[int] = set()
+        self.copies: dict[int, Any] = {}  # by id
+        self.open: set[int] = set()  # ids of containers that are being copied
 
     def copy(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            self._look_at(value)
+            self._check(value)
             return value
-        if isinstance(value, StandIn):
+        if isinstance(value, NumpyStandIn):
             return value.plain()
         if is_stand_in(value):
-            raise NoNumbers("a class or function of numpy")
+            raise NotNumeric("a class or function of numpy")
         if not isinstance(value, dict) and type(value) not in (list, tuple, set):
             return value
-        if id(value) in self.done:  # else a few bytes of references to references grow without bound
-            return self.done[id(value)]
+        if id(value) in self.copies:  # else nested references grow exponentially
+            return self.copies[id(value)]
         if id(value) in self.open:
-            raise ValueError("it holds itself")
+            raise ValueError("it contains itself")
         self.open.add(id(value))
         made: Any
         if isinstance(value, dict):
             made = {self.copy(key): self.copy(item) for key, item in dict.items(value)}
         else:
             made = type(value)(self.copy(item) for item in value)
-        self.done[id(value)] = made
+        self.copies[id(value)] = made
         return made
 
-    def _look_at(self, tensor: Tensor) -> None:
+    def _check(self, tensor: Tensor) -> None:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
             raise ValueError("a tensor in it is sparse, quantized, nested or without data")
         if tensor.untyped_storage().nbytes() > self.size:
             raise ValueError(
-                f"a tensor in it states {tensor.untyped_storage().nbytes()} bytes, which the file has not"
+                f"a tensor in it claims {tensor.untyped_storage().nbytes()} bytes, more than the file has"
             )
 
 
@@ -238,29 +238,29 @@ class _Plain:
 
 
 def _refused_names(path: Path, allowed: Iterable[str]) -> list[str]:
-    """Names that a file asks for and that are not known to be harmless."""
+    """Names in a file's pickle that are not allowed."""
     known = set(allowed) | set(_allowed_by_torch())
     try:
         data = _pickled_part(path)
-    except Exception:  # a damaged file is not asked what it wanted
+    except Exception:  # damaged: reported as such
         return []
     return [name for name in _names_in(data) if name not in known]
 
 
 def _names_in(data: bytes) -> list[str]:
-    """Names that pickles, one after the other, ask for, by reading their instructions without following them."""
+    """Names that consecutive pickles import, read from their opcodes without executing them."""
     names: dict[str, None] = {}
     stream = io.BytesIO(data)
     try:
         while stream.tell() < len(data):
             _names_of_one(stream, names)
-    except Exception:  # no pickle, or the end of it: the names read so far are all there are
+    except Exception:  # not a pickle, or truncated
         pass
     return list(names)
 
 
 def _names_of_one(stream: io.BytesIO, names: dict[str, None]) -> None:
-    strings: list[str] = []  # as far as they can become a name: pushed, or fetched from the memo
+    strings: list[str] = []  # pushed, or fetched from the memo
     memo: dict[int, str] = {}
     last: str | None = None
     for opcode, argument, _ in pickletools.genops(stream):
@@ -285,6 +285,6 @@ def _names_of_one(stream: io.BytesIO, names: dict[str, None]) -> None:
 
 
 def listing(names: Sequence[Any], shown: int = SHOWN, between: str = ", ") -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of others."""
     first = between.join(str(name) for name in names[:shown])
     return f"{first}{between.rstrip(', ')} and {len(names) - shown} more" if len(names) > shown else first

@@ -1,7 +1,7 @@
 """``kdsr bench tiles``: time and memory of a large image, in tiles of several sizes and whole.
 
-Each is measured in a process of its own, for a process does not give back all that it has used. What runs there is
-what a test does with one image: restoring and turning into 8 bits. Weights and image are random.
+Each case runs in a new process, because a process does not release all of its memory. Measured are the restoration and
+the conversion to 8 bits, as in a test, with random weights and a random image.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from kdsr.tools.step_clock import Memory
 
 @dataclass(frozen=True)
 class Cost:
-    """What an image has cost: passes of the network, its largest input (H, W), seconds, MiB before and at most."""
+    """Forward passes, largest input (H, W), seconds, MiB before, peak MiB."""
 
     passes: int
     largest: tuple[int, int]
@@ -47,10 +47,10 @@ class Cost:
 
 
 def prepare(file: str | Path, overrides: Sequence[str] = (), device: Device = Device.cpu) -> dict[str, Any]:
-    """The option file, of a training or a test, as a model in a test takes it; without checkpoints and data.
+    """The options of a training or test file for a model in a test, without checkpoints and data.
 
     Raises:
-        OptionError: The options cannot be run, their model is not one of ours, or there is no such device.
+        OptionError: The options are invalid, the model is BasicSR's own, or the device is missing.
     """
     opt = read(file, overrides, device)
     problems = [
@@ -67,10 +67,10 @@ def prepare(file: str | Path, overrides: Sequence[str] = (), device: Device = De
 
 
 def measure(opt: dict[str, Any], width: int, height: int) -> Cost:
-    """Restores one random image of width × height LQ pixels as ``opt["val"]`` says.
+    """Restores one random image of width × height LQ pixels with the settings in ``opt["val"]``.
 
     Raises:
-        DataError: It takes more memory than there is.
+        DataError: Out of memory.
     """
     set_random_seed(0)
     model = build_model(opt)
@@ -82,14 +82,14 @@ def measure(opt: dict[str, Any], width: int, height: int) -> Cost:
     memory.start()
     before = memory.peak()
     start = time.perf_counter()
-    evaluate(model.restore, loader, None, model.device)  # ends on the CPU: a GPU has finished by then
+    evaluate(model.restore, loader, None, model.device)  # returns CPU images: includes the GPU's time
     seconds = time.perf_counter() - start
     return Cost(len(seen), max(seen, key=math.prod), seconds, before, memory.peak())
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is measured, as a process of its own can be told."""
+    """The arguments of a measurement, picklable for a new process."""
 
     file: str
     overrides: tuple[str, ...]
@@ -97,24 +97,24 @@ class Run:
     size: tuple[int, int]
     threads: int
 
-    def __call__(self, asked: dict[str, Any]) -> Cost:
-        """``measure`` in this process, with ``asked`` in ``val``."""
+    def __call__(self, val: dict[str, Any]) -> Cost:
+        """``measure`` in this process, with these additional options in ``val``."""
         logging.disable(logging.INFO)
         torch.set_num_threads(self.threads)
         opt = prepare(self.file, self.overrides, self.device)
-        return measure({**opt, "val": opt["val"] | asked}, *self.size)
+        return measure({**opt, "val": opt["val"] | val}, *self.size)
 
-    def apart(self, asked: dict[str, Any]) -> Cost | None:
-        """The same in a process of its own; None where it takes more memory than there is."""
+    def in_new_process(self, val: dict[str, Any]) -> Cost | None:
+        """The same in a new process; None if out of memory."""
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             try:
-                return pool.submit(self, asked).result()
-            except (DataError, BrokenProcessPool):  # refused by the allocator; killed by the system
+                return pool.submit(self, val).result()
+            except (DataError, BrokenProcessPool):  # allocation failed; killed by the system
                 return None
 
 
 def summary(costs: dict[str, Cost | None]) -> pd.DataFrame:
-    """The table that is read: a row per kind of tile (text)."""
+    """The table as text, a row per tile size."""
     table = pd.DataFrame(columns=["passes", "largest input", "s", "peak MiB"], dtype=object)
     for name, cost in costs.items():
         if cost is None:
@@ -132,14 +132,12 @@ def summary(costs: dict[str, Cost | None]) -> pd.DataFrame:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Width and height of ``3840x2160``.
-
-    Raises:
-        OptionError: It is no such text.
-    """
+    """Parses ``3840x2160`` into width and height, or raises an ``OptionError``."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise OptionError(f"--size: {text!r} is no size; write WIDTHxHEIGHT in LQ pixels, as 3840x2160")
+        raise OptionError(
+            f"--size: {text!r} is not a size; give WIDTHxHEIGHT in LQ pixels, such as 3840x2160"
+        )
     return int(width), int(height)
 
 
@@ -147,27 +145,27 @@ def tiles(
     opt: Annotated[str, typer.Option("-opt", "--opt", help="Option file of a training or a test.")],
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the LQ image.")] = "3840x2160",
     tile: Annotated[
-        list[int] | None, typer.Option(help="Side of a tile; may be given again. 256, 512")
+        list[int] | None, typer.Option(help="Side of a tile; may be repeated. Default: 256, 512")
     ] = None,
-    overlap: Annotated[int | None, typer.Option(help="val.tile_overlap of all of them.")] = None,
-    whole: Annotated[bool, typer.Option(help="Measure the whole image at once as well.")] = True,
+    overlap: Annotated[int | None, typer.Option(help="val.tile_overlap of all tile sizes.")] = None,
+    whole: Annotated[bool, typer.Option(help="Also measure the whole image at once.")] = True,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     device: Annotated[Device, typer.Option(help="What to measure on.")] = Device.cpu,
     force_yml: Annotated[
         list[str] | None, typer.Option("--force_yml", "--force-yml", help="KEY:KEY=VALUE, as in training.")
     ] = None,
 ) -> None:
-    """Time and peak memory of one large image, in tiles and whole: random weights, no data needed."""
+    """Measure time and peak memory of one large image, in tiles and whole, with random weights and no data."""
     options = prepare(opt, force_yml or (), device)
     run = Run(opt, tuple(force_yml or ()), device, parse_size(size), threads)
     width, height = run.size
     kinds = {str(side): {"tile": side, "tile_overlap": overlap} for side in tile or (256, 512)}
-    problems = [problem for asked in kinds.values() for problem in tile_problems(asked)]
+    problems = [problem for val in kinds.values() for problem in tile_problems(val)]
     if problems:
         raise OptionError(problems)
     if whole:
         kinds["whole image"] = {"tile": None, "tile_overlap": None}
-    costs = {name: run.apart(asked) for name, asked in kinds.items()}
+    costs = {name: run.in_new_process(val) for name, val in kinds.items()}
     scale = options.get("scale") or 1
     result = 3 * width * height * scale**2 * 4 / 2**20
     before = max((cost.before for cost in costs.values() if cost is not None), default=math.nan)

@@ -1,4 +1,4 @@
-"""The picture of a comparison: a row per photograph with the same magnified crop of every method."""
+"""The picture of a comparison: per photograph a row with the same magnified crop of every method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kdsr.tools.report import Image, Method
 
-_ACCENT = "#ffd000"  # with a dark halo it shows on any photograph
+_ACCENT = "#ffd000"  # with a dark outline, visible on any photograph
 _GREY = "#666666"
 _CELL = 1.9  # height of a row's images, inches
 _PHOTO_ASPECT = 1.4  # width of the photograph's cell over its height
@@ -29,17 +29,16 @@ def _luma(image: Image) -> NDArray[np.float32]:
 
 
 def pick_crop(gt: Image, images: Sequence[Image], size: int, border: int = 0) -> tuple[int, int]:
-    """Where to look: the square on which the methods disagree most, among details of the ground truth.
+    """Picks the square in which the methods differ most.
 
-    The choice depends on how much the methods differ from one another, never on which of them is better: it
-    is the square with the largest sum of (standard deviation across the methods) × (gradient of the ground
-    truth) on the Y channel.
+    This is the square with the largest sum of (standard deviation across the methods) × (gradient of the ground truth)
+    on the Y channel; it does not depend on which method is better.
 
     Args:
         gt: Ground truth.
         images: The methods' results, of the same size.
-        size: Side of the square in pixels; smaller where the image is.
-        border: Pixels to keep away from at each side.
+        size: Side of the square in pixels, limited to the image's.
+        border: Pixels to avoid at each side.
 
     Returns:
         Top and left of the square.
@@ -82,13 +81,13 @@ def draw(
     """Draws the comparison.
 
     Args:
-        photographs: Ground truth by name, a row each.
-        methods: A column each, after the photograph and its ground-truth crop.
-        scores: What ``report.score`` returned; the values of the whole photograph stand under each crop.
+        photographs: Ground truth by name, one per row.
+        methods: One per column, after the photograph and its ground-truth crop.
+        scores: From ``report.score``; the values of the whole photograph are shown under each crop.
         title: Line above the picture.
-        caption: Line below it.
+        caption: Line below the picture.
         crop: Side of the crops in pixels.
-        border: Pixels at the photographs' edges that no crop comes near.
+        border: Pixels at the photographs' edges that crops avoid.
     """
     columns = 2 + len(methods)
     widths = [_PHOTO_ASPECT] + [1.0] * (columns - 1)

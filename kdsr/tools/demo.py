@@ -1,9 +1,8 @@
-"""``kdsr demo``: a distilled student next to the same student without a teacher, on real photographs.
+"""``kdsr demo``: compares a distilled student with the same student without a teacher, on real photographs.
 
-Both are trained by the project's own pipeline from the option files ``options/train/demo_*``, for the same
-iterations on the same data in the same order; then the image without a network, both students and the teacher are
-measured on photographs that no training has seen. What is reported is what was measured, whoever wins. The tasks
-are in :mod:`kdsr.tools.demo_tasks`.
+Both are trained from the option files ``options/train/demo_*`` with the same iterations, data and order. Then both
+students, the teacher and the image without a network are measured on held-out photographs. The tasks are in
+:mod:`kdsr.tools.demo_tasks`.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _FROZEN = "pretrain_network_"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: its option file, its folder and how long it took."""
+    """A finished training: options, folder and duration."""
 
     options: dict[str, Any]
     folder: Path
@@ -55,10 +54,10 @@ class Run:
 
 
 def shipped_weights(options: Mapping[str, Any], network: str) -> Path:
-    """The file of a frozen network: relative to the working directory as in any run, else the checkout's.
+    """The weight file of a frozen network, relative to the working directory or else the checkout.
 
     Raises:
-        CheckpointError: It is in neither place.
+        CheckpointError: It is in neither.
     """
     option = f"{_FROZEN}{network}"
     file = Path(options["path"][option])
@@ -69,7 +68,7 @@ def shipped_weights(options: Mapping[str, Any], network: str) -> Path:
 
 
 def frozen_networks(options: Mapping[str, Any]) -> list[str]:
-    """The networks whose weights a training needs: ``t``, ``vqgan``, …"""
+    """Names of the networks that need weights: ``t``, ``vqgan``, …"""
     return [
         key.removeprefix(_FROZEN) for key, file in options["path"].items() if key.startswith(_FROZEN) and file
     ]
@@ -77,28 +76,28 @@ def frozen_networks(options: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def _quiet_log() -> Iterator[None]:
-    """Keeps BasicSR's log lines off a terminal, where the progress line is; the log file gets them all."""
+    """Hides BasicSR's log lines on a terminal, where the progress bar is; the log file gets them all."""
     if not sys.stderr.isatty():
         yield
         return
     logger = logging.getLogger("basicsr")
 
-    def hush(_: logging.LogRecord) -> bool:
-        # the console handler is made anew by each run, so it is looked for at each record
+    def filter_console(_: logging.LogRecord) -> bool:
+        # each run creates a new console handler
         for handler in logger.handlers:
             if type(handler) is logging.StreamHandler:
                 handler.setLevel(logging.WARNING)
         return True
 
-    logger.addFilter(hush)
+    logger.addFilter(filter_console)
     try:
         yield
     finally:
-        logger.removeFilter(hush)
+        logger.removeFilter(filter_console)
 
 
 def train(file: Path, out: Path, iters: int | None) -> Run:
-    """Trains what an option file describes, below ``out``."""
+    """Trains with an option file, below ``out``."""
     options = load(file)
     overrides = [f"path:experiments_root={json.dumps(str(out))}"]
     if iters is not None:
@@ -112,7 +111,7 @@ def train(file: Path, out: Path, iters: int | None) -> Run:
 
 
 def network(options: Mapping[str, Any], key: str, weights: Path) -> torch.nn.Module:
-    """``network_<key>`` of the options with the weights that a test would take (the EMA where there is one)."""
+    """``network_<key>`` with the weights that a test uses (the EMA if there is one)."""
     net = build_network(dict(options[f"network_{key}"])).eval()
     load_weights(net, weights, param_key="auto", option=f"path.pretrain_network_{key}")
     return net
@@ -120,7 +119,7 @@ def network(options: Mapping[str, Any], key: str, weights: Path) -> torch.nn.Mod
 
 @torch.no_grad()
 def restore(net: torch.nn.Module, lq: Image) -> Image:
-    """What a network makes of an 8-bit RGB image."""
+    """Restores an 8-bit RGB image."""
     output = net(img2tensor(lq / np.float32(255), bgr2rgb=False)[None])
     return np.asarray(tensor2img([output], rgb2bgr=False))
 
@@ -133,18 +132,18 @@ def validation_pairs(options: Mapping[str, Any]) -> tuple[dict[str, Image], dict
 
 
 def verdict(scores: pd.DataFrame, method: str, iters: int) -> str:
-    """What the comparison of the two students came to, in words that claim no more than was measured."""
+    """The result of the comparison of the two students as text."""
     (psnr, ssim), (psnr_alone, ssim_alone) = (report.mean_scores(scores, name) for name in (method, SCRATCH))
     each = scores[scores["image"] != report.MEAN].pivot(index="image", columns="method", values="psnr")
     better = int((each[method] > each[SCRATCH]).sum())
     gain = psnr - psnr_alone
-    says = "ahead of" if gain > 0 else "behind"
+    relation = "ahead of" if gain > 0 else "behind"
     if abs(gain) < 0.005:
-        says = "level with"
+        relation = "level with"
     return (
-        f"After {iters} iterations the {method} student is {says} the one without a teacher: {gain:+.2f} dB PSNR, "
+        f"After {iters} iterations the {method} student is {relation} the one without a teacher: {gain:+.2f} dB PSNR, "
         f"{ssim - ssim_alone:+.4f} SSIM on average, more PSNR on {better} of {len(each)} photographs. One seed "
-        "and a few minutes: docs/benchmarks.md says how far such a difference can be trusted."
+        "and a few minutes: see docs/benchmarks.md for the reliability of such a difference."
     )
 
 
@@ -159,37 +158,37 @@ def write_images(out: Path, gt: Mapping[str, Image], methods: list[Method]) -> P
     return folder
 
 
-def run_demo(task: Task, out: Path, iters: int | None, say: Callable[[str], None]) -> pd.DataFrame:
-    """Sample data, two trainings, the comparison.
+def run_demo(task: Task, out: Path, iters: int | None, echo: Callable[[str], None]) -> pd.DataFrame:
+    """Makes sample data, trains twice and compares.
 
     Args:
-        task: What is shown.
-        out: Gets the runs' folders, the table, the picture and the restored photographs.
-        iters: Iterations of each training; those of the option files when None.
-        say: Called with each line for the user.
+        task: The demonstration.
+        out: Folder of the runs, the table, the picture and the restored photographs.
+        iters: Iterations of each training; None for the option files' numbers.
+        echo: Called with each line for the user.
 
     Returns:
-        The scores, as ``report.score`` returns them.
+        The scores of ``report.score``.
     """
     missing = [str(file) for file in task.files.values() if not file.is_file()]
     if missing:
-        raise OptionError(f"{missing[0]}: not there; kdsr demo runs from a checkout of the project")
+        raise OptionError(f"{missing[0]}: no such file; kdsr demo needs a checkout of the project")
     options = load(task.files[task.method])
     for key in frozen_networks(options):
         shipped_weights(options, key)
 
-    say(f"[1/{_STEPS}] {task.data}")
+    echo(f"[1/{_STEPS}] {task.data}")
     task.prepare()
     runs: dict[str, Run] = {}
     trainings = {SCRATCH: "without a teacher", task.method: f"distilled by {task.method}"}
     for step, (name, what) in enumerate(trainings.items(), start=2):
-        say(f"[{step}/{_STEPS}] training the student {what}: {task.files[name].relative_to(ROOT)}")
+        echo(f"[{step}/{_STEPS}] training the student {what}: {task.files[name].relative_to(ROOT)}")
         runs[name] = train(task.files[name], out, iters)
-        say(f"      {runs[name].seconds:.0f} s")
+        echo(f"      {runs[name].seconds:.0f} s")
 
-    say(f"[{_STEPS}/{_STEPS}] measuring on the held-out photographs")
+    echo(f"[{_STEPS}/{_STEPS}] measuring on the held-out photographs")
     gt, methods = restored_by_all(task, options, runs)
-    border = int(options["val"]["metrics"]["psnr"]["crop_border"])  # as the trainings measured
+    border = int(options["val"]["metrics"]["psnr"]["crop_border"])  # as in the trainings
     scores = report.score(gt, methods, border=border)
 
     done = iters or int(options["train"]["total_iter"])
@@ -200,17 +199,17 @@ def run_demo(task: Task, out: Path, iters: int | None, say: Callable[[str], None
         scores,
         title=f"{task.title} after {done} iterations: one student, with and without {task.method}",
         caption="Crops of 64×64 pixels, where the methods differ most. Below each: PSNR (dB) / SSIM of the whole "
-        f"photograph, Y channel, border {border}; bold: the best PSNR but for the teacher's.",
+        f"photograph, Y channel, border {border}; bold: the best PSNR except the teacher's.",
         border=border,
     )
     picture = crops.write_picture(figure, out / "comparison.png")
     images = write_images(out, gt, methods)
 
-    say("")
-    say(report.as_text(report.comparison(scores)))
-    say("")
-    say(textwrap.fill(verdict(scores, task.method, done), 100))
-    say("")
+    echo("")
+    echo(report.as_text(report.comparison(scores)))
+    echo("")
+    echo(textwrap.fill(verdict(scores, task.method, done), 100))
+    echo("")
     for label, path in (
         ("picture", picture),
         ("table", table_md),
@@ -221,14 +220,14 @@ def run_demo(task: Task, out: Path, iters: int | None, say: Callable[[str], None
         ("options, logs", runs[task.method].folder),
         ("", runs[SCRATCH].folder),
     ):
-        say(f"{label:<21}{path}")
+        echo(f"{label:<21}{path}")
     return scores
 
 
 def restored_by_all(
     task: Task, options: Mapping[str, Any], runs: Mapping[str, Run]
 ) -> tuple[dict[str, Image], list[Method]]:
-    """The held-out photographs, and what each method makes of their LQ images; ``options``: the distillation's."""
+    """The held-out photographs and each method's results; ``options`` are the distillation's."""
     gt, lq = validation_pairs(options)
     with _quiet_log():
         nets = {name: network(run.options, "g", run.weights) for name, run in runs.items()}
@@ -253,7 +252,7 @@ def demo(
     iters: Annotated[int | None, typer.Option(min=1, help="Iterations of each training.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
 ) -> None:
-    """Distil a small student on sample photographs and compare: about five minutes on two CPU cores."""
+    """Distil a small student on sample photographs and compare, in about five minutes on two CPU cores."""
     if task not in TASKS:
         raise OptionError(f"--task {task!r}: {nearest(task, TASKS)}")
     if threads is not None:

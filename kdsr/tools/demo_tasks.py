@@ -1,4 +1,4 @@
-"""What ``kdsr demo`` can show: per task the data, the two trainings and what they are called."""
+"""The tasks of ``kdsr demo``: data, trainings and their names."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Task:
     """A demonstration.
 
     Attributes:
-        title: The task and its size, for the picture.
-        method: The distillation, as the table calls it.
-        files: Option files of the trainings by the name of the student: ``SCRATCH`` and ``method``.
-        data: What the first step makes, and where.
-        prepare: Makes it, where the option files look for it.
-        baseline: What the table calls the image without a network.
-        without_network: Makes that of an LQ image and the scale.
-        out: Where the report goes unless told otherwise.
+        title: Title of the picture.
+        method: Name of the distillation.
+        files: Option files of the trainings by the student's name: ``SCRATCH`` and ``method``.
+        data: Description of the data.
+        prepare: Makes the data.
+        baseline: Name of the image without a network.
+        without_network: Makes this image from an LQ image and the scale.
+        out: Default output folder.
     """
 
     title: str

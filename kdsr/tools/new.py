@@ -12,7 +12,7 @@ import typer
 
 from kdsr.options.compose import Choice, Pieces, options_folder
 from kdsr.options.files import load
-from kdsr.runtime.atomic_files import from_here, write_whole
+from kdsr.runtime.atomic_files import atomic_write, display_path
 from kdsr.runtime.errors import OptionError
 
 
@@ -114,14 +114,14 @@ def new(
     recipe = pieces.compose(Choice(method, backbone, data, scale, schedule))
     file = output or options / "train" / f"{recipe.name}.yml"
     if os.path.lexists(file) and not force:
-        raise OptionError(f"{from_here(file)}: exists; --force overwrites it, -o FILE names another")
+        raise OptionError(f"{display_path(file)}: exists; --force overwrites it, -o FILE names another")
     if output:
         recipe = replace(recipe, name=output.stem)
-    write_whole(file, lambda out: out.write(recipe.text(file, options).encode()))
-    typer.echo(f"{from_here(file)} is composed of")
-    typer.echo(_table((from_here(piece), why) for piece, why in recipe.pieces))
+    atomic_write(file, lambda out: out.write(recipe.text(file, options).encode()))
+    typer.echo(f"{display_path(file)} is composed of")
+    typer.echo(_table((display_path(piece), why) for piece, why in recipe.pieces))
     absent = list(missing_files(load(file)))
     if absent:
         typer.echo("What is not there yet (datasets/README.md, experiments/pretrained_models/README.md):")
         typer.echo(_table(absent))
-    typer.echo(f"Train: kdsr train -opt {from_here(file)}")
+    typer.echo(f"Train: kdsr train -opt {display_path(file)}")

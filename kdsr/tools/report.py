@@ -1,7 +1,7 @@
-"""The table of a comparison: what several methods make of the same photographs.
+"""The table of a comparison of several methods on the same photographs.
 
-Images are RGB, uint8, (H, W, 3). PSNR and SSIM are BasicSR's, on the Y channel without ``border`` pixels at
-each side, as super-resolution papers give them.
+Images are RGB, uint8, (H, W, 3). PSNR and SSIM are BasicSR's, on the Y channel without ``border`` pixels at each side,
+as in super-resolution papers.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Method:
     """One column of a comparison.
 
     Attributes:
-        name: What the table and the picture call it.
-        images: The restored image for each photograph's name.
-        parameters: Number of trained values; None for a filter.
-        competes: Whether the picture marks its value where it is the best (a teacher does not compete).
+        name: Its name in table and picture.
+        images: Restored images by photograph.
+        parameters: Number of parameters; None without a network.
+        competes: Whether the picture marks its best values (false for a teacher).
     """
 
     name: str
@@ -43,7 +43,7 @@ def load_rgb(path: str | Path) -> Image:
     """Reads an image file as RGB.
 
     Raises:
-        DataError: The file is absent or no image.
+        DataError: The file is missing or not an image.
     """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
@@ -82,7 +82,7 @@ def mean_scores(scores: pd.DataFrame, method: str) -> tuple[float, float]:
 
 
 def comparison(scores: pd.DataFrame) -> pd.DataFrame:
-    """The table that is read, as text: rows photographs, means and parameters; columns methods."""
+    """The table as text: rows are photographs, means and parameters; columns are methods."""
     methods = list(dict.fromkeys(scores["method"]))
     images = list(dict.fromkeys(scores["image"]))
     cells = {(row.method, row.image): f"{row.psnr:.2f} / {row.ssim:.4f}" for row in scores.itertuples()}
@@ -97,32 +97,33 @@ def comparison(scores: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def as_text(table: pd.DataFrame) -> str:
-    """A comparison for the terminal: columns aligned, lines round the means."""
+def _aligned(table: pd.DataFrame) -> list[list[str]]:
+    """Header and rows, with the cells of a column padded to the same width."""
     rows = [
         [str(table.index.name), *table.columns],
         *([str(index), *values] for index, values in table.iterrows()),
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """A comparison for the terminal: aligned columns, rules around the means."""
+    lines = ["  ".join(row) for row in _aligned(table)]
     rule = "-" * len(lines[0])
     return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """A table of text as Markdown, its columns aligned for those who read the source."""
-    rows = [
-        [str(table.index.name), *table.columns],
-        *([str(index), *values] for index, values in table.iterrows()),
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rows = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    """A table of text as Markdown with aligned columns."""
+    rows = _aligned(table)
+    first, *others = (len(cell) for cell in rows[0])
+    rows.insert(1, ["-" * first, *("-" * (width - 1) + ":" for width in others)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def write_table(scores: pd.DataFrame, folder: str | Path, stem: str = "comparison") -> tuple[Path, Path]:
-    """Writes ``stem.csv`` (every value, as ``score`` returns them) and ``stem.md`` (the comparison)."""
+    """Writes ``stem.csv`` (all values of ``score``) and ``stem.md`` (the comparison)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     csv_file, markdown_file = folder / f"{stem}.csv", folder / f"{stem}.md"

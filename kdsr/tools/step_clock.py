@@ -1,4 +1,4 @@
-"""Time and peak memory of the parts of a training step: every moment belongs to exactly one part."""
+"""Time and peak memory of the parts of a training step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Memory:
 
     Args:
         device: The device that is measured.
-        process: Where the kernel tells about this process, and may be told to forget its peak.
+        process: The process's folder in ``/proc``.
     """
 
     def __init__(self, device: torch.device, process: Path = Path("/proc/self")) -> None:
@@ -27,18 +27,18 @@ class Memory:
         self.known = True
 
     def start(self) -> None:
-        """Forgets the peak so far."""
+        """Resets the peak."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         try:
             with open(self.process / "clear_refs", "r+") as file:
-                file.write("5")  # resets VmHWM to what is resident now
+                file.write("5")  # resets VmHWM to the current value
         except OSError:  # macOS, and containers that do not allow it
             self.known = False
 
     def peak(self) -> float:
-        """Highest use since ``start``, in MiB; NaN where the system does not tell."""
+        """Peak use since ``start`` in MiB; NaN if unknown."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / _MIB
         if not self.known:
@@ -49,7 +49,7 @@ class Memory:
 
 @dataclass
 class Clock:
-    """Attributes time and peak memory to the part that is at work."""
+    """Attributes time and peak memory to the current part; each moment belongs to exactly one part."""
 
     memory: Memory
     part: str = REST
@@ -58,13 +58,13 @@ class Clock:
     peaks: dict[str, float] = field(default_factory=dict)
 
     def start(self) -> None:
-        """Begins a step; what has been measured before is forgotten."""
+        """Starts a step and clears the measurements."""
         self.seconds, self.peaks, self.part = {}, {}, REST
         self.memory.start()
         self.since = self._now()
 
     def switch(self, part: str) -> str:
-        """From now on ``part`` is at work; returns the one that was."""
+        """Makes ``part`` the current one; returns the previous one."""
         now, before = self._now(), self.part
         self.seconds[before] = self.seconds.get(before, 0.0) + now - self.since
         self.peaks[before] = max(self.peaks.get(before, 0.0), self.memory.peak())

@@ -1,7 +1,6 @@
-"""``kdsr list``: which methods go with which tasks and backbones, and what is registered.
+"""``kdsr list``: tables of methods, tasks and backbones, and of registered names.
 
-The README's tables are made by this. Nothing in them is written by hand but what stands below: the names of methods and
-tasks, and the papers.
+Writes the README's tables from the pieces, the option files and the names and papers below.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 
 from kdsr.distill.term import all_terms
 from kdsr.options.compose import Choice, Pieces
-from kdsr.runtime.atomic_files import write_whole
+from kdsr.runtime.atomic_files import atomic_write
 from kdsr.runtime.errors import OptionError
 
 BEGIN = "<!-- kdsr list: what follows is written by `make tables` -->"
@@ -52,22 +51,20 @@ TASKS = {
 
 
 def tables(options: Path) -> str:
-    """Three Markdown tables: methods and their losses, methods by tasks, and what kdsr registers.
+    """Three Markdown tables: methods and losses, methods and tasks, registered names.
 
     Args:
-        options: The folder with ``_base_`` and ``train``; a backbone is bold where ``train`` has a file for it.
+        options: The folder with ``_base_`` and ``train``; a backbone is bold if ``train`` has a file for it.
 
     Raises:
-        OptionError: A method has no name here, or there is none.
+        OptionError: A method is not in ``METHODS``, or there is no method.
     """
     pieces = Pieces(options)
     where = f"{options}/_base_/methods"
     if not pieces.methods:
-        raise OptionError(f"{where}: there are no pieces of methods; name a folder such as options")
+        raise OptionError(f"{where}: there are no pieces of methods; give a folder such as options")
     if unknown := [name for name in pieces.methods if name not in METHODS]:
-        raise OptionError(
-            [f"{where}/{name}.yml: METHODS of kdsr/tools/tables.py does not name it" for name in unknown]
-        )
+        raise OptionError([f"{where}/{name}.yml: not in METHODS of kdsr/tools/tables.py" for name in unknown])
     first, second = [], []
     shipped = {file.stem for file in (options / "train").glob("*.yml")}
     choices = [one for one in pieces.choices() if one.data in TASKS and not one.backbone.endswith("_demo")]
@@ -86,13 +83,13 @@ def tables(options: Path) -> str:
         (
             _table(["method", "`--method`", "paper", "`model_type`", "losses in `train`"], first),
             _table(["backbones", *tasks], second),
-            _table(["registered", "by kdsr, beside BasicSR's own"], _registered()),
+            _table(["registered", "by kdsr, in addition to BasicSR"], _registered()),
         )
     )
 
 
 def _backbones(choices: Iterable[Choice], shipped: set[str]) -> str:
-    """``**EDSR**, RLFN (×4)``: factors where they are not all three; bold where an option file ships."""
+    """``**EDSR**, RLFN (×4)``: factors unless all three; bold if there is an option file."""
     scales: dict[str, set[int]] = {}
     bold = set()
     for one in choices:
@@ -128,13 +125,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def replaced(text: str, between: str, name: str) -> str:
-    """A Markdown text with new tables between its markers.
+    """Replaces the tables between the markers of a Markdown text.
 
     Raises:
-        OptionError: The markers are not there, once each.
+        OptionError: The markers do not occur exactly once.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise OptionError(f"{name}: has no place for the tables; give it these two lines:\n{BEGIN}\n{END}")
+        raise OptionError(f"{name}: has no markers for the tables; add these two lines:\n{BEGIN}\n{END}")
     return f"{text.partition(BEGIN)[0]}{BEGIN}\n\n{between}\n{END}{text.partition(END)[2]}"
 
 
@@ -144,10 +141,10 @@ def list_templates(
         Path | None, typer.Option(help="Write the tables into this Markdown file, between its markers.")
     ] = None,
 ) -> None:
-    """Methods with their losses, the backbones and tasks that they go with, and what is registered, as Markdown."""
+    """List methods with their losses, backbones and tasks, and registered names, as Markdown tables."""
     made = tables(options)
     if into is None:
         typer.echo(made, nl=False)
         return
     content = replaced(into.read_text(encoding="utf-8"), made, str(into))
-    write_whole(into, lambda file: file.write(content.encode()))
+    atomic_write(into, lambda file: file.write(content.encode()))

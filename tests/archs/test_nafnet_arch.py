@@ -15,7 +15,7 @@ TINY = {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 2], "dec_blk_nums":
 
 
 def published_shapes(width: int, middle: int, down: list[int], up: list[int]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the authors' checkpoints, written down from the structure of the paper."""
+    """Names and shapes of the authors' checkpoints, from the paper's structure."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def convolution(name: str, out: int, into: int, kernel: int, bias: bool = True) -> None:
@@ -57,7 +57,7 @@ def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def seeded(net: nn.Module, spread: float = 0.2) -> nn.Module:
-    """Every tensor drawn, in the order of the names, so that no zero hides a part of the network."""
+    """Random values in every tensor, in the order of names, so that no zero hides a part of the network."""
     generator = torch.Generator().manual_seed(0)
     state = net.state_dict()
     for name in sorted(state):
@@ -106,7 +106,7 @@ def test_other_sizes_are_refused_and_padding_helps(height, width):
 
 
 def test_a_fresh_network_is_nearly_the_identity():
-    """The branches begin as nothing, and the input is added to the output."""
+    """The branches are initially 0, and the input is added to the output."""
     net = NAFNet(**TINY)
     nn.init.zeros_(net.ending.weight)
     nn.init.zeros_(net.ending.bias)
@@ -136,7 +136,7 @@ def test_layer_norm_is_the_formula_with_its_gradient():
     )
 
 
-def test_layer_norm_stands_flat_and_bright_pixels():
+def test_layer_norm_of_flat_and_bright_pixels():
     norm = LayerNorm2d(4)
     flat = torch.full((1, 4, 2, 2), 1000.0)
     torch.testing.assert_close(norm(flat), torch.zeros_like(flat))
@@ -145,7 +145,7 @@ def test_layer_norm_stands_flat_and_bright_pixels():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"enc_blk_nums": [1, 1], "dec_blk_nums": [1]}, "dec_blk_nums: has 1 levels, but enc_blk_nums has 2"),
         ({"enc_blk_nums": [-1], "dec_blk_nums": [1]}, "enc_blk_nums: must be whole numbers of at least 0"),
@@ -153,8 +153,8 @@ def test_layer_norm_stands_flat_and_bright_pixels():
         ({"middle_blk_num": -1}, "middle_blk_num: must be at least 0, not -1"),
     ],
 )
-def test_options_that_do_not_go_together(options, said):
-    with pytest.raises(OptionError, match=said):
+def test_inconsistent_options(options, message):
+    with pytest.raises(OptionError, match=message):
         NAFNet(**options)
 
 
@@ -189,5 +189,5 @@ def test_local_statistics_are_those_of_the_patch_up_to_one_and_a_half_patches():
         torch.testing.assert_close(local(patch), net(patch))
         assert local(image).shape == image.shape
         assert (local(image) - net(image)).abs().max() > 1e-3
-    with pytest.raises(OptionError, match="NAFNetLocal: train_size: must end in the height and the width"):
+    with pytest.raises(OptionError, match="NAFNetLocal: train_size: must end in the height and width"):
         NAFNetLocal(**TINY, train_size=[256])

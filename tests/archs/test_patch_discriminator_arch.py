@@ -21,12 +21,12 @@ def test_one_number_per_patch_of_70_pixels():
     assert (seen.max(0).values - seen.min(0).values + 1).tolist() == [70, 70]
 
 
-def test_an_image_is_judged_alone():
+def test_images_are_independent():
     net, x = discriminator(), torch.rand(3, 3, 64, 64)
     torch.testing.assert_close(net(x)[1:2], net(x[1:2]))
 
 
 @pytest.mark.parametrize("key", ["num_in_ch", "num_feat", "num_layers"])
-def test_nothing_below_one(key):
+def test_numbers_below_one(key):
     with pytest.raises(OptionError, match=f"PatchDiscriminator: {key}: must be at least 1, not 0"):
         PatchDiscriminator(**{key: 0})

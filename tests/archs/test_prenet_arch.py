@@ -16,7 +16,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_published_weights_take_the_rain_away(shared, name):
+def test_published_weights_remove_rain(shared, name):
     """A part of a real pair; the whole images are measured in test_published.py."""
     options, parameters = KINDS[name]
     net = PReNet(**options).eval()
@@ -59,7 +59,7 @@ def test_any_size_and_every_parameter_is_trained(lstm, recursive):
 
 
 def test_each_stage_sees_the_last_one():
-    """Without an LSTM a stage is a function of the input and of the output before it."""
+    """Without an LSTM a stage depends on the input and the previous output."""
     torch.manual_seed(0)
     options = {"num_feat": 8, "num_block": 2, "lstm": False}
     one, two = (PReNet(recurrent_iter=number, **options) for number in (1, 2))

@@ -26,7 +26,7 @@ KIND_NAMES = ["WithBias", "BiasFree", "bias", "dual_pixel"]
 def published_shapes(
     dim: int, blocks: list[int], refinement: int, kind: dict | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the authors' checkpoints, written down from the structure of the paper."""
+    """Names and shapes of the authors' checkpoints, from the paper's structure."""
     kind = kind or {}
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -71,7 +71,7 @@ def published_shapes(
 
 
 def seeded(net: nn.Module) -> nn.Module:
-    """Every tensor drawn, in the order of the names, so that no zero hides a part of the network."""
+    """Random values in every tensor, in the order of names, so that no zero hides a part of the network."""
     generator = torch.Generator().manual_seed(0)
     state = net.state_dict()
     for name in sorted(state):
@@ -200,7 +200,7 @@ def test_layer_norms_have_right_gradients(kind):
     )
 
 
-def test_attention_has_right_gradients_and_stands_a_black_image():
+def test_gradients_of_attention_also_for_a_black_image():
     attention = seeded(Attention(4, 2, bias=False)).double()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 4, 3, 2, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -212,7 +212,7 @@ def test_attention_has_right_gradients_and_stands_a_black_image():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {"num_blocks": [1, 2, 3]},
@@ -226,6 +226,6 @@ def test_attention_has_right_gradients_and_stands_a_black_image():
         ({"ffn_expansion_factor": 0.001}, "ffn_expansion_factor: 0.001 leaves no channel"),
     ],
 )
-def test_options_that_do_not_go_together(options, said):
-    with pytest.raises(OptionError, match=said):
+def test_inconsistent_options(options, message):
+    with pytest.raises(OptionError, match=message):
         Restormer(**options)

@@ -19,7 +19,7 @@ def published(shared, name: str, **options) -> nn.Module:
 
 
 def mean_psnr(net: nn.Module, folder, scale: int) -> float:
-    """PSNR as the papers print it: Y channel, a border of `scale` pixels left out."""
+    """PSNR as in the papers: Y channel, without a border of `scale` pixels."""
     values = []
     for file in sorted((folder / f"LR_x{scale}").iterdir()):
         lq = img2tensor(cv2.imread(str(file)) / 255.0)[

@@ -1,4 +1,4 @@
-"""`type: Spandrel`: any checkpoint that spandrel recognises, as it is and by our rules."""
+"""`type: Spandrel`: checkpoints that spandrel recognises."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_images_of_any_size_are_restored_as_spandrel_does(
         torch.testing.assert_close(output.clamp(0, 1), expected, rtol=0, atol=1e-6)
 
 
-def test_what_an_architecture_wants_of_sizes_is_stated_or_done(tmp_path: Path) -> None:
+def test_size_requirements_of_architectures(tmp_path: Path) -> None:
     nets = {name: read(write(name, tmp_path / f"{name}.pth")).eval() for name in ("SAFMN", "Uformer", "HAT")}
     assert {name: net.multiple_of for name, net in nets.items()} == {"SAFMN": 8, "Uformer": 128, "HAT": 1}
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_weights_are_found_where_programs_put_them(wrapped: str | None, tmp_path
     assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
-def test_the_moving_average_counts_before_the_weights(tmp_path: Path) -> None:
+def test_the_moving_average_is_preferred(tmp_path: Path) -> None:
     raw, averaged = (made("SAFMN", seed).state_dict() for seed in (1, 2))
     torch.save({"params": raw, "params_ema": averaged}, tmp_path / "x.pth")
     assert torch.equal(read(tmp_path / "x.pth").state_dict()["to_feat.weight"], averaged["to_feat.weight"])
@@ -127,14 +127,14 @@ def test_the_moving_average_counts_before_the_weights(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ grey
 
 
-def test_colours_go_through_a_grey_network_one_by_one(tmp_path: Path) -> None:
+def test_a_grey_network_processes_colours_separately(tmp_path: Path) -> None:
     net = read(write("DnCNN", tmp_path / "x.pth")).eval()
     lq = images(2, 3, 12, 10)
     with torch.no_grad():
         output = net(lq)
         alone = [net(lq[:, colour : colour + 1]) for colour in range(3)]
     torch.testing.assert_close(output, torch.cat(alone, dim=1), rtol=0, atol=1e-6)
-    assert net.colour_wise and "the colours go through it one by one" in net.notes[1]
+    assert net.colour_wise and "colours are processed separately" in net.notes[1]
 
 
 def test_tapped_features_of_a_grey_network_have_the_colours_as_channels(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_network_that_works_in_bfloat16_is_computed_in_it(tmp_path: Path) -> N
     assert dtypes_inside(net, images(1, 3, 16, 16)) == {torch.bfloat16}
 
 
-def test_one_that_does_not_is_computed_in_full_precision(tmp_path: Path) -> None:
+def test_a_network_that_does_not_is_computed_in_float32(tmp_path: Path) -> None:
     net = read(write("SAFMN", tmp_path / "x.pth"))
     net.facts = net.facts._replace(not_in=frozenset({torch.bfloat16}))
     assert dtypes_inside(net, images(1, 3, 16, 16)) == {torch.float32}
@@ -210,13 +210,13 @@ def refusal(file: Path | str) -> str:
 def test_weights_that_spandrel_does_not_know(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3), nn.Conv2d(3, 3, 1))
     torch.save({"params": net.state_dict()}, tmp_path / "own.pth")
-    said = refusal(tmp_path / "own.pth")
-    assert f"{tmp_path / 'own.pth'}: is of no architecture that spandrel" in said
+    message = refusal(tmp_path / "own.pth")
+    assert f"{tmp_path / 'own.pth'}: not of an architecture that spandrel" in message
     assert (
         "It holds 6 tensors: 0.weight (4, 3, 3, 3), 0.bias (4,), 1.weight (3, 4, 3, 3), 1.bias (3,), ..."
-        in said
+        in message
     )
-    assert "spandrel knows" in said and "SwinIR" in said and "Uformer" in said
+    assert "spandrel knows" in message and "SwinIR" in message and "Uformer" in message
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -225,8 +225,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_weights(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "x.pth")
-    assert "holds no weights where spandrel looks for them" in refusal(tmp_path / "x.pth")
-    assert "its keys begin with epoch, lr" in refusal(tmp_path / "x.pth")
+    assert "holds no weights under a key that spandrel knows" in refusal(tmp_path / "x.pth")
+    assert "its first keys are epoch, lr" in refusal(tmp_path / "x.pth")
 
 
 def test_weights_that_only_look_like_an_architecture(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_no_code_in_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_networks_that_need_more_than_an_image_are_refused(tmp_path: Path) -> None:
     drunet = DRUNet(in_nc=4, out_nc=3, nc=[8, 8, 8, 8], nb=4)
     torch.save(drunet.state_dict(), tmp_path / "drunet.pth")
-    assert "is a DRUNet network, which needs the level of the noise beside the image" in refusal(
+    assert "is a DRUNet network, which needs the level of the noise as second input" in refusal(
         tmp_path / "drunet.pth"
     )
     fdncnn = DnCNN(in_nc=4, out_nc=3, nc=8, nb=9, act_mode="R", mode="FDnCNN")
@@ -263,7 +263,7 @@ def test_networks_that_need_more_than_an_image_are_refused(tmp_path: Path) -> No
 
 def test_networks_of_other_channels_than_colours_are_refused(tmp_path: Path) -> None:
     torch.save(DnCNN(in_nc=4, out_nc=4, nc=8, nb=9, act_mode="R").state_dict(), tmp_path / "x.pth")
-    assert "takes 4 channels and gives 4; it must be 3 and 3 (RGB), or 1 and 1 (grey)" in refusal(
+    assert "has 4 input and 4 output channels; both must be 3 (RGB) or 1 (grey)" in refusal(
         tmp_path / "x.pth"
     )
 
@@ -281,7 +281,7 @@ def test_facts_follow_the_file(tmp_path: Path) -> None:
 
 
 def test_an_architecture_is_called_as_spandrel_calls_it(tmp_path: Path) -> None:
-    """MixDehazeNet gives images in [-1, 1], and takes 40 pixels at least."""
+    """MixDehazeNet's output is in [-1, 1], and it needs at least 40 pixels."""
     torch.manual_seed(0)
     net = MixDehazeNet(in_chans=3, out_chans=4, embed_dims=[8, 16, 32, 16, 8], depths=[1, 1, 1, 1, 1])
     torch.save(net.state_dict(), tmp_path / "x.pth")
@@ -293,8 +293,8 @@ def test_an_architecture_is_called_as_spandrel_calls_it(tmp_path: Path) -> None:
     assert torch.equal(output.clamp(0, 1), plain(tmp_path / "x.pth")(lq))
 
 
-def test_weights_that_spandrel_renames_and_does_not_know_again_are_told(tmp_path: Path) -> None:
-    """A SwinIR that shuffles pixels into channels first: the names that tell it get lost."""
+def test_weights_that_spandrel_renames_and_does_not_recognise_are_noted(tmp_path: Path) -> None:
+    """A SwinIR with pixel unshuffle: the names that identify it get lost."""
     torch.manual_seed(0)
     cls, arguments, *_ = TINY["SwinIR"]
     net = cls(**arguments | {"upscale": 4, "upsampler": "pixelshuffle", "start_unshuffle": 2})
@@ -303,12 +303,12 @@ def test_weights_that_spandrel_renames_and_does_not_know_again_are_told(tmp_path
         state[f"conv_first.1.{part}"] = state.pop(f"conv_first.{part}")
     torch.save(state, tmp_path / "x.pth")
     found = read(tmp_path / "x.pth")
-    assert not found.facts.returns and "spandrel has renamed its weights" in found.notes[-1]
-    assert read(write("SwinIR", tmp_path / "y.pth")).facts.returns
+    assert not found.facts.reloads and "spandrel has renamed its weights" in found.notes[-1]
+    assert read(write("SwinIR", tmp_path / "y.pth")).facts.reloads
 
 
 class Doubling(Architecture):
-    """A network of the user's own, told by its only weights."""
+    """A user's network, recognised by its only weights."""
 
     def __init__(self) -> None:
         super().__init__(id="Doubling", detect=lambda state: set(state) == {"0.weight"})

@@ -1,4 +1,4 @@
-"""VGG19 against torchvision's layers, and with files as torchvision publishes them."""
+"""VGG19 against torchvision's layers and files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RELU = {"relu1_1": 1, "relu2_1": 6, "relu3_1": 11, "relu4_1": 20, "relu5_1": 29}
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> tuple[torch.nn.Sequential, str]:
-    """torchvision's layers with random weights, and a file of their names; its classifier is but a stub."""
+    """torchvision's layers with random weights, and a file with their names and a stub of the classifier."""
     torch.manual_seed(0)
     layers = make_layers(cfgs["E"])
     weights = {f"features.{name}": value for name, value in layers.state_dict().items()}
@@ -59,7 +59,7 @@ def test_normalisation_is_no_part_of_the_file():
     assert sum(p.numel() for p in net.parameters()) == 12_944_960
 
 
-def test_strict_loading_says_what_the_file_has_more(published):
+def test_strict_loading_names_additional_tensors(published):
     with pytest.raises(CheckpointError, match=r"features\.30\.weight .* in the file, not in the network"):
         load(VGG19(), published[1], strict=True)
 
@@ -81,5 +81,5 @@ def test_gradient_reaches_the_image():
 
 
 def test_images_that_are_too_small():
-    with pytest.raises(DataError, match="images of 15x16 pixels are too small.*enlarge gt_size to 16"):
+    with pytest.raises(DataError, match="images of 15x16 pixels are too small.*set gt_size to 16"):
         VGG19()(torch.rand(1, 3, 15, 16))

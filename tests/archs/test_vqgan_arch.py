@@ -1,4 +1,4 @@
-"""VQGAN against DCKD's release, taming-transformers' names, and its own promises."""
+"""VQGAN against DCKD's release and taming-transformers' names."""
 
 import re
 

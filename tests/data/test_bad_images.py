@@ -1,4 +1,4 @@
-"""Bad images and damaged LMDBs under SeededDataset: named, or replaced where a set skips them."""
+"""Bad images and damaged LMDBs in SeededDataset: reported, or replaced with on_bad_image: skip."""
 
 from __future__ import annotations
 
@@ -151,12 +151,12 @@ def test_other_sets_skip_too(pairs: Options, tmp_path: Path, kind: str, suffix: 
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ESTALE, errno.ENOMEM])
-def test_what_is_no_fault_of_an_image_is_not_skipped(code: int) -> None:
+def test_errors_that_are_not_of_an_image_are_not_skipped(code: int) -> None:
     assert type(cannot_read("x.png", OSError(code, os.strerror(code)))) is DataError
     assert type(cannot_read("x.png", OSError(errno.ENOENT, "gone"))) is UnreadableImage
 
 
-def test_image_that_states_too_many_pixels(pairs: Options, tmp_path: Path) -> None:
+def test_image_with_too_many_pixels(pairs: Options, tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -173,7 +173,7 @@ def test_image_that_states_too_many_pixels(pairs: Options, tmp_path: Path) -> No
 @pytest.mark.parametrize("phase", ["train", "val"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_truncated_lmdb_is_named(pairs: Options, phase: str, workers: int) -> None:
-    """Read past its end, a memory-mapped file ends the process with SIGBUS."""
+    """Reading past the end of a memory-mapped file would crash with SIGBUS."""
     opt = pairs("lmdb", phase, num_worker_per_gpu=workers)
     data = Path(opt["dataroot_lq"], "data.mdb")
     whole = data.read_bytes()

@@ -1,4 +1,4 @@
-"""Batches that grow in the course of a training: their sizes, their epochs, and where a resumed run goes on."""
+"""Progressive batches: sizes, epochs, and the position of a resumed run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def epochs(opt: dict, total: int, images: int = 17, ranks: int = 1, rank: int = 
     return made
 
 
-def test_each_stage_lasts_as_long_as_it_says() -> None:
+def test_the_length_of_each_stage() -> None:
     batches = [batch for epoch in epochs(GROWING, 24) for batch in epoch]
     assert [len(batch) for batch in batches[:24]] == [4] * 3 + [3] * 17 + [1] * 4
     patches = [{patch for _, _, patch in batch} for batch in batches[:24]]
@@ -52,7 +52,7 @@ def test_the_last_epoch_is_the_one_that_holds_the_last_iteration(total: int) -> 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("done", [1, 3, 4, 5, 9, 20, 22])
-def test_a_resumed_run_goes_on_with_the_same_batches(done: int, ranks: int) -> None:
+def test_a_resumed_run_continues_with_the_same_batches(done: int, ranks: int) -> None:
     for rank in range(ranks):
         whole = [batch for epoch in epochs(GROWING, 30, 19, ranks, rank) for batch in epoch]
         plan = BatchPlan(GROWING)
@@ -71,7 +71,7 @@ def test_a_resumed_run_goes_on_with_the_same_batches(done: int, ranks: int) -> N
         assert resumed[: 30 - done] == whole[done:30]
 
 
-def test_without_stages_it_is_as_ever() -> None:
+def test_without_stages_nothing_changes() -> None:
     plan = BatchPlan({"batch_size_per_gpu": 5})
     assert plan.stages == [Stage(0, None, 5)] and plan.patches == [] and plan.largest_batch == 5
     assert plan.batches(7, 14) == 2
@@ -89,12 +89,12 @@ def test_too_few_images_for_a_batch() -> None:
         ({"after": 3}, "expected a list of sections"),
         ([{"gt_size": 64}], "d.progressive.0: expected a section with after"),
         ([{"after": 3, "gtsize": 64}], "d.progressive.0: expected a section with after"),
-        ([{"after": 3}, {"after": 3}], "d.progressive.1.after: 3 must be later than 3"),
-        ([{"after": 3, "gt_size": 0}], "d.progressive.0.gt_size: 0 is no whole number above 0"),
+        ([{"after": 3}, {"after": 3}], "d.progressive.1.after: 3 must be greater than 3"),
+        ([{"after": 3, "gt_size": 0}], "d.progressive.0.gt_size: 0 is not a positive whole number"),
         ([{"after": 3, "batch_size_per_gpu": True}], "d.progressive.0.batch_size_per_gpu: True is no"),
     ],
 )
-def test_what_is_no_schedule(stages: object, problem: str) -> None:
+def test_invalid_schedules(stages: object, problem: str) -> None:
     problems = progressive_problems({"gt_size": 64, "progressive": stages}, "d.progressive")
     assert len(problems) == 1 and problem in problems[0]
 

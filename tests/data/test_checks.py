@@ -1,4 +1,4 @@
-"""check_dataset: what is wrong with a data set's files, before anything is built."""
+"""check_dataset: problems of a data set's files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def only(problems: list[str]) -> str:
 
 
 @pytest.mark.parametrize("phase", ["train", "val"])
-def test_all_is_well(opt: dict[str, Any], phase: str) -> None:
+def test_a_valid_set(opt: dict[str, Any], phase: str) -> None:
     assert check_dataset(opt, 2, phase) == []
     assert check_dataset(opt | {"phase": phase}, 2) == []
     assert check_dataset(to_lmdb(opt), 2, phase) == []
@@ -113,12 +113,12 @@ def test_filename_template(opt: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("template", ["{}{}", "{name}", "{", "{0.absent}", "", None])
-def test_unfit_filename_template(opt: dict[str, Any], template: Any) -> None:
+def test_invalid_filename_template(opt: dict[str, Any], template: Any) -> None:
     problem = only(check_dataset(opt | {"filename_tmpl": template}, 2, "train"))
     assert problem.startswith(f"filename_tmpl: {template!r} must be like")
 
 
-def test_lists_that_say_nothing(opt: dict[str, Any], tmp_path: Path) -> None:
+def test_empty_lists(opt: dict[str, Any], tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text("\n")
     made = opt | {"meta_info_file": str(listing)}
@@ -131,7 +131,7 @@ def test_lists_that_say_nothing(opt: dict[str, Any], tmp_path: Path) -> None:
     assert problem.startswith("dataroot_lq: cannot read") and problem.endswith("not UTF-8 text")
 
 
-def test_header_that_states_too_many_pixels(opt: dict[str, Any], tmp_path: Path) -> None:
+def test_header_with_too_many_pixels(opt: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "LQ" / "a.png"
     content = bytearray(file.read_bytes())
     content[16:24] = struct.pack(">II", 60000, 60000)
@@ -186,7 +186,7 @@ def test_patch(opt: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_exif_orientation_counts(opt: dict[str, Any], tmp_path: Path) -> None:
-    """A turned photograph has the size that OpenCV decodes, not the stored one."""
+    """A rotated photograph has the decoded size, not the stored one."""
     from PIL import Image
 
     exif = Image.Exif()
@@ -204,7 +204,7 @@ def test_exif_orientation_counts(opt: dict[str, Any], tmp_path: Path) -> None:
 def test_large_sets_are_sampled(opt: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_roots, "MOST_FILES", 2)
     write(tmp_path / "LQ", {"c": (3, 3)})
-    assert check_dataset(opt, 2, "val") == []  # a and b are looked at
+    assert check_dataset(opt, 2, "val") == []  # a and b are checked
     write(tmp_path / "LQ", {"b": (3, 3)})
     assert "b.png" in only(check_dataset(opt, 2, "val"))
 
@@ -221,7 +221,7 @@ def test_single_and_folder_sets(opt: dict[str, Any], tmp_path: Path) -> None:
 
 
 def damage(opt: dict[str, Any], *names: str) -> None:
-    """Takes LQ images away: from an LMDB the key, on disk the content."""
+    """Removes LQ images: the key in an LMDB, the content on disk."""
     root = Path(opt["dataroot_lq"])
     for name in names:
         if root.suffix == ".lmdb":
@@ -270,7 +270,7 @@ def test_truncated_lmdb(opt: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("line", ["", "   ", "no name of a file", "d (20,24,3) 1"])
-def test_line_of_meta_info_that_names_no_image(opt: dict[str, Any], line: str) -> None:
+def test_line_of_meta_info_without_an_image(opt: dict[str, Any], line: str) -> None:
     made = to_lmdb(opt)
     meta = Path(made["dataroot_lq"], "meta_info.txt")
     meta.write_text(f"{meta.read_text()}{line}\n")
@@ -278,7 +278,7 @@ def test_line_of_meta_info_that_names_no_image(opt: dict[str, Any], line: str) -
 
 
 def test_empty_line_of_meta_info_file(opt: dict[str, Any], tmp_path: Path) -> None:
-    """BasicSR would take the folder itself for an image."""
+    """BasicSR would read the folder as an image."""
     (tmp_path / "names.txt").write_text("a.png (20,24,3)\n\nb.png (20,24,3)\n")
     listing = opt | {"meta_info_file": str(tmp_path / "names.txt")}
     assert only(check_dataset(listing, 2, "train")).startswith("meta_info_file: line 2 of")
@@ -289,7 +289,7 @@ def test_empty_line_of_meta_info_file(opt: dict[str, Any], tmp_path: Path) -> No
     "{{x.__class__.__init__.__globals__}}.png\n",
 ])  # fmt: skip
 def test_lists_of_names_are_text(opt: dict[str, Any], tmp_path: Path, text: str) -> None:
-    """Nothing that stands in a list of names runs; a name that is not there is an error."""
+    """Code in a list of names is not run; a missing name is an error."""
     target = tmp_path / "ran"
     names = text.format(target)
     (tmp_path / "names.txt").write_text(names)
@@ -306,13 +306,13 @@ def warned(opt: dict[str, Any], phase: str = "val") -> list[str]:
     return found
 
 
-def test_what_is_left_out_is_named(opt: dict[str, Any], tmp_path: Path) -> None:
+def test_skipped_files_are_named(opt: dict[str, Any], tmp_path: Path) -> None:
     assert warned(opt) == []
     root = tmp_path / "LQ"
     single = {"type": "SingleImageDataset", "dataroot_lq": str(root), "io_backend": {"type": "disk"}}
     write(root / "seq1", {"d": (10, 12)})
     (root / "nowhere.png").symlink_to("absent.png")
-    text = f"dataroot_lq: left out of {root} (2; folders, or links that lead nowhere): nowhere.png, seq1"
+    text = f"dataroot_lq: left out of {root} (2; folders, or broken links): nowhere.png, seq1"
     assert warned(single) == warned(opt) == [text]
     listing = tmp_path / "list.txt"
     listing.write_text("a.png\nseq1/d.png\n")
@@ -321,8 +321,8 @@ def test_what_is_left_out_is_named(opt: dict[str, Any], tmp_path: Path) -> None:
     (root / "seq1" / "e").write_bytes((root / "a.png").read_bytes())
     (root / "notes.txt").write_text("no image")
     assert warned(nested) == [
-        f"dataroot_lq: left out of {root} (3; files without an image's ending, or links that lead nowhere): "
-        "notes.txt, nowhere.png, seq1/e; their content is an image's in seq1/e: give them such an ending"
+        f"dataroot_lq: left out of {root} (3; files without an image's ending, or broken links): "
+        "notes.txt, nowhere.png, seq1/e; seq1/e can be decoded: give such files an image's ending"
     ]
     assert len(build_dataset(nested | {"name": "n", "phase": "val", "scale": 2})) == 4
 
@@ -337,12 +337,12 @@ def test_losses_of_a_sampled_set(
     assert warned(opt, "train") == [text]
     assert warned(opt) == [text, f"dataroot_lq: 3 images have {depth}: a.png, b.png, c.png"]
     monkeypatch.setattr(image_roots, "MOST_FILES", 2)
-    sampled = "dataroot_lq: 2 images of the 2 looked at have an alpha channel, which is dropped: a.png, b.png"
+    sampled = "dataroot_lq: 2 images of the 2 checked have an alpha channel, which is dropped: a.png, b.png"
     assert warned(opt, "train") == [sampled]
     assert warned(to_lmdb(opt), "train") == [sampled.replace(".png", "")]
 
 
-def test_unfit_images_have_their_reason(opt: dict[str, Any], tmp_path: Path) -> None:
+def test_unsupported_images_have_a_reason(opt: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "LQ" / "b.png"
     file.write_bytes(cv2.imencode(".tif", np.zeros((10, 12), np.int16))[1].tobytes())
     problem = f"dataroot_lq: cannot read image {file}: signed values of 16 bits are not supported"
@@ -352,7 +352,7 @@ def test_unfit_images_have_their_reason(opt: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_two_gt_images_of_one_lq_image(opt: dict[str, Any], tmp_path: Path) -> None:
-    """Where the LQ images lie flat, they are found by the GT image's file name."""
+    """LQ images without subfolders are found by the GT image's file name."""
     write(tmp_path / "GT" / "seq1", {"a": (20, 24)})
     listing = tmp_path / "list.txt"
     listing.write_text("a.png\nb.png\nseq1/a.png\n")

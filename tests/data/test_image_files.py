@@ -1,4 +1,4 @@
-"""Image files: pixels and sizes of turned photographs, trees of files and the names of their results."""
+"""Image files: pixels and sizes of rotated photographs, file trees, names of results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PHOTOGRAPH = skimage.data.chelsea()[:40, :64]
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, ending: str, grey: bool) -> None:
-    """Pixels as Pillow turns them and sizes as OpenCV's own loader and ours state them."""
+    """Pixels as rotated by Pillow, sizes as in OpenCV's loader."""
     image = Image.fromarray(PHOTOGRAPH)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -55,7 +55,7 @@ TREES = st.dictionaries(
 
 
 def grow(root: Path, tree: dict[str, str], content: bytes) -> set[str]:
-    """Writes files; gives their paths below the root (one that is in the way of another is not written)."""
+    """Writes files and returns their relative paths, without those in conflict with another."""
     written = set()
     for stem, ending in tree.items():
         file = root / f"{stem}{ending}"

@@ -18,7 +18,7 @@ from kdsr.runtime.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two images in folders of their own, one of them grey, beside a file that is none."""
+    """Two images in separate folders, one of them grey, and a file that is not an image."""
     root = tmp_path / "images"
     rng = np.random.default_rng(0)
     for name, shape in {"a/one.png": (40, 50, 3), "b/two.jpg": (36, 37)}.items():

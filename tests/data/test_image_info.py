@@ -1,4 +1,4 @@
-"""What a header says of an image, and the pixels of every data set, against what was written into the file."""
+"""Headers of images, and the pixels of every data set, against the written values."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def exif(orientation: int) -> bytes:
 
 
 def with_chunk(png: bytes, name: bytes, content: bytes, late: bool = False) -> bytes:
-    """A PNG with another chunk, behind IHDR or before IEND."""
+    """A PNG with an additional chunk, after IHDR or before IEND."""
     at = len(png) - 12 if late else 33
     chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
     return png[:at] + chunk + png[at:]
 
 
 def with_orientation(tiff: bytes, orientation: int) -> bytes:
-    """A little-endian TIFF whose directory, written anew at its end, has the tag."""
+    """A little-endian TIFF with a new directory at its end that has the tag."""
     (at,) = struct.unpack_from("<I", tiff, 4)
     (count,) = struct.unpack_from("<H", tiff, at)
     entries = [tiff[at + 2 + 12 * number :][:12] for number in range(count)]
@@ -77,7 +77,7 @@ def lossless(form: str, pixels: Pixels, orientation: int) -> bytes:
 
 @st.composite
 def images(draw: st.DrawFn) -> tuple[bytes, Pixels, int, bool, str]:
-    """A file of random kind; the upright BGR pixels it must give, its bits, whether it has alpha, its ending."""
+    """A random file; its upright BGR pixels, bits, whether it has alpha, its extension."""
     form = draw(st.sampled_from(["png", "late_png", "tif", "ppm", "webp"]))
     bits = 8 if form == "webp" else draw(st.sampled_from([8, 16]))
     channels = draw(st.sampled_from({"ppm": [3], "webp": [3]}.get(form, [1, 3, 4])))
@@ -144,7 +144,7 @@ def test_every_data_set_gives_the_pixels_of_the_file(made: tuple[bytes, Pixels, 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("white", [1, 15, 100, 255, 1023, 4095, 65535])
 def test_netpbm_values_are_those_of_their_white(white: int, plain: bool) -> None:
-    """12 bits of a sensor with the header that says so; OpenCV gives the stored numbers."""
+    """12-bit sensor data with a correct header; OpenCV returns the stored values."""
     values = np.linspace(0, white, 12).astype(int)
     body = (
         (" ".join(map(str, values)) + "\n").encode()
@@ -236,7 +236,7 @@ def test_signed_tiff_is_refused() -> None:
     ("a.jpg", {"mode": "RGB"}, ""), ("a.png", {"mode": "L"}, ""), ("a.png", {"mode": "1"}, ""),
     ("a.avif", {"mode": "RGB", "exif": b"Exif\0\0" + exif(6)}, "has an orientation that is not applied"),
 ])  # fmt: skip
-def test_what_is_lost_is_said_once(tmp_path: Path, name: str, save: dict[str, Any], loss: str) -> None:
+def test_losses_are_reported_once(tmp_path: Path, name: str, save: dict[str, Any], loss: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     save = dict(save)
     first, second = (Image.fromarray(image).convert("RGB") for image in (noise, 255 - noise))

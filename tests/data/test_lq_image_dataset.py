@@ -1,4 +1,4 @@
-"""LQImageDataset: patches of LQ images alone, those that pairs give."""
+"""LQImageDataset: the same patches as in pairs."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_whole_images_of_several_sizes_make_no_batch(photos: Path, tmp_path: Pat
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((*size, 3), np.uint8))
     (problem,) = check_dataset({**whole, "batch_size_per_gpu": 2}, 4, "train")
     assert problem.startswith(
-        "batch_size_per_gpu: SingleImageDataset gives whole images, and b.png is 20x24, c.png"
+        "batch_size_per_gpu: SingleImageDataset loads whole images, and b.png is 20x24, c.png"
     )
     assert check_dataset({**whole, "batch_size_per_gpu": 1}, 4, "train") == []
     assert check_dataset({**whole, "batch_size_per_gpu": 2}, 4, "val") == []

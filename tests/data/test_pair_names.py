@@ -1,4 +1,4 @@
-"""What is said of LQ images that are missing: true of any names, and what is advised makes pairs of them."""
+"""Messages about missing LQ images: correct for any names, and the advice works."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_another_ending(stems: list[str], ending: str, template: str, data: st.D
     names = [f"{stem}.png" for stem in stems]
     there = [template.format(stem) + (ending if stem in others else ".png") for stem in stems]
     hint = why_missing(partners(names, template), there, template)
-    assert "they are there under other names" in hint
+    assert "they exist under other names" in hint
     assert f"the ending is {ending} in place of .png" in hint
     assert "Unicode" not in hint and "filename_tmpl" not in hint and "case" not in hint
 
@@ -68,31 +68,31 @@ def test_another_unicode_form(stems: list[str], form: Any, template: str | None)
     there = [normalize(other, name) for name in pairs.values()]
     assume(set(there) != set(pairs.values()))
     hint = why_missing(pairs, there, template)
-    assert "they are there" in hint and "another Unicode form" in hint
+    assert "they exist" in hint and "another Unicode form" in hint
     assert "ending" not in hint and "filename_tmpl" not in hint and "case" not in hint
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(SETS, st.lists(st.text("pqrs", min_size=3, max_size=5), min_size=1, max_size=5))
-def test_names_that_are_nowhere_get_no_advice(stems: list[str], there: list[str]) -> None:
+def test_unknown_names_get_no_advice(stems: list[str], there: list[str]) -> None:
     names = [f"{stem}.png" for stem in stems]
     assert why_missing(partners(names, "{}"), [f"{name}.png" for name in there], "{}") == ""
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(SETS, st.lists(STEMS | st.text("ab0x4", min_size=1), max_size=8), st.sampled_from(["{}", "{}x4"]))
-def test_what_is_said_to_be_there_is(stems: list[str], there: list[str], template: str) -> None:
+def test_the_named_example_exists(stems: list[str], there: list[str], template: str) -> None:
     pairs = partners([f"{stem}.png" for stem in stems], template)
     present = [f"{name}.png" for name in there]
     hint = why_missing(pairs, present, template)
     if hint:
-        example = re.match(r"; .* there under other names \((.*)\): ", hint)
+        example = re.match(r"; .* exist under other names \((.*)\): ", hint)
         assert example is not None and example[1] in present
 
 
 def test_a_template_of_most_says_how_many() -> None:
     hint = why_missing(partners(["a.png", "b.png", "c.png"], "{}"), ["ax4.png", "bx4.png", "z.png"], "{}")
-    assert hint == "; 2 of 3 are there under other names (ax4.png): set filename_tmpl: '{}x4'"
+    assert hint == "; 2 of 3 exist under other names (ax4.png): set filename_tmpl: '{}x4'"
 
 
 def test_several_causes_at_once() -> None:

@@ -120,7 +120,7 @@ def test_names_with_folders_are_found_in_the_same_folders(
 
 
 def test_lq_images_without_the_folders_of_the_gt_images(tmp_path: Path) -> None:
-    """As BasicSR pairs them, where the names without their folders are different ones."""
+    """As in BasicSR, if the names without folders are unique."""
     opt = listed(tmp_path, ["seq1/a.png", "seq2/b.png"], ["a.png", "b.png"], "{}")
     assert check_dataset(opt, 2, "train") == []
     arguments = ([opt["dataroot_lq"], opt["dataroot_gt"]], KEYS, opt["meta_info_file"], "{}")
@@ -132,7 +132,7 @@ def test_lq_images_without_the_folders_of_the_gt_images(tmp_path: Path) -> None:
     assert "would be the partner of seq1/a.png and of seq2/a.png" in problem
 
 
-def test_an_image_alone_may_be_listed_with_its_folder(tmp_path: Path) -> None:
+def test_a_single_image_may_be_listed_with_its_folder(tmp_path: Path) -> None:
     opt = listed(tmp_path, ["seq1/a.png"], ["seq1/a.png"], "{}")
     single = {**opt, "type": "SingleImageDataset"}
     assert check_dataset(single, 2, "val") == []
@@ -143,7 +143,7 @@ def test_an_image_alone_may_be_listed_with_its_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("template", ["x4", "", "{:.0}", "{:.1}"])
 def test_a_template_that_loses_the_name(tmp_path: Path, template: str) -> None:
-    """All GT images would share a partner, and train with it in silence."""
+    """All GT images would silently share a partner."""
     opt = listed(tmp_path, ["a.png", "b.png"], ["a.png", "b.png"], "{}")
     for file in ("x4.png", ".png"):
         write_image(tmp_path / "LQ" / file, 8)
@@ -152,7 +152,7 @@ def test_a_template_that_loses_the_name(tmp_path: Path, template: str) -> None:
 
 
 class _Set:
-    """Stands for BasicSR's data sets, of which only ``paths`` counts here."""
+    """A stand-in for BasicSR's data sets with ``paths`` only."""
 
     def __init__(self, paths: list[Any]) -> None:
         self.paths = paths
@@ -160,7 +160,7 @@ class _Set:
 
 @settings(deadline=None, derandomize=True, max_examples=15)
 @given(st.sets(st.sampled_from("abcde")), st.booleans())
-def test_a_list_beside_an_lmdb_takes_a_part_of_it(wanted: set[str], paired: bool) -> None:
+def test_a_list_selects_a_part_of_an_lmdb(wanted: set[str], paired: bool) -> None:
     with tempfile.TemporaryDirectory() as root:
         listing = Path(root, "list.txt")
         listing.write_text("".join(f"{name}.png (16,16,3)\n" for name in sorted(wanted)))
@@ -171,7 +171,7 @@ def test_a_list_beside_an_lmdb_takes_a_part_of_it(wanted: set[str], paired: bool
         assert kept == sorted(wanted)
 
 
-def test_a_list_beside_an_lmdb_is_checked(tmp_path: Path) -> None:
+def test_a_list_for_an_lmdb_is_checked(tmp_path: Path) -> None:
     opt = listed(tmp_path, ["a.png", "b.png", "c.png"], ["a.png", "b.png", "c.png"], "{}")
     for key, side in (("dataroot_gt", 16), ("dataroot_lq", 8)):
         target = Path(opt[key]).with_suffix(".lmdb")

@@ -32,7 +32,7 @@ def test_equals_matlab(shared: Path, benchmark: str, scale: int) -> None:
 @pytest.mark.parametrize(("benchmark", "grey_as_colour", "expected"), [
     ("Set5", False, 28.43), ("Set14", False, 26.00), ("Set14", True, 26.09)])  # fmt: skip
 def test_bicubic_baseline(shared: Path, benchmark: str, grey_as_colour: bool, expected: float) -> None:
-    """The published numbers measure Set14's grey image as it is; as three channels its Y range is narrower."""
+    """Published numbers use Set14's grey image directly; as three channels its Y range is narrower."""
     values = []
     for file in sorted((shared / "data" / benchmark / "GT_x4").iterdir()):
         gt, lq = read(file), read(shared / "data" / benchmark / "LR_x4" / file.name)

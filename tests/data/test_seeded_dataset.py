@@ -52,7 +52,7 @@ def test_occurrences_of_an_image_get_their_own_crop(pairs: Options) -> None:
     assert {dataset[0, 5 * n]["gt_path"] for n in range(8)} == {dataset[0]["gt_path"]}
 
 
-def test_loading_leaves_the_global_generators_alone(pairs: Options) -> None:
+def test_loading_does_not_change_the_global_generators(pairs: Options) -> None:
     dataset = SeededDataset(build_dataset(pairs()), 0)
     random.seed(5), np.random.seed(5)
     expected = random.random(), np.random.rand()
@@ -78,7 +78,7 @@ def test_can_be_sent_to_a_spawned_worker(pairs: Options) -> None:
 
 
 def test_sets_share_an_lmdb(pairs: Options) -> None:
-    """BasicSR opens it twice, which lmdb refuses within a process; workers of both open their own."""
+    """BasicSR opens it twice, which lmdb refuses within a process."""
     first, second = pairs("lmdb"), pairs("lmdb", num_worker_per_gpu=1)
     assert all(torch.equal(*both) for both in zip(batches(first), batches(second), strict=True))
     same = pairs("lmdb", "val", scale=1) | {"dataroot_lq": first["dataroot_gt"]}
@@ -167,7 +167,7 @@ def test_patch_larger_than_the_image(pairs: Options, tmp_path: Path) -> None:
         SeededDataset(build_dataset(pairs(gt_size=28)), 0)[0, 0]
 
 
-def test_a_defect_of_the_program_is_not_called_bad_data(pairs: Options) -> None:
+def test_a_bug_is_not_reported_as_bad_data(pairs: Options) -> None:
     opt = pairs()
     del opt["use_rot"]
     with pytest.raises(KeyError, match="use_rot"):

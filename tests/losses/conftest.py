@@ -1,4 +1,4 @@
-"""The exact vectors of DCKD's release, with the VQGAN they were made with."""
+"""The golden vectors of DCKD's release, and their VQGAN."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdsr.archs.vqgan_arch import VQGAN
 
 @dataclass
 class Golden:
-    """One vector file and what its VQGAN makes of the images in it."""
+    """A vector file, and its VQGAN's outputs for the images in it."""
 
     vector: dict[str, Any]
     student: Tensor  # a leaf that asks for its gradient

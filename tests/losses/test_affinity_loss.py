@@ -16,7 +16,7 @@ def features(seed: int, channels: int, dtype=torch.float64, size: tuple[int, int
 
 
 def plain(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """The equation, with whole maps."""
+    """The equation, with complete maps."""
     ours, theirs = (F.normalize(x.flatten(2), dim=1) for x in (student, teacher))
     return (ours.mT @ ours - theirs.mT @ theirs).abs().mean()
 
@@ -46,7 +46,7 @@ def test_value_and_gradient_are_the_plain_formulas(entries, monkeypatch):
 @pytest.mark.parametrize("limit", [2304, 6], ids=["full", "reduced"])
 @pytest.mark.parametrize("reduce", ["pool", "sample"])
 def test_gradient_reaches_the_student_and_never_the_teacher(dtype, limit, reduce):
-    """A gradient of zero, from a loss that was detached on its way, leaves plain response distillation."""
+    """A detached loss would have no gradient, and leave plain logits distillation."""
     student = [features(seed, 3, dtype).requires_grad_() for seed in (0, 1)]
     teacher = [features(seed, 4, dtype).requires_grad_() for seed in (2, 3)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -64,7 +64,7 @@ def test_autocast_does_not_round_the_affinities():
     assert value.item() == pytest.approx(plain(student.double(), teacher.double()).item(), rel=1e-6)
 
 
-def test_a_step_along_the_gradient_brings_the_affinities_nearer():
+def test_a_gradient_step_reduces_the_distance():
     student, teacher = features(0, 4).requires_grad_(), features(1, 6)
     before = affinity_distance([student], [teacher])
     before.backward()
@@ -133,7 +133,7 @@ def test_above_the_limit_the_reduced_maps_are_compared(reduce):
     assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn
 
 
-def test_the_form_is_told():
+def test_the_form_is_described():
     assert AffinityLoss().form(48, 48) == "full, 48x48 positions"
     assert AffinityLoss().form(96, 96) == "pooled to 48x48 of 96x96 positions"
     assert (
@@ -141,8 +141,8 @@ def test_the_form_is_told():
     )
 
 
-def test_the_maps_themselves_are_never_all_there():
-    """25 million affinities: what is kept for the backward pass has the size of the features."""
+def test_the_affinities_are_never_complete_in_memory():
+    """25 million affinities: the saved tensors have the size of the features."""
     student = torch.randn(1, 2, 50, 100, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
@@ -152,17 +152,17 @@ def test_the_maps_themselves_are_never_all_there():
     assert student.grad.abs().sum() > 0
 
 
-def test_maps_that_memory_does_not_hold_are_an_error_that_helps():
+def test_out_of_memory_gives_a_remedy():
     endless = torch.zeros(1).expand(2, 8, 2**20, 2**20)
     with pytest.raises(TrainingError) as error:
         affinity_distance([endless], [endless], max_positions=2**41)
-    said = str(error.value)
-    assert "level 0: out of memory" in said and "2 maps of 1048576x1048576" in said and "GiB" in said
+    message = str(error.value)
+    assert "level 0: out of memory" in message and "2 maps of 1048576x1048576" in message and "GiB" in message
     for option in ("max_positions", "pool", "sample", "gt_size", "batch_size_per_gpu"):
-        assert option in said
+        assert option in message
 
 
-def test_what_does_not_fit_is_refused():
+def test_mismatched_shapes_are_refused():
     student, teacher = features(0, 3), features(1, 3)
     with pytest.raises(ValueError, match="1 levels of the student and 2 of the teacher"):
         affinity_distance([student], [teacher] * 2)
@@ -171,6 +171,6 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("options", [{"reduce": "max"}, {"max_positions": 1}], ids=str)
-def test_impossible_values_are_refused(options):
+def test_invalid_values_are_refused(options):
     with pytest.raises(OptionError, match=f"AffinityLoss: {next(iter(options))} "):
         AffinityLoss(**options)

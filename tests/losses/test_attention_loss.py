@@ -73,7 +73,7 @@ def test_maps_of_zeros_and_equal_maps_give_numbers(student, teacher, distance):
     assert value.isfinite() and student.grad.isfinite().all()
 
 
-def test_what_does_not_fit_is_refused():
+def test_mismatched_shapes_are_refused():
     with pytest.raises(ValueError, match="2 levels of the student and 1 of the teacher"):
         attention_distance(levels(0, 3), levels(1, 3)[:1])
     with pytest.raises(ValueError, match="level 0.*resize the student's"):

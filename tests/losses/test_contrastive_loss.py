@@ -120,7 +120,7 @@ def test_unknown_values_are_refused(options):
         ContrasLoss(**options)
 
 
-def test_what_does_not_fit_is_refused():
+def test_mismatched_shapes_are_refused():
     anchor, positive, negatives = random_levels(0, 2), random_levels(1, 2), random_levels(2, 3)
     with pytest.raises(ValueError, match="3 weights"):
         contrastive_ratio(anchor, positive, random_levels(2, 4), [1.0, 1.0, 1.0])

@@ -74,7 +74,7 @@ def test_contrast_has_the_gradient_of_its_equation(kind):
     assert (others <= 0).all() and others.sum() < 0  # farther from the others
 
 
-def test_alike_candidates_tell_nothing_and_a_far_crowd_all():
+def test_the_bound_of_equal_and_of_distant_candidates():
     equal = torch.full((2, 4), 0.3)
     losses, bound = contrast(equal, torch.tensor([1, 3]))
     assert losses.tolist() == pytest.approx([math.log(4)] * 2)
@@ -175,7 +175,7 @@ def test_one_candidate_is_refused_with_the_options_to_change():
         FACDLoss()(student, teacher)
 
 
-def test_what_does_not_fit_is_refused():
+def test_mismatched_shapes_are_refused():
     student, teacher = taps(0, 2), taps(1, 2)
     with pytest.raises(ValueError, match="2 taps of the student and 1 of the teacher"):
         FACDLoss()(student, teacher[:1])
@@ -186,6 +186,6 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize("options", [{"kind": "triplet"}, {"temperature": 0}, {"eps": -1}], ids=str)
-def test_impossible_values_are_refused(options):
+def test_invalid_values_are_refused(options):
     with pytest.raises(OptionError, match=f"FACDLoss: {next(iter(options))} "):
         FACDLoss(**options)

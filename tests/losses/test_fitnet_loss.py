@@ -49,11 +49,11 @@ def test_narrow_features_are_summed_in_float32():
     assert value.item() == pytest.approx(1 + 1 / 256, rel=1e-6)
 
 
-def test_what_does_not_fit_is_refused():
+def test_mismatched_shapes_are_refused():
     student, teacher = levels(0), levels(1)
     with pytest.raises(ValueError, match="2 levels of the student and 1 of the teacher"):
         feature_distance(student, teacher[:1])
-    with pytest.raises(ValueError, match="level 1.*an adapter has to bring them"):
+    with pytest.raises(ValueError, match="level 1.*an adapter has to make them equal"):
         feature_distance(student, [teacher[0], teacher[1][:, :2]])
     with pytest.raises(OptionError, match="criterion 'l3' is unknown; it can be l1 or l2"):
         FitNetLoss(criterion="l3")

@@ -91,7 +91,7 @@ def test_convolutions_are_the_same_window(size, adjoint):
 
 
 @mkldnn
-def test_convolutions_are_left_alone_where_they_are_not_exact_or_not_fast(monkeypatch):
+def test_convolutions_are_not_used_if_inexact_or_slow(monkeypatch):
     x = torch.randn(1, 5, 20, 20)
     by_channel = x.contiguous(memory_format=torch.channels_last)
     assert _convolves(by_channel)

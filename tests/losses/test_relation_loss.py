@@ -78,14 +78,14 @@ def test_identical_samples_give_numbers_and_gradients_of_ordinary_size(alike):
         assert value.isfinite() and student.grad.isfinite().all() and student.grad.abs().max() < 1e3
 
 
-def test_a_batch_of_one_image_over_and_over_gives_numbers():
+def test_a_batch_of_equal_images_gives_numbers():
     student = torch.ones(3, 2, 4, 4, requires_grad=True)
     value = RKDLoss()([student], [torch.zeros(3, 2, 4, 4)])
     value.backward()
     assert value.item() == 0 and student.grad.isfinite().all()
 
 
-def test_two_samples_teach_nothing():
+def test_two_samples_give_zero():
     student = features(0, 3, 2).requires_grad_()
     value = RKDLoss()([student], [features(1, 5, 2)])
     value.backward()
@@ -97,7 +97,7 @@ def test_one_sample_is_refused_with_the_option_to_change():
         RKDLoss()([features(0, 3, 1)], [features(1, 3, 1)])
 
 
-def test_what_does_not_fit_is_refused():
+def test_mismatched_shapes_are_refused():
     with pytest.raises(ValueError, match="1 levels of the student and 2 of the teacher"):
         RKDLoss()([features(0, 3)], [features(1, 3)] * 2)
     with pytest.raises(ValueError, match="RKD, level 0"):

@@ -1,4 +1,4 @@
-"""The losses of a VQGAN: values by hand, who gets a gradient, the adaptive weight."""
+"""The losses of a VQGAN: values by hand, gradients, the adaptive weight."""
 
 import pytest
 import torch

@@ -210,7 +210,7 @@ def test_the_students_file_holds_the_student_alone(
     assert set(saved["params"]) == set(model.net_g.state_dict())
 
 
-def test_options_that_do_not_go_together(dckd_options: dict[str, Any]) -> None:
+def test_inconsistent_options(dckd_options: dict[str, Any]) -> None:
     assert DCKDModel.check_options(dckd_options) == []
     dckd_options["network_vqgan"] = None
     dckd_options["train"].update(num_neg=0, clean_negative=False, step=[1, 0], history_source="teacher")

@@ -206,7 +206,7 @@ def test_too_many_in_a_row_end_the_run_with_the_weights_from_before(
     stopped = model.guard.iteration
     assert stopped == (6 if path == "fused" else 4)
     assert problems[0].startswith(
-        "iterations 2 to 4 were not finite, and nothing was learned from them (train.max_nonfinite: 3). "
+        "iterations 2 to 4 were not finite; their updates were skipped (train.max_nonfinite: 3). "
     )
     for advice in ("train.optim_g.lr", "train.clip_grad_norm", "precision.amp", f"{stopped}.state"):
         assert advice in problems[0]

@@ -115,7 +115,7 @@ def test_numbers_out_of_bounds_are_refused(run_options: Options, place: str, val
         ("datasets.train.io_backend.db_paths", ["x"], "io_backend.db_paths: is filled in by the data set"),
         ("datasets.train.io_backend.client_keys", ["lq", "gt"], "io_backend.client_keys: belongs to an LMDB"),
         ("datasets.train.filename_tmpl", "x4", "filename_tmpl: 'x4' must be like"),
-        ("datasets.train.progressive", [{"after": float("inf")}], "progressive.0.after: inf is no whole number"),
+        ("datasets.train.progressive", [{"after": float("inf")}], "0.after: inf is not a positive whole number"),
         ("datasets.train_2", {"name": "more"}, "datasets.train_2: training knows sets named train or val, val_NAME"),
         ("datasets.val.name", "../x", "datasets.val.name: '../x' becomes part of the name of a file"),
         ("name", "..", "name: '..' is not the name of a new folder"),

@@ -152,7 +152,7 @@ def test_two_runs_and_a_test_in_one_process(run_options: Options) -> None:
     file.write_text(file.read_text() + "# another comment\n")
     assert train_entry.main(["-opt", "run.yml", "--auto_resume", "--force_yml", "train:total_iter=4"]) == 0
     assert state_notes() == [
-        "import_modules: the code of my_archs has changed; the new one counts from here on"
+        "import_modules: the code of my_archs has changed; the new code applies from here on"
     ]
     assert "import_path" not in yaml.safe_load(Path("experiments/run/run.yml").read_text())
     del run_options["train"], run_options["network_t"], run_options["logger"]

@@ -1,4 +1,4 @@
-"""Whole runs with bad training images, and what is said of them."""
+"""Complete runs with bad training images, and their log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bad(run_options: Options, photos: Path, tmp_path: Path) -> Options:
-    """A run whose training set has one image with a sound header and nothing behind it, and one empty file."""
+    """A run whose training set has one image with only a valid header, and one empty file."""
     for folder in ("GT", "LR_x4"):
         shutil.copytree(photos / folder, tmp_path / "bad" / folder)
     half = tmp_path / "bad" / "LR_x4" / "cat.png"
@@ -65,7 +65,7 @@ def same(first: Any, second: Any) -> bool:
     return first == second
 
 
-def test_a_run_goes_on_and_says_what_it_skipped(
+def test_a_run_continues_and_logs_the_skipped_images(
     bad: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(bad) == 0
@@ -78,7 +78,7 @@ def test_a_run_goes_on_and_says_what_it_skipped(
     ]  # fmt: skip
     assert [count for _, count in found] == ["1", "2"]
     # 8 positions an epoch, 4 of them bad; the second epoch of the six iterations ends with the run
-    assert "4 items of the last epoch stand for unreadable images (4 items and 2 images" in log
+    assert "4 items of the last epoch replaced unreadable images (4 items and 2 images" in log
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_workers_and_a_resume_change_nothing(bad: Options, tmp_path: Path, backe
 
 
 def to_lmdb(train: Options, tmp_path: Path) -> None:
-    """The training set as LMDBs, in which one key is absent and one value is no image."""
+    """The training set as LMDBs, with one missing key and one value that is not an image."""
     import lmdb
 
     for key in ("dataroot_gt", "dataroot_lq"):
@@ -167,7 +167,7 @@ def test_validation_stops_at_a_bad_image(
 def test_value_of_an_lmdb_that_is_no_image_stops_with_its_key(
     bad: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
-    """The LMDB has the key, so that nothing shows before the image is read."""
+    """The LMDB has the key, so that the damage shows only when the image is read."""
     import lmdb
 
     train = bad["datasets"]["train"]
@@ -206,32 +206,32 @@ def test_value_of_an_lmdb_that_is_no_image_stops_with_its_key(
 def test_batches_without_notes_and_the_end_of_an_epoch() -> None:
     replaced = ReplacedImages()
     batch = {"lq": torch.zeros(2), "lq_path": ["a", "b"]}
-    replaced.take_from(batch)
-    replaced.take_from(None)
+    replaced.collect(batch)
+    replaced.collect(None)
     assert set(batch) == {"lq", "lq_path"} and replaced.count == 0
 
 
-def test_each_path_once_and_the_note_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_path_is_logged_once_and_the_note_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
     monkeypatch.setattr(get_root_logger(), "warning", messages.append)
     replaced = ReplacedImages()
     for notes in (["", "a.png", "a.png\nb.png"], ["b.png", "", ""]):
         batch: dict[str, Any] = {"lq": torch.zeros(3), "replaced": notes}
-        replaced.take_from(batch)
+        replaced.collect(batch)
         assert list(batch) == ["lq"]
     replaced.begin_epoch()
     replaced.begin_epoch()
     assert messages == [
         "Skipped unreadable image a.png (1 so far)",
         "Skipped unreadable image b.png (2 so far)",
-        "3 items of the last epoch stand for unreadable images "
+        "3 items of the last epoch replaced unreadable images "
         "(3 items and 2 images since the start of this process)",
     ]
 
 
 @pytest.mark.slow
-def test_each_rank_says_what_it_met(bad: Options) -> None:
-    """Two processes see the bits of one, and what only the second has met is told too."""
+def test_each_rank_reports_its_images(bad: Options) -> None:
+    """Two processes give the bits of one, and the second one's images are reported too."""
     Path("run.yml").write_text(yaml.safe_dump(bad), encoding="utf-8")
     script = Path(train_entry.__file__)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""However a run ends, its process ends too, with the exit code of that end, and leaves no loader process behind."""
+"""However a run ends, its process exits with the right code, without leaving loader processes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def stop_before_the_first_iteration() -> None:
 
 
 def fail_to_shut_down() -> None:
-    """As by a Ctrl-C in the midst of it."""
+    """Like Ctrl-C during it."""
     from torch.utils.data import dataloader
 
     def shut_down(self: Any) -> None:
@@ -86,7 +86,7 @@ def kill_a_worker(life: Life) -> None:
 
 
 def stop_a_worker_then_the_run(life: Life) -> None:
-    """A worker that does not answer, as one that waits for a server of files, and a run that waits for its batch."""
+    """A worker that does not respond, as if waiting for a file server, and a run that waits for its batch."""
     assert life.wait_until(lambda life: life.iteration >= 3)
     os.kill(life.workers()[0], signal.SIGSTOP)
     made = -1
@@ -175,7 +175,7 @@ def test_a_run_ends_and_leaves_no_process(
 
 
 def damage(train: Options, photos: Path, folder: Path) -> None:
-    """The header of one image says what it should: it is found when it is read."""
+    """One image has a valid header, so that the damage shows only when it is read."""
     for key in ("GT", "LR_x4"):
         (folder / key).mkdir()
         for file in (photos / key).iterdir():
@@ -189,7 +189,7 @@ def damage(train: Options, photos: Path, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_command_ends_too(ranks: int, run_options: Options, tmp_path: Path) -> None:
-    """A process of its own, with Python's exit; ranks have another one."""
+    """A separate process with Python's own exit; ranks exit differently."""
     run_options["datasets"]["train"].update(
         num_worker_per_gpu=1, persistent_workers=True, dataset_enlarge_ratio=5
     )
@@ -209,19 +209,19 @@ def test_the_command_ends_too(ranks: int, run_options: Options, tmp_path: Path) 
                 assert process.stderr
                 next(line for line in process.stderr if "iter:       3" in line)
                 process.terminate()
-            _, said = process.communicate(timeout=LIMIT)
+            _, message = process.communicate(timeout=LIMIT)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        assert process.returncode == (code if ranks == 1 or code == 0 else 1), said  # torchrun's own is 1
-        assert code == 0 or "stopped after iteration" in said
+        assert process.returncode == (code if ranks == 1 or code == 0 else 1), message  # torchrun's own is 1
+        assert code == 0 or "stopped after iteration" in message
 
 
 @pytest.mark.parametrize("key", ["persistent_workers", "prefetch_mode"])
 def test_a_validation_set_with_a_training_sets_options(
     key: str, run_options: Options, photos: Path, tmp_path: Path
 ) -> None:
-    """It has no loader processes. BasicSR's reading thread for ``cpu`` would die of an image, and the run wait."""
+    """Without loader processes: an image would kill BasicSR's prefetch thread (``cpu``), and the run would hang."""
     run_options["datasets"]["val"][key] = {"persistent_workers": True, "prefetch_mode": "cpu"}[key]
     if key == "prefetch_mode":
         run_options["model_type"] = "SRModel"  # which validates through the loader; ours read the set itself

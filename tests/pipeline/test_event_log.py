@@ -1,4 +1,4 @@
-"""TensorBoard's events and what is said when they cannot be written."""
+"""TensorBoard's events, and errors in writing them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from kdsr.pipeline.event_log import EventLog, tell_no_writer
+from kdsr.pipeline.event_log import EventLog, thread_excepthook
 from kdsr.runtime.errors import TrainingError
 
 
@@ -28,7 +28,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         EventLog(lambda: SummaryWriter(str(tmp_path / "run")), "tb_logger/run")
 
 
-def test_a_failure_is_told_once(tmp_path: Path) -> None:
+def test_a_failure_is_reported_once(tmp_path: Path) -> None:
     log = EventLog(lambda: SummaryWriter(str(tmp_path / "run")), "tb_logger/run")
     log.writer.close()
     (events,) = (tmp_path / "run").iterdir()
@@ -49,7 +49,7 @@ def test_other_threads_keep_their_tracebacks(capsys: pytest.CaptureFixture[str])
         def run(self) -> None:
             raise OSError(28, "No space left on device")
 
-    hook, threading.excepthook = threading.excepthook, tell_no_writer
+    hook, threading.excepthook = threading.excepthook, thread_excepthook
     try:
         for kind in (_AsyncWriterThread, Mine):
             thread = kind(name=kind.__name__)
@@ -57,5 +57,5 @@ def test_other_threads_keep_their_tracebacks(capsys: pytest.CaptureFixture[str])
             thread.join()
     finally:
         threading.excepthook = hook
-    said = capsys.readouterr().err
-    assert "Exception in thread Mine" in said and "_AsyncWriterThread" not in said
+    message = capsys.readouterr().err
+    assert "Exception in thread Mine" in message and "_AsyncWriterThread" not in message

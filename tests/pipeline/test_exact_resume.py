@@ -348,9 +348,7 @@ def test_two_processes_stop_together_and_end_in_the_same_bits(
 
 
 @pytest.mark.slow
-def test_with_another_number_of_processes_the_data_go_on_where_they_were(
-    dckd_options: Options, tmp_path: Path
-) -> None:
+def test_with_another_number_of_processes_the_data_continue(dckd_options: Options, tmp_path: Path) -> None:
     """5 steps of two processes and batch 1 are 10 positions of 14; one process with batch 2 has two steps left of
     the epoch, and its weights differ from those of two processes by no more than what is drawn and rounded."""
     as_logits(dckd_options)

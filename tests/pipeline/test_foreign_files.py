@@ -1,4 +1,4 @@
-"""Option files that were written for stock BasicSR and for DCKD's release run unchanged, key for key.
+"""Option files of stock BasicSR and of DCKD's release run unchanged.
 
 The texts below hold every key of those files (values are small); a key that is refused here breaks somebody's file.
 """
@@ -246,7 +246,7 @@ def test_a_stock_run_resumes(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("kind", ["compiled", "averaged", "safetensors", "state_dict", "bare"])
 def test_stock_models_read_what_the_check_has_read(kind: str) -> None:
-    """Weights that BasicSR's own reader refuses, or takes for others, in a training and in a test."""
+    """Weights that BasicSR's reader refuses or misreads, in a training and in a test."""
     options = load(write(stock_training("SRModel", EDSR, MULTI_STEP)))
     net = build_network(options["network_g"])
     state, beside, key = net.state_dict(), {"psnr": np.float64(31.5), "seeds": np.arange(3)}, "params"
@@ -452,7 +452,7 @@ def test_the_dckd_release_trains_and_its_student_is_tested(capsys: pytest.Captur
     log = next(Path("experiments/release").glob("train_*.log")).read_text()
     for loss in ("l_pix", "l_ts", "l_lcr", "l_cl", "l_ce"):
         assert len(re.findall(rf"\b{loss}: [0-9.e+-]+ ", log)) == 2
-    assert "params_ema" in log  # the fallback to params is said
+    assert "params_ema" in log  # the fallback to params is logged
 
     text = (
         HEAD.format(name="release_test", model="SRModel", num_gpu=1)

@@ -1,4 +1,4 @@
-"""The beginning of a log: what matters on the terminal, everything in the file."""
+"""The beginning of a log: a summary on the terminal, everything in the file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def without_times(text: str) -> str:
 
 
 @pytest.mark.parametrize("model", ["KDModel", "SRModel"])
-def test_a_training_begins_with_what_it_is(
+def test_the_summary_of_a_training(
     run_options: Options, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_options["model_type"] = model
@@ -65,9 +65,7 @@ def test_a_training_begins_with_what_it_is(
 
 
 @pytest.mark.parametrize("model", ["KDModel", "SRModel"])
-def test_a_test_begins_with_what_it_is(
-    run_options: Options, model: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_summary_of_a_test(run_options: Options, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     run_options["datasets"] = {"test_1": run_options["datasets"]["val"]}
     run_options["model_type"] = model
     del run_options["train"], run_options["logger"]
@@ -86,10 +84,10 @@ def test_a_test_begins_with_what_it_is(
         assert text in kept and text not in shown
 
 
-def test_what_the_rehearsal_warns_of_is_said_once_by_each_run(
+def test_warnings_of_the_rehearsal_are_logged_once_per_run(
     dckd_options: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The files are read before the run and in it, and a logger keeps its level from one run to the next."""
+    """The files are read before and in the run, and a logger keeps its level between runs."""
     dckd_options["path"]["param_key_t"] = "params_ema"  # the file has params alone
     for _ in range(2):
         assert run(dckd_options) == 0

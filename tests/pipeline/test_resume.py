@@ -66,7 +66,7 @@ def test_as_many_as_asked_for_are_kept(run_options: Options, keep: int | None, l
     assert names("training_states") == {f"{iteration}.state" for iteration in left}
 
 
-def test_the_state_that_a_run_goes_on_from_stays(run_options: Options) -> None:
+def test_the_state_that_a_run_resumes_from_is_kept(run_options: Options) -> None:
     run_options["logger"].update(save_checkpoint_freq=1, keep_last=2)
     run_options["train"]["total_iter"] = 2
     assert run(run_options) == 0
@@ -148,14 +148,14 @@ def test_a_best_checkpoint_by_what_is_not_measured(
 # ----------------------------------------------------------------------------------------------- which state
 
 
-def test_a_state_whose_weights_are_gone_is_skipped(
+def test_a_state_without_its_weights_is_skipped(
     run_options: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_options["logger"]["save_checkpoint_freq"] = 1
     assert run(run_options) == 0
     (RUN / "models/net_g_3.pth").unlink()
     assert run(run_options, "--auto_resume") == 0
-    assert "Skipped a state whose weights are gone" in log() and "net_g_3.pth" in log()
+    assert "Skipped a state whose weights are missing" in log() and "net_g_3.pth" in log()
     assert "Resuming training from epoch: 1, iter: 2" in capsys.readouterr().err
 
 
@@ -194,7 +194,7 @@ def test_a_state_that_cannot_be_opened_is_not_taken_for_damage() -> None:
         assert newest_state(Path(folder), Path(folder))[0] is None
 
 
-def test_what_a_killed_writer_left_is_swept(run_options: Options) -> None:
+def test_temporary_files_of_a_killed_writer_are_removed(run_options: Options) -> None:
     run_options["logger"]["save_checkpoint_freq"] = 2
     assert run(run_options) == 0
     left = [RUN / "models/.net_g_4.pth.77.tmp", RUN / "training_states/.4.state.77.tmp"]
@@ -212,7 +212,7 @@ def test_going_back_to_an_older_state_sets_the_later_ones_aside(run_options: Opt
     before = rows()
     assert run(run_options, "--force_yml", f"path:resume_state={RUN}/training_states/1.state") == 0
     assert {"2.state.set_aside", "3.state.set_aside"} <= names("training_states")
-    assert "3.state is later than the state that the run goes on from: set aside" in log()
+    assert "3.state is later than the state that the run resumes from: set aside" in log()
     assert all(torch.equal(value, whole[name]) for name, value in state(3)["networks"]["net_g"].items())
     assert rows() == before
 
@@ -227,7 +227,7 @@ def test_later_states_are_set_aside_however_the_state_is_named(run_options: Opti
     assert names("training_states") == {"1.state", "2.state", *later}
 
 
-def test_a_run_begins_with_the_named_state_and_goes_on_from_its_own(run_options: Options) -> None:
+def test_a_run_starts_from_the_named_state_and_resumes_from_its_own(run_options: Options) -> None:
     """As a batch script does it, whose line is the same each time."""
     run_options["logger"]["save_checkpoint_freq"] = 1
     assert run(run_options) == 0
@@ -247,20 +247,20 @@ def test_a_run_begins_with_the_named_state_and_goes_on_from_its_own(run_options:
 
 
 @pytest.mark.parametrize("flags", [[], ["--auto_resume"]])
-def test_a_new_run_does_not_start_from_files_that_it_moves_aside(
+def test_a_new_run_does_not_start_from_files_in_its_own_folder(
     run_options: Options, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(run_options) == 0
     run_options["path"]["pretrain_network_g"] = f"{RUN}/models/net_g_latest.pth"
     assert run(run_options, *flags) == 2
-    assert "lies in the folder of this very run" in capsys.readouterr().err
+    assert "is in the folder of this run" in capsys.readouterr().err
     assert [path.name for path in Path("experiments").iterdir()] == ["run"]
 
 
 # ------------------------------------------------------------------------------------------ validations that are due
 
 
-def test_a_validation_that_the_killed_run_owed_is_made_at_resume(
+def test_a_missing_validation_of_the_killed_run_is_made_at_resume(
     run_options: Options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Killed between the save of iteration 2 and the end of its validation."""
@@ -320,7 +320,7 @@ def test_tensorboard_gets_every_image(run_options: Options) -> None:
 # --------------------------------------------------------------------------------------------------- changed options
 
 
-def test_changed_options_are_listed_with_what_counts(run_options: Options) -> None:
+def test_changed_options_are_listed_with_their_effect(run_options: Options) -> None:
     run_options["logger"]["save_checkpoint_freq"] = 3
     assert run(run_options) == 0
     run_options["train"].update(total_iter=6, ema_decay=0.5)
@@ -329,20 +329,20 @@ def test_changed_options_are_listed_with_what_counts(run_options: Options) -> No
     run_options["datasets"]["train"]["batch_size_per_gpu"] = 4
     run_options["manual_seed"] = 8
     assert run(run_options, "--auto_resume") == 0
-    said = log()
+    text = log()
     for line in (
-        "train.total_iter: 3 -> 6; the new one counts from here on",
-        "train.ema_decay: 0.9 -> 0.5; the new one counts",
-        "train.optim_g.lr: 0.001 -> 0.0005; the new one counts: the schedule goes on as if it had always been so",
-        "train.pixel_opt.loss_weight: 1.0 -> 2.0; the new one counts",
-        "datasets.train.batch_size_per_gpu: 2 -> 4; the new one counts",
-        "manual_seed: 3 -> 8; the order of the data is that of the new one",
+        "train.total_iter: 3 -> 6; the new value applies from here on",
+        "train.ema_decay: 0.9 -> 0.5; the new value applies",
+        "train.optim_g.lr: 0.001 -> 0.0005; the new value applies, to the schedule from its beginning",
+        "train.pixel_opt.loss_weight: 1.0 -> 2.0; the new value applies",
+        "datasets.train.batch_size_per_gpu: 2 -> 4; the new value applies",
+        "manual_seed: 3 -> 8; the new seed gives the order of the data",
     ):
-        assert line in said
+        assert line in text
     assert state(6)["optimizers"][0]["param_groups"][0]["lr"] == 5e-4
 
 
-def test_nothing_is_said_of_what_has_not_changed(run_options: Options) -> None:
+def test_unchanged_options_are_not_listed(run_options: Options) -> None:
     run_options["logger"]["save_checkpoint_freq"] = 1
     assert run(run_options, "--force_yml", "train:total_iter=3.0") == 0
     (RUN / "training_states/3.state").unlink()
@@ -350,7 +350,7 @@ def test_nothing_is_said_of_what_has_not_changed(run_options: Options) -> None:
     assert " -> " not in log()
 
 
-def test_a_changed_schedule_goes_on_as_if_it_had_always_been_so(run_options: Options) -> None:
+def test_a_changed_schedule_applies_from_its_beginning(run_options: Options) -> None:
     run_options["logger"]["save_checkpoint_freq"] = 1
     run_options["train"].update(total_iter=4, warmup_iter=2)
     assert run(run_options) == 0
@@ -358,7 +358,7 @@ def test_a_changed_schedule_goes_on_as_if_it_had_always_been_so(run_options: Opt
     run_options["train"].update(total_iter=7, scheduler=new)
     assert run(run_options, "--auto_resume") == 0
     resumed = state(7)["optimizers"][0]["param_groups"][0]["lr"]
-    assert run(run_options) == 0  # anew
+    assert run(run_options) == 0  # a new run
     assert resumed == state(7)["optimizers"][0]["param_groups"][0]["lr"]
     assert resumed < 1e-4
 
@@ -376,10 +376,10 @@ def test_another_network_or_teacher_is_refused(
     dckd_options["network_g"]["res_scale"] = 0.5
     dckd_options["train"]["total_iter"] = 4
     assert run(dckd_options, "--auto_resume") == 2
-    said = capsys.readouterr().err
-    assert "network_g.res_scale: (not there) -> 0.5; the state holds another network" in said
-    assert "path.pretrain_network_t: the weights have changed" in said
-    assert "or go on all the same with --force_resume" in said
+    error = capsys.readouterr().err
+    assert "network_g.res_scale: (not there) -> 0.5; the state holds another network" in error
+    assert "path.pretrain_network_t: the weights have changed" in error
+    assert "or resume anyway with --force_resume" in error
     assert sorted((path, path.stat().st_mtime_ns) for path in RUN.rglob("*")) == before
     assert run(dckd_options, "--auto_resume", "--force_resume") == 0
     assert "path.pretrain_network_t: the weights have changed" in log()
@@ -388,7 +388,7 @@ def test_another_network_or_teacher_is_refused(
 def test_a_state_of_another_network_is_not_a_list_of_names(
     run_options: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One that the optimizer does not tell: as many parameters, of which it keeps nothing."""
+    """A case without optimizer state: SGD, with as many parameters."""
     run_options["logger"]["save_checkpoint_freq"] = 1
     run_options["train"]["optim_g"] = {"type": "SGD", "lr": 1e-4}
     assert run(run_options) == 0
@@ -413,10 +413,13 @@ def test_other_weights_of_the_teachers_file_are_another_teacher(
     assert run(dckd_options) == 0
     dckd_options["path"].update(param_key_t="params", param_key_g="auto")  # the default; of no effect
     assert run(dckd_options, "--auto_resume") == 0
-    assert "path.param_key_g: (not there) -> auto; no effect, the state's weights go on" in log()
+    assert "path.param_key_g: (not there) -> auto; no effect, the state's weights are used" in log()
     dckd_options["path"]["param_key_t"] = "params_ema"
     assert run(dckd_options, "--auto_resume") == 2
-    assert "path.param_key_t: (not there) -> params_ema; of the same file" in capsys.readouterr().err
+    assert (
+        "path.param_key_t: (not there) -> params_ema; these may be other weights of the same file"
+        in capsys.readouterr().err
+    )
     assert run(dckd_options, "--auto_resume", "--force_resume") == 0
 
 
@@ -448,10 +451,10 @@ def test_other_training_images_are_refused(
 
 
 @pytest.mark.parametrize("first", ["a folder of files", "an LMDB"])
-def test_a_folder_that_became_an_lmdb_is_said_to_be_one(
+def test_a_folder_that_became_an_lmdb_is_named_as_such(
     run_options: Options, photos: Path, first: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And the other way round. Of the same images the run goes on to the same bits, where the user says so."""
+    """And vice versa. With the same images and --force_resume the run continues to the same bits."""
     roots = {"dataroot_gt": str(photos / "GT"), "dataroot_lq": str(photos / "LR_x4")}
     kinds = {
         "a folder of files": roots | {"io_backend": {"type": "disk"}},
@@ -473,10 +476,10 @@ def test_a_folder_that_became_an_lmdb_is_said_to_be_one(
     train.update(kinds[second])
     capsys.readouterr()
     assert run(run_options, "--auto_resume") == 2
-    said = capsys.readouterr().err
-    assert "datasets.train: the images have changed" in said
-    assert "; dataroot_gt: " in said and "; dataroot_lq: " in said
-    assert f"it was {first} and is {second} now, which cannot be compared" in said
+    error = capsys.readouterr().err
+    assert "datasets.train: the images have changed" in error
+    assert "; dataroot_gt: " in error and "; dataroot_lq: " in error
+    assert f"it was {first} and is {second} now, which cannot be compared" in error
     assert run(run_options, "--auto_resume", "--force_resume") == 0
     assert f"it was {first} and is {second} now" in log()
     ended = torch.load(RUN / "models/net_g_latest.pth", weights_only=True)["params"]
@@ -499,7 +502,7 @@ def test_a_set_that_has_moved_has_the_same_fingerprint(run_options: Options, pho
     assert fingerprint(Path("moved")) != fingerprint(photos)
 
 
-def test_a_state_of_before_options_were_kept_is_not_compared() -> None:
+def test_a_state_without_options_is_not_compared() -> None:
     class Empty:
         opt: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""The folder of a run: which names there are, and that nothing but a run is moved aside."""
+"""The folder of a run: valid names, and only runs' folders are renamed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @example("../x")
 @example("ü" * 150)
 def test_a_name_is_a_folder_of_its_own_below_the_root(name: str) -> None:
-    """A name that passes makes one folder, and its longest files and copies have names that a file system takes."""
+    """A valid name makes one folder, and its longest file names are valid."""
     if folder_name_problems(name):
         return
     assert os.path.normpath(os.path.join("experiments", name)) == f"experiments/{name}"
@@ -42,7 +42,7 @@ def test_a_name_is_a_folder_of_its_own_below_the_root(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["run", "DCKD_SwinIR_x4", "a b", "ü", "1e5", "...", "-x", "x_archived_20260101_000000"]
 )
-def test_names_that_are_right(name: str) -> None:
+def test_valid_names(name: str) -> None:
     assert folder_name_problems(name) == []
 
 
@@ -63,21 +63,21 @@ def test_names_that_are_right(name: str) -> None:
         ("x" * 201, "longer than 200 bytes"),
     ],
 )
-def test_names_that_are_not(
+def test_invalid_names(
     run_options: Options, name: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_options["name"] = name
     Path("experiments/kept").mkdir(parents=True)
     before = sorted(Path("..").rglob("*"))
     assert run(run_options) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("kdsr: error: name: ") and reason in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("kdsr: error: name: ") and reason in message and message.count("\n") == 1
     assert sorted(path for path in Path("..").rglob("*") if path.name != "run.yml") == before
 
 
 @pytest.mark.parametrize("entry", ["EDSR_x4.pth", "EDSR_x4.yml", "EDSR_x4.log", "sub/x.txt", None])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_folder_that_no_run_has_made_stays(
+def test_a_folder_that_is_not_a_runs_is_kept(
     run_options: Options, entry: str | None, training: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """experiments/pretrained_models, datasets with ``path.experiments_root: .``, and a file of that name."""
@@ -96,14 +96,11 @@ def test_a_folder_that_no_run_has_made_stays(
         Path("run.yml").write_text(yaml.safe_dump(run_options))
         code = test_entry.main(["run.yml", "--random-weights"])
     assert code == 2
-    assert (
-        f"name: {target.absolute()} is there already and is not the folder of a run"
-        in capsys.readouterr().err
-    )
+    assert f"name: {target.absolute()} exists and is not the folder of a run" in capsys.readouterr().err
     assert sorted(path.name for path in Path().iterdir()) == ["precious", "run.yml"]
 
 
-def test_a_runs_folder_and_an_empty_one_are_moved_aside(run_options: Options) -> None:
+def test_a_runs_folder_and_an_empty_one_are_renamed(run_options: Options) -> None:
     run_options["train"]["total_iter"] = 1
     Path("experiments/run").mkdir(parents=True)
     for before in (1, 2):

@@ -78,9 +78,9 @@ def test_each_is_teacher_and_student_and_goes_back_to_spandrel(
     if name == "SAFMN":
         options["precision"] = {"amp": "bf16"}
     assert run(options) == 0
-    said = log()
-    assert f"net_t: {name}, scale {scale}, as spandrel reads it from {teacher}" in said
-    assert "l_pix:" in said and "l_ts:" in said and "Validation of the teacher" in said
+    message = log()
+    assert f"net_t: {name}, scale {scale}, read by spandrel from {teacher}" in message
+    assert "l_pix:" in message and "l_ts:" in message and "Validation of the teacher" in message
 
     trained = plain(LATEST)  # spandrel alone, which takes params_ema
     assert trained.architecture.name == name and trained.scale == scale
@@ -155,13 +155,13 @@ def test_another_teacher_under_the_same_name_is_noticed(
     assert "network_t.path: the weights have changed" in capsys.readouterr().err
 
 
-def test_a_student_is_not_read_from_the_folder_that_is_moved_aside(
+def test_a_student_is_not_read_from_the_folder_of_its_run(
     options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(options) == 0
     options["network_g"]["path"] = LATEST
     assert run(options) == 2
-    assert f"network_g.path: {LATEST} lies in the folder of this very run" in capsys.readouterr().err
+    assert f"network_g.path: {LATEST} is in the folder of this run" in capsys.readouterr().err
 
 
 def test_the_students_blocks_may_be_the_teachers(options: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ def test_the_students_blocks_may_be_the_teachers(options: dict[str, Any]) -> Non
     assert "net_g starts from teacher" in log()
 
 
-def test_half_precision_is_left_out_where_spandrel_says_so(options: dict[str, Any]) -> None:
+def test_half_precision_is_disabled_if_spandrel_does_not_support_it(options: dict[str, Any]) -> None:
     options["precision"] = {"amp": "fp16"}
     assert run(options) == 0
     for net in ("net_g", "net_t"):
@@ -198,9 +198,9 @@ def test_features_of_a_grey_teacher_are_compared(options: dict[str, Any], tmp_pa
 def refused(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
     assert run(options) == 2
     assert not Path("experiments").exists()
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return said
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
 
 
 def test_another_scale_is_found_before_anything_is_built(
@@ -218,9 +218,9 @@ def test_files_that_cannot_be_used_are_listed_together(
 ) -> None:
     torch.save({"params": nn.Conv2d(3, 3, 1).state_dict()}, tmp_path / "own.pth")
     options["network_g"]["path"], options["network_t"]["path"] = "none.pth", str(tmp_path / "own.pth")
-    said = refused(options, capsys)
-    assert "network_g.path: none.pth: no such file" in said
-    assert "network_t.path: " in said and "is of no architecture that spandrel" in said
+    message = refused(options, capsys)
+    assert "network_g.path: none.pth: no such file" in message
+    assert "network_t.path: " in message and "not of an architecture that spandrel" in message
 
 
 def test_patches_are_compared_with_what_the_network_takes(options: dict[str, Any], tmp_path: Path) -> None:
@@ -260,5 +260,5 @@ def test_a_teacher_of_any_type_with_other_outputs_is_refused(
     torch.save({"params": build_network(teacher).state_dict()}, tmp_path / "t.pth")
     options["path"]["pretrain_network_t"] = str(tmp_path / "t.pth")
     capsys.readouterr()  # BasicSR's logger, of which an earlier test has closed the stream
-    said = refused(options, capsys)
-    assert f"network_t: {teacher['type']} gives {gives}, 3×64×64 are wanted" in said
+    message = refused(options, capsys)
+    assert f"network_t: {teacher['type']} gives {gives}, 3×64×64 are wanted" in message

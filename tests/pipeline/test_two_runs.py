@@ -66,7 +66,7 @@ FLAGS = [pytest.param([], marks=pytest.mark.slow), ["--auto_resume"]]
 
 
 @pytest.mark.parametrize("flags", [[], ["--auto_resume"]])
-def test_the_second_run_is_refused_in_a_line_that_names_the_first(flags: list[str], tmp_path: Path) -> None:
+def test_the_second_run_is_refused_with_the_first_ones_data(flags: list[str], tmp_path: Path) -> None:
     first = Life(tmp_path, [*COMMAND, *flags, *ENDLESS])
     with running(first):
         assert first.wait_until(lambda life: life.iteration > 8)
@@ -112,7 +112,7 @@ def keep_a_worker_busy() -> None:
     SeededDataset.__getitem__ = getitem  # type: ignore[method-assign]
 
 
-def test_a_killed_run_whose_worker_lives_on_is_no_obstacle(run_options: Options, tmp_path: Path) -> None:
+def test_a_killed_run_with_a_living_worker_does_not_block(run_options: Options, tmp_path: Path) -> None:
     run_options["datasets"]["train"].update(num_worker_per_gpu=1, persistent_workers=True)
     write(run_options)
     first = Life(tmp_path, [*COMMAND, *ENDLESS], prepare=keep_a_worker_busy)
@@ -135,7 +135,7 @@ def be_queued_again_in_a_hurry() -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_queued_again_waits_for_its_earlier_life(tmp_path: Path) -> None:
+def test_a_requeued_job_waits_for_its_previous_run(tmp_path: Path) -> None:
     first = Life(tmp_path, [*COMMAND, "--auto_resume", *ENDLESS])
     with running(first):
         assert first.wait_until(lambda life: life.iteration > 8)
@@ -189,7 +189,7 @@ def test_every_model_respects_the_lock(
     assert len(list(Path("experiments").glob("run_archived_*"))) == (0 if flags else 1)
 
 
-def test_results_too(run_options: Options) -> None:
+def test_results_are_locked_too(run_options: Options) -> None:
     assert run(run_options) == 0
     run_options["datasets"] = {"test_1": run_options["datasets"]["val"]}
     run_options["path"]["pretrain_network_g"] = "experiments/run/models/net_g_latest.pth"
@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_locked_is_trained_in_with_a_warning(
 ) -> None:
     Path("experiments/.run.lock").mkdir(parents=True)
     assert run(run_options) == 0
-    warning = "would not be noticed"
+    warning = "would not be detected"
     assert f"Warning: {Path.cwd()}/experiments/run cannot be locked" in capsys.readouterr().err
     (log,) = Path("experiments/run").glob("*.log")
     assert warning in log.read_text()

@@ -52,7 +52,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Three photographs, one of them grey and in a folder of its own, one smaller than the others."""
+    """Three photographs, one of them grey and in a subfolder, one smaller than the others."""
     root = tmp_path / "SRC_HR"
     (root / "more").mkdir(parents=True)
     cv2.imwrite(str(root / "cat.png"), skimage.data.chelsea()[:150, :173, ::-1])
@@ -126,12 +126,12 @@ def test_no_validation_pixels_in_the_training_set(sample: Path) -> None:
 
 def test_sample_is_made_once(sample: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in sample.rglob("*")}
-    assert "complete already" in run("sample", "--out", sample)
+    assert "already complete" in run("sample", "--out", sample)
     assert {file: file.stat().st_mtime_ns for file in sample.rglob("*")} == before
     assert [path.name for path in sample.parent.iterdir()] == ["sample"]  # no temporary folder is left
 
 
-def test_damaged_sample_is_made_anew(tmp_path: Path) -> None:
+def test_damaged_sample_is_replaced(tmp_path: Path) -> None:
     root = tmp_path / "sample"
     run("sample", "--out", root, "--scales", "4")
     victim = root / "val" / "LR_x4" / "coffee.png"
@@ -144,7 +144,7 @@ def test_damaged_sample_is_made_anew(tmp_path: Path) -> None:
     assert json.loads((root / "manifest.json").read_text())["request"]["scales"] == [2]
 
 
-def test_sample_does_not_touch_what_it_has_not_made(tmp_path: Path) -> None:
+def test_sample_does_not_replace_other_folders(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(OptionError, match="was not made by this command"):
@@ -279,15 +279,15 @@ def test_existing_output_needs_force(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("place", [".", "GT", "GT/more", "LR_x4.lmdb"])
 def test_originals_are_never_a_target(source: Path, tmp_path: Path, force: list[str], place: str) -> None:
-    """SRC contains a target, is one, or lies in one."""
+    """SRC contains a target, is one, or is inside one."""
     out = tmp_path / "out"
     originals = out / place
     shutil.copytree(source, originals)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(OptionError, match="where the originals are"):
+    with pytest.raises(OptionError, match="would overwrite the originals"):
         run("sr", originals, out, "--scales", "4", "--lmdb", *force)
     (tmp_path / "link").symlink_to(originals)
-    with pytest.raises(OptionError, match="where the originals are"):
+    with pytest.raises(OptionError, match="would overwrite the originals"):
         run("sr", tmp_path / "link", out, "--scales", "4", "--lmdb", *force)
     (tmp_path / "link").unlink()
     assert sorted(tmp_path.rglob("*")) == before
@@ -296,7 +296,7 @@ def test_originals_are_never_a_target(source: Path, tmp_path: Path, force: list[
 def test_photographs_are_never_in_a_target(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "out" / "GT")
     photographs = [Photograph("cat", tmp_path / "out" / "GT" / "cat.png")]
-    with pytest.raises(OptionError, match="where the originals are"):
+    with pytest.raises(OptionError, match="would overwrite the originals"):
         write_pairs(photographs, Cutting((4,), 4), tmp_path / "out", {1: "GT", 4: "LR_x4"}, force=True)
     assert (tmp_path / "out" / "GT" / "cat.png").is_file()
 
@@ -313,7 +313,7 @@ def test_an_interrupted_run_leaves_nothing(source: Path, tmp_path: Path) -> None
     (np.zeros((40, 40, 3), np.uint16), "16 bits per channel"),
     (np.zeros((40, 40, 4), np.uint8), "partly transparent"),
 ])  # fmt: skip
-def test_unfit_images_are_named(source: Path, tmp_path: Path, image: np.ndarray, message: str) -> None:
+def test_unsupported_images_are_named(source: Path, tmp_path: Path, image: np.ndarray, message: str) -> None:
     cv2.imwrite(str(source / "bad.png"), image)
     with pytest.raises(DataError, match=rf"bad.png (has|is) {message}"):
         run("sr", source, tmp_path / "out")
@@ -335,7 +335,7 @@ def test_names_that_an_lmdb_cannot_hold(source: Path, tmp_path: Path, name: str)
     (["--scales", "1"], "--scales '1'"),
     (["--crop", 50], "--crop 50: must be 0 .* or a multiple of 12"),
     (["--crop", 48, "--step", 10], "--step 10"),
-    (["--crop", 48, "--layout", "benchmark"], "stay whole"),
+    (["--crop", 48, "--layout", "benchmark"], "are not cut"),
 ])  # fmt: skip
 def test_wrong_arguments(source: Path, tmp_path: Path, arguments: list[object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
@@ -393,14 +393,14 @@ def test_commands_of_the_data_readme_make_what_the_templates_read(
     assert [folder for folder in sorted(wanted - published) if not Path(folder).is_dir()] == []
 
 
-def test_images_are_looked_at_before_any_is_made(source: Path, tmp_path: Path) -> None:
-    """Depths are refused at once; what is left out, and what is lost, is printed."""
+def test_images_are_checked_before_any_is_written(source: Path, tmp_path: Path) -> None:
+    """Other bit depths are refused at once; skipped files and losses are printed."""
     photograph = Image.fromarray(skimage.data.chelsea()[:100, :100])
     photograph.convert("CMYK").save(source / "print.jpg")
     photograph.save(source / "more" / "unnamed", "PNG")
     output = run("sr", source, tmp_path / "out", "--scales", "2")
     assert f"left out of {source} (2;" in output
-    assert "SOURCE.txt, more/unnamed; their content is an image's in more/unnamed" in output.replace("\n", "")
+    assert "SOURCE.txt, more/unnamed; more/unnamed can be decoded" in output.replace("\n", "")
     assert "1 image has CMYK colours" in output
     for name in ("z1", "z2"):
         cv2.imwrite(str(source / f"{name}.png"), np.zeros((100, 100), np.uint16))

@@ -1,4 +1,4 @@
-"""``kdsr data degrade``: every task from a folder of images to pairs that BasicSR reads."""
+"""``kdsr data degrade``: every task, up to pairs that BasicSR reads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(*arguments: object) -> str:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What a folder holds, without what LMDB writes for its readers."""
+    """The content of a folder, without LMDB's lock files."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -62,7 +62,7 @@ def paired(root: Path, gt: str, lq: str) -> dict[str, Any]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Three photographs, one of them grey and in a folder of its own, one smaller than the others."""
+    """Three photographs, one of them grey and in a subfolder, one smaller than the others."""
     root = tmp_path / "clean"
     (root / "more").mkdir(parents=True)
     cv2.imwrite(str(root / "cat.png"), skimage.data.chelsea()[80:151, 120:213, ::-1])
@@ -178,7 +178,7 @@ def test_depth_maps(source: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(lq[:, 0], gt[:, 0])
     assert (lq[:, -1] - gt[:, -1]).mean() > 30
     (depth / "cat.png").unlink()
-    with pytest.raises(DataError, match="1 images have no depth map of their name: cat"):
+    with pytest.raises(DataError, match="1 images have no depth map of the same name: cat"):
         run(source, tmp_path / "out2", "--task", "haze", "--depth", depth)
     assert not (tmp_path / "out2").exists()
 
@@ -195,9 +195,9 @@ def test_depth_maps(source: Path, tmp_path: Path) -> None:
     (["--task", "rain", "--angle", "-100,0"], "--angle -100,0: must not be below -90"),
     (["--task", "rain", "--layers", "0"], "--layers 0: give 1 to 10"),
     (["--task", "haze", "--tint", "-0.1"], "--tint -0.1: must not be below 0"),
-    (["--task", "blur", "--turn"], "--turn: for measured kernels"),
-    (["--task", "haze", "--gradient", "1", "--depth", "."], "--gradient: for random depth"),
-    (["--task", "blur", "--size", "9", "--kernels", "."], "--size: for camera shakes"),
+    (["--task", "blur", "--turn"], "--turn: only for measured kernels"),
+    (["--task", "haze", "--gradient", "1", "--depth", "."], "--gradient: only for random depth"),
+    (["--task", "blur", "--size", "9", "--kernels", "."], "--size: only for camera shakes"),
     (["--task", "rain", "--crop", "-1"], "--crop -1"),
     (["--task", "rain", "--gt", "a", "--lq", "a"], "--gt and --lq are both 'a'"),
     (["--task", "rain", "--lq", "../a"], r"--lq '../a': give the plain name"),
@@ -232,7 +232,7 @@ def test_images_smaller_than_the_kernel(source: Path, tmp_path: Path, workers: i
     (np.zeros((40, 40, 3), np.uint16), "has 16 bits per channel"),
     (np.zeros((40, 40, 4), np.uint8), "is partly transparent"),
 ])  # fmt: skip
-def test_unfit_images_are_named(source: Path, tmp_path: Path, image: np.ndarray, message: str) -> None:
+def test_unsupported_images_are_named(source: Path, tmp_path: Path, image: np.ndarray, message: str) -> None:
     cv2.imwrite(str(source / "bad.png"), image)
     with pytest.raises(DataError, match=f"bad.png {message}"):
         run(source, tmp_path / "out", "--task", "noise")
@@ -256,7 +256,7 @@ def test_existing_output_needs_force(source: Path, tmp_path: Path, existing: str
 def test_originals_are_never_a_target(source: Path, tmp_path: Path) -> None:
     before = files(tmp_path)
     for out, name in ((tmp_path, "clean"), (source, "more"), (source / "more", "GT")):
-        with pytest.raises(OptionError, match="where the originals are"):
+        with pytest.raises(OptionError, match="would overwrite the originals"):
             run(source, out, "--task", "noise", "--gt", name, "--force")
     assert files(tmp_path) == before
 

@@ -8,7 +8,7 @@ import pytest
 import skimage.data
 
 from kdsr.data.resize import imresize, mod_crop
-from kdsr.prepare.sub_images import GT, Cutting, common_multiple, cut, encode_png
+from kdsr.prepare.sub_images import GT, Cutting, cut, encode_png
 from kdsr.runtime.errors import OptionError
 
 
@@ -27,12 +27,12 @@ def test_starts(length: int, thresh: int, expected: list[int]) -> None:
 @pytest.mark.parametrize(("scales", "sizes", "message"), [
     ((7,), (7, 240, 120), "crop 240: scales 7 need a multiple of 7"),
     ((2, 9), (18, 36, 12), "step 12: scales 2, 9 need a multiple of 18"),
-    ((2, 3), (4,), "multiples of 4: must be one of 6"),
-    ((4,), (0,), "multiples of 0: must be one of 4"),
-    ((4,), (4, 8), "step 0: crop 8 needs a positive one"),
+    ((2, 3), (4,), "multiples of 4: must be a multiple of 6"),
+    ((4,), (0,), "multiples of 0: must be a multiple of 4"),
+    ((4,), (4, 8), "step 0: crop 8 needs a positive step"),
     ((4,), (4, -8, 4), "crop -8"),
 ])  # fmt: skip
-def test_sizes_that_would_not_lie_on_each_other(
+def test_sizes_that_would_not_be_aligned(
     scales: tuple[int, ...], sizes: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(OptionError, match=message):
@@ -50,7 +50,7 @@ def test_whole_image() -> None:
 
 @pytest.mark.parametrize("grey", [False, True])
 def test_pieces_are_parts_of_the_whole(grey: bool) -> None:
-    """LQ is made before cutting, and every piece lies where its ground truth lies."""
+    """LQ is made before cutting, and aligned with its ground truth."""
     image = skimage.data.chelsea()[:121, :145]
     image = image[..., 0] if grey else image
     whole, small = image[:120, :144], imresize(image[:120, :144], 1 / 4)
@@ -68,8 +68,7 @@ def test_image_smaller_than_the_multiple_gives_nothing() -> None:
     assert list(cut(np.zeros((11, 40, 3), np.uint8), Cutting((4,), 12))) == []
 
 
-def test_mod_crop_and_common_multiple() -> None:
-    assert common_multiple((2, 3, 4)) == 12
+def test_mod_crop() -> None:
     assert mod_crop(np.zeros((25, 12), np.uint8), 12).shape == (24, 12)
 
 

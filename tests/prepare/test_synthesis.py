@@ -1,4 +1,4 @@
-"""What the synthetic degradations share: ranges, seeds, 8 bits."""
+"""Common parts of the synthetic degradations: ranges, seeds, 8 bits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cat() -> np.ndarray:
     ((0, math.nan), "finite"),
     ((-math.inf, 1), "finite"),
 ])  # fmt: skip
-def test_unfit_ranges(limits: tuple[float, float], message: str) -> None:
+def test_invalid_ranges(limits: tuple[float, float], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         check_range("size", limits, 0, 10)
 

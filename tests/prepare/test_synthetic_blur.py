@@ -28,7 +28,7 @@ def test_paths_have_the_extent_that_is_asked_for(shake: float) -> None:
 
 def test_shake_makes_paths_winding() -> None:
     def length(shake: float) -> float:
-        """Of the path, relative to its extent."""
+        """Relative to the path's extent."""
         paths = [camera_path(10, shake, np.random.default_rng(seed)) for seed in range(20)]
         return float(np.mean([np.linalg.norm(np.diff(path, axis=0), axis=1).sum() / 10 for path in paths]))
 
@@ -37,7 +37,7 @@ def test_shake_makes_paths_winding() -> None:
 
 
 def test_paths_have_inertia() -> None:
-    """Velocities of neighbouring steps agree, those of distant ones do not."""
+    """Velocities of neighbouring steps are correlated, those of distant ones are not."""
     near, far = [], []
     for seed in range(20):
         velocity = np.diff(camera_path(10, 1.0, np.random.default_rng(seed)), axis=0)
@@ -141,6 +141,6 @@ def test_parameters_are_what_was_applied() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"size": (-1, 2)}, {"shake": (0, 2)}, {"turn": True}])
-def test_unfit_settings(settings: dict) -> None:
+def test_invalid_settings(settings: dict) -> None:
     with pytest.raises(OptionError, match=next(iter(settings))):
         Blur(**settings)

@@ -22,7 +22,7 @@ def test_the_equation_on_a_constant_image() -> None:
     np.testing.assert_allclose(add_haze(scene[..., 0], depth, 0.7, [1.0]), 0.6, atol=1e-6)
 
 
-def test_near_things_are_clear_and_far_ones_are_airlight() -> None:
+def test_near_points_are_clear_and_far_points_are_airlight() -> None:
     scene = np.random.default_rng(0).random((3, 4, 3)).astype(np.float32)
     depth = np.zeros((3, 4), np.float32)
     depth[0] = 100
@@ -52,7 +52,7 @@ def test_gradient_is_the_share_of_the_ramp() -> None:
 
 
 def test_parameters_are_what_was_applied(tmp_path: Path) -> None:
-    """The image, made again from what was recorded."""
+    """The image, reproduced from the recorded parameters."""
     scene = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     depth = np.linspace(0, 1, 12 * 16).reshape(12, 16)
     np.save(tmp_path / "one.npy", 3 * depth)  # the unit does not matter
@@ -76,28 +76,28 @@ def test_depth_images_of_8_and_16_bits(tmp_path: Path, depth: type) -> None:
 
 
 @pytest.mark.parametrize(("array", "message"), [
-    (np.zeros((3, 3)), "above 0 somewhere"),
-    (np.array([[1.0, -1.0]]), "from 0 on"),
+    (np.zeros((3, 3)), "not zero everywhere"),
+    (np.array([[1.0, -1.0]]), "not negative"),
     (np.array([[1.0, np.nan]]), "finite"),
     (np.ones((2, 2, 2)), r"shape \(2, 2, 2\)"),
     (np.array([["far"]]), "depth map is grey"),
 ])  # fmt: skip
-def test_arrays_that_are_no_depth(tmp_path: Path, array: np.ndarray, message: str) -> None:
+def test_arrays_that_are_not_depth_maps(tmp_path: Path, array: np.ndarray, message: str) -> None:
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(DataError, match=f"a.npy.*{message}"):
         read_depth(tmp_path / "a.npy")
 
 
-def test_unfit_depth_files(tmp_path: Path) -> None:
+def test_invalid_depth_files(tmp_path: Path) -> None:
     for content in (b"text", b""):
         (tmp_path / "a.npy").write_bytes(content)
-        with pytest.raises(DataError, match="a.npy is no array file"):
+        with pytest.raises(DataError, match="a.npy is not an array file"):
             read_depth(tmp_path / "a.npy")
     np.save(tmp_path / "b.npy", np.ones((4, 5)))
     with pytest.raises(DataError, match=r"b: its depth map .*b.npy is 5x4, the image 5x5"):
         Seeded(Haze(depth=find_depth_maps(tmp_path)))("b", np.zeros((5, 5, 3), np.uint8))
     cv2.imwrite(str(tmp_path / "b.png"), np.ones((4, 5)))
-    with pytest.raises(DataError, match="b.npy and .*b.png are both the depth of b"):
+    with pytest.raises(DataError, match="b.npy and .*b.png are both depth maps of b"):
         find_depth_maps(tmp_path)
 
 
@@ -109,7 +109,7 @@ def test_missing_depth_maps_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((4, 5)))
     haze = Haze(depth=find_depth_maps(tmp_path))
     haze.check_names(["a"])
-    with pytest.raises(DataError, match="6 images have no depth map of their name: b, c, d, e, f, …"):
+    with pytest.raises(DataError, match="6 images have no depth map of the same name: b, c, d, e, f, …"):
         haze.check_names("abcdefg")
     Haze().check_names("abc")  # random depth needs none
 
@@ -117,6 +117,6 @@ def test_missing_depth_maps_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [
     {"airlight": (0.5, 1.1)}, {"beta": (-1, 1)}, {"gradient": (0, 2)}, {"tint": -0.1}, {"beta": (2, 1)},
 ])  # fmt: skip
-def test_unfit_settings(settings: dict) -> None:
+def test_invalid_settings(settings: dict) -> None:
     with pytest.raises(OptionError, match=next(iter(settings))):
         Haze(**settings)

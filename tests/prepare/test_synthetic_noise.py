@@ -51,6 +51,6 @@ def test_no_noise_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("sigma", [(-1, 5), (30, 20), (0, 300)])
-def test_unfit_sigma(sigma: tuple[float, float]) -> None:
+def test_invalid_sigma(sigma: tuple[float, float]) -> None:
     with pytest.raises(OptionError, match="sigma"):
         Noise(sigma)

@@ -42,7 +42,7 @@ def test_a_streak_has_its_direction_length_and_width(angle: float) -> None:
 
 @pytest.mark.parametrize("angle", [-60, -25, 0, 10, 40])
 def test_direction_of_the_rain_is_the_parameter(angle: float) -> None:
-    """Positive: the lower end of a streak lies to the right."""
+    """Positive: the lower end of a streak is to the right."""
     rain, drawn = Seeded(Rain(angle=(angle, angle), length=(20, 20), veil=(0, 0)))("a", BLACK)
     assert drawn["angle"] == angle
     assert direction(rain) == pytest.approx(angle, abs=3)
@@ -83,7 +83,7 @@ def test_screen() -> None:
     np.testing.assert_allclose(screen(image, 0.2), [[[0.2, 0.6, 1.0]]], atol=1e-6)
 
 
-def test_veil_lies_over_everything() -> None:
+def test_veil_covers_everything() -> None:
     rain, _ = Seeded(Rain(density=(0, 0), veil=(0.2, 0.2)))("a", np.full((4, 5, 3), 51, np.uint8))
     np.testing.assert_array_equal(rain, round(255 * (1 - 0.8 * 0.8)))
 
@@ -99,7 +99,7 @@ def test_layers_farther_away_are_smaller_and_fainter() -> None:
 
 
 def test_strength_is_that_of_published_sets() -> None:
-    """PSNR of 18 to 33 dB, as Rain13K and the 1400 images of DDN have."""
+    """PSNR of 18 to 33 dB, as in Rain13K and DDN's 1400 images."""
     photographs = [skimage.data.chelsea()[80:200, 120:280], skimage.data.coffee()[150:270, 250:410]]
     psnr = []
     for number in range(10):
@@ -114,6 +114,6 @@ def test_strength_is_that_of_published_sets() -> None:
     {"angle": (-91, 0)}, {"length": (0, 5)}, {"width": (0, 1)}, {"density": (-1, 1)}, {"strength": (0, 1.1)},
     {"veil": (0.5, 0.4)}, {"layers": 0}, {"layers": 11},
 ])  # fmt: skip
-def test_unfit_settings(settings: dict) -> None:
+def test_invalid_settings(settings: dict) -> None:
     with pytest.raises(OptionError, match=next(iter(settings))):
         Rain(**settings)

@@ -13,7 +13,7 @@ NAMES = re.compile(r"SLURM_|MASTER_|RANK$|WORLD_SIZE$|LOCAL_|TORCHELASTIC_")
 
 @pytest.fixture
 def no_launcher() -> Iterator[None]:
-    """No launcher's variables, neither before nor after."""
+    """Removes the launchers' variables before and after a test."""
     before = dict(os.environ)
     for name in before:
         if NAMES.match(name):

@@ -1,4 +1,4 @@
-"""The environment variables of launchers, as they set them."""
+"""The environment variables that launchers set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing files whole."""
+"""Atomic writes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kdsr.runtime.atomic_files import _sync_folder, begin_anew, write_whole
+from kdsr.runtime.atomic_files import _sync_folder, archive_and_create, atomic_write
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system that flushes no folders")
-def test_a_file_system_that_flushes_no_folders_is_good_enough() -> None:
+def test_a_file_system_that_cannot_flush_folders_is_accepted() -> None:
     folder = os.open("/proc", os.O_RDONLY)
     with pytest.raises(OSError, match="Invalid argument"):
         os.fsync(folder)
@@ -19,7 +19,7 @@ def test_a_file_system_that_flushes_no_folders_is_good_enough() -> None:
     _sync_folder(Path("/proc"))
 
 
-def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"whole")
 
@@ -31,15 +31,15 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         raise Killed
 
     with pytest.raises(Killed):
-        write_whole(file, write)
+        atomic_write(file, write)
     assert file.read_bytes() == b"whole"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_folders_that_are_moved_aside_within_one_second_have_names_of_their_own(tmp_path: Path) -> None:
+def test_folders_archived_within_one_second_have_unique_names(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "run"
     for number in range(6):
-        begin_anew(run)
+        archive_and_create(run)
         if number % 2:  # else it stays empty: a rename would replace an empty folder without a word
             (run / str(number)).touch()
     archives = [path for path in run.parent.iterdir() if path != run]

@@ -1,4 +1,4 @@
-"""Real files of every kind that kdsr reads: nothing pickled runs, and each defect is named."""
+"""Files of every kind that kdsr reads: no pickled code runs, and each defect is reported."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ def assert_same(first: dict, second: dict) -> None:
 
 @pytest.fixture
 def lightning(monkeypatch):
-    """Lightning's module paths, for as long as a file is written; the reader then finds no such package."""
+    """Lightning's module paths while a file is written; the reader finds no such package."""
     modules = {}
     names = [
         "pytorch_lightning",
@@ -85,7 +85,7 @@ def lightning(monkeypatch):
 
 
 class Intruder:
-    """Pickles to a call that creates a file when it is run."""
+    """Pickles to a call that creates a file."""
 
     def __init__(self, target: Path) -> None:
         self.target = target

@@ -1,4 +1,4 @@
-"""Loading processes that are more than the cores: one warning, in the run's own words."""
+"""More loader processes than cores: one warning."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_number_that_is_advised_fits(per_process: int, places: list[frozense
     available = len(frozenset().union(*places))
     assert (warning is None) == (per_process * len(places) <= available)
     if warning is not None:
-        assert f" {available} CPU core" in warning and f" {per_process} loading processes" in warning
+        assert f" {available} CPU core" in warning and f" {per_process} loader processes" in warning
         advised = int(warning.rsplit("set ", 1)[1].split()[0])
         assert workers_warning(advised, places) is None
         assert workers_warning(advised + 1, places) is not None
@@ -38,7 +38,7 @@ def test_the_cores_of_a_process_are_those_that_it_may_use() -> None:
     assert own == os.sched_getaffinity(0)
 
 
-def test_a_run_says_it_once(
+def test_a_run_warns_once(
     run_options: Options,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -49,21 +49,21 @@ def test_a_run_says_it_once(
     few = len(os.sched_getaffinity(0))
     run_options["datasets"]["train"]["num_worker_per_gpu"] = few + 1
     assert run(run_options) == 0
-    said = f"datasets.train.num_worker_per_gpu: {few + 1} loading processes"
-    assert capsys.readouterr().err.count(said) == 1
+    output = f"datasets.train.num_worker_per_gpu: {few + 1} loader processes"
+    assert capsys.readouterr().err.count(output) == 1
     assert [found for found in recwarn if "DataLoader" in str(found.message)] == []
     run_options["datasets"]["train"]["num_worker_per_gpu"] = 1
     assert run(run_options) == 0
-    assert "loading processes" not in capsys.readouterr().err
+    assert "loader processes" not in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_several_processes_of_a_node_say_it_once_for_all(run_options: Options, tmp_path: Path) -> None:
+def test_several_processes_of_a_node_warn_once(run_options: Options, tmp_path: Path) -> None:
     few = len(os.sched_getaffinity(0))
     run_options["datasets"]["train"].update(num_worker_per_gpu=few, batch_size_per_gpu=1)
     (tmp_path / "run.yml").write_text(yaml.safe_dump(run_options), encoding="utf-8")
     processes = ranks.start(tmp_path, ["-opt", "run.yml"])
     assert ranks.finish(processes) == [0, 0]
     first, second = (process.log.read_text(encoding="utf-8") for process in processes)
-    assert first.count(f"{few} loading processes in each of 2 processes") == 1
-    assert "loading processes" not in second and "DataLoader" not in first + second
+    assert first.count(f"{few} loader processes in each of 2 processes") == 1
+    assert "loader processes" not in second and "DataLoader" not in first + second

@@ -1,4 +1,4 @@
-"""Damaged files of torch.save: always a CheckpointError or a right load, whatever is cut off or changed."""
+"""Damaged files of torch.save: a CheckpointError or a correct load."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def state() -> dict[str, Any]:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Equal trees, to the bit (a NaN of a changed byte is not equal to what it was)."""
+    """Bitwise equal trees."""
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and torch.equal(first, second)
     if isinstance(first, dict):
@@ -55,7 +55,7 @@ def save_legacy(content: Any, path: Path) -> None:
 
 
 def read_or_refuse(path: Path) -> Any:
-    """What the file holds, or None where it is refused; any other exception fails the test."""
+    """The file's content, or None if it is refused; any other exception fails the test."""
     try:
         checkpoint = read_checkpoint(path)
         if "params" in checkpoint:
@@ -98,8 +98,8 @@ def test_a_flipped_bit_anywhere(tmp_path: Path, write: Callable[..., None], suff
 
 
 @pytest.mark.parametrize("write", [save_file, save_legacy])
-def test_bytes_of_chance(tmp_path: Path, write: Callable[..., None]) -> None:
-    """Stretches overwritten, cut out or doubled, and files of nothing but chance."""
+def test_random_bytes(tmp_path: Path, write: Callable[..., None]) -> None:
+    """Ranges overwritten, removed or doubled, and random files."""
     path = tmp_path / "file.pth"
     write({"params": network().state_dict()}, path)
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Process groups: what keeps ranks from joining, what they tell each other, and what they say when one dies."""
+"""Process groups: joining, collectives, and a rank that dies."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from kdsr.runtime.distributed import (
+    explain_lost_ranks,
     gather_batches,
     gather_lists,
     init_distributed,
-    lost_ranks_told,
 )
 from kdsr.runtime.errors import OptionError
 from runtime.environments import free_port, slurm_step, torch_environment
@@ -50,7 +50,7 @@ def test_a_backend_that_is_not_there() -> None:
         init_distributed("pytorch", {"backend": "glo"})
 
 
-def test_alone_there_is_nobody_to_ask() -> None:
+def test_a_single_process() -> None:
     batch = torch.ones(2, 3, requires_grad=True)
     gathered = gather_batches(batch)
     assert torch.equal(gathered, batch) and not gathered.requires_grad
@@ -76,9 +76,9 @@ try:
 except TrainingError as error:
     assert "(3, 2), (2, 2) on ranks 0 to 1" in str(error), error
 assert gather_lists([rank] * (rank + 1)) == [0, 1, 1]
-leave_distributed(orderly=True)
+leave_distributed(wait=True)
 print("done")
-end_rank(0)
+exit_rank(0)
 """
 
 
@@ -102,33 +102,33 @@ LOSES = """
 import os, signal, sys
 import torch.distributed as dist
 from kdsr.runtime.distributed import *
-from kdsr.runtime.errors import reported
+from kdsr.runtime.errors import report_errors
 def run():
-    with lost_ranks_told():
+    with explain_lost_ranks():
         init_distributed("slurm")
         if dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         while True:
             gather_lists([1])
-sys.exit(end_rank(reported(run)))
+sys.exit(exit_rank(report_errors(run)))
 """
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_is_told_by_the_others() -> None:
+def test_a_dead_rank_is_reported_by_the_others() -> None:
     steps = []
     for rank in range(2):
         slurm_step(4712, 0, rank=rank, world=2)
         steps.append(([sys.executable, "-c", LOSES], dict(os.environ)))
-    told, _ = run_all(*steps)
-    assert told[0] == 1
-    (line,) = (line for line in told[2].splitlines() if line.startswith("kdsr"))
+    reports, _ = run_all(*steps)
+    assert reports[0] == 1
+    (line,) = (line for line in reports[2].splitlines() if line.startswith("kdsr"))
     assert line.startswith("kdsr: error: rank 0 has lost another rank (") and "--auto_resume" in line
-    assert "Traceback" not in told[2]
+    assert "Traceback" not in reports[2]
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="^timed out$"), lost_ranks_told():
+    with pytest.raises(RuntimeError, match="^timed out$"), explain_lost_ranks():
         raise RuntimeError("timed out")
 
 

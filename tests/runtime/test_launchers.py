@@ -1,4 +1,4 @@
-"""What the launchers' environments become, and what is refused before a process group is tried."""
+"""The launchers' environments, and their checks before a process group is created."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from kdsr.runtime.distributed import init_distributed
 from kdsr.runtime.errors import OptionError
-from kdsr.runtime.launchers import first_node, take_gpu, to_torch_environment
+from kdsr.runtime.launchers import first_node, select_gpu, to_torch_environment
 from runtime.environments import free_port, slurm_step, torch_environment
 
 pytestmark = pytest.mark.usefixtures("no_launcher")
@@ -22,7 +22,7 @@ def port_of(job: int, step: int) -> int:
     return int(os.environ["MASTER_PORT"])
 
 
-def test_steps_and_jobs_have_ports_of_their_own() -> None:
+def test_steps_and_jobs_have_unique_ports() -> None:
     ports = [port_of(job, step) for job in range(1_000_000, 1_000_020) for step in range(10)]
     assert len(set(ports)) == len(ports)
     assert min(ports) > 1024 and max(ports) < 32768
@@ -54,7 +54,7 @@ def test_a_node_list_that_cannot_be_read(nodes: str) -> None:
         first_node(nodes)
 
 
-def test_what_the_user_sets_counts() -> None:
+def test_user_settings_take_precedence() -> None:
     slurm_step(1, 0)
     os.environ["MASTER_ADDR"] = "10.0.0.7"
     to_torch_environment("slurm", 29501)
@@ -74,7 +74,7 @@ def test_without_the_launcher(launcher: str, name: str) -> None:
         init_distributed(launcher)
 
 
-def test_an_address_that_nobody_knows() -> None:
+def test_an_unknown_address() -> None:
     torch_environment(0, 2, "no-such-node.invalid", free_port())
     with pytest.raises(OptionError, match="no-such-node.invalid, cannot be resolved on .*set MASTER_ADDR"):
         init_distributed("pytorch")
@@ -87,7 +87,7 @@ def test_an_address_that_nobody_knows() -> None:
 def test_each_process_takes_a_gpu_of_its_own(
     visible: int, local: int, torchrun: bool, device: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slurm with one GPU per task shows each task a single one; torchrun's processes see all of them."""
+    """With one GPU per task, Slurm shows each task a single one; torchrun's processes see all."""
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
@@ -96,9 +96,9 @@ def test_each_process_takes_a_gpu_of_its_own(
         os.environ["LOCAL_WORLD_SIZE"] = "4"
     if device is None:
         with pytest.raises(OptionError, match="has no GPU of its own"):
-            take_gpu("nccl")
+            select_gpu("nccl")
     else:
-        take_gpu("nccl")
+        select_gpu("nccl")
     assert taken == ([] if device is None else [device])
 
 

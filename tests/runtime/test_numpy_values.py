@@ -1,4 +1,4 @@
-"""Numbers and arrays of numpy beside the weights are data; whatever else numpy pickles stays refused."""
+"""numpy numbers and arrays in a checkpoint are data; other pickles of numpy are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OLD, NEW = b"numpy.core.multiarray", b"numpy._core.multiarray"
 
 
 def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
-    """Changes what a file has pickled."""
+    """Changes the pickled bytes of a file."""
     content = path.read_bytes()
     if not zipfile.is_zipfile(path):
         path.write_bytes(change(content))
@@ -49,7 +49,7 @@ def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
 
 
 def of_version(path: Path, old: bool) -> None:
-    """As numpy 1 or numpy 2 writes the names of its functions."""
+    """With the function names of numpy 1 or numpy 2."""
     name, other = (OLD, NEW) if old else (NEW, OLD)
     rewritten(path, lambda pickled: pickled.replace(other, name))
     assert other not in path.read_bytes()
@@ -89,7 +89,7 @@ def test_numbers_and_arrays_come_back(value: np.ndarray, turned: bool, old: bool
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_weights_are_loaded_beside_what_programs_keep_in_numpy(tmp_path: Path, old: bool) -> None:
+def test_weights_are_loaded_with_numpy_values_in_the_file(tmp_path: Path, old: bool) -> None:
     state = made("SAFMN", 1).state_dict()
     beside = {
         "best_psnr": np.float64(31.5),
@@ -132,7 +132,7 @@ def test_weights_that_are_arrays_stay_refused(tmp_path: Path) -> None:
     torch.save({"params": net.state_dict() | {"bias": arrayed["bias"]}}, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match="these are no tensors: bias"):
         load_weights(net, tmp_path / "net.pth")
-    with pytest.raises(CheckpointError, match="holds no weights where spandrel looks"):
+    with pytest.raises(CheckpointError, match="holds no weights under a key that spandrel knows"):
         Spandrel(str(tmp_path / "net.pth"))
 
 
@@ -155,9 +155,9 @@ OTHER: dict[str, tuple[Any, str]] = {
     "void": (np.void(b"abc"), "dtype V3"),
     "date": (np.datetime64("2020-01-01"), "dtype M8"),
     "span": (np.array([1], dtype="m8[s]"), "dtype m8"),
-    "dtype": (np.dtype("f4"), "dtype of numpy that belongs to no number"),
-    "dtype as a key": ({np.dtype("f4"): 1}, "in a set, or as the key of a dict"),
-    "dtype in a set": ({np.dtype("f4")}, "in a set, or as the key of a dict"),
+    "dtype": (np.dtype("f4"), "numpy dtype that is not a number's"),
+    "dtype as a key": ({np.dtype("f4"): 1}, "in a set or as a dict key"),
+    "dtype in a set": ({np.dtype("f4")}, "in a set or as a dict key"),
     "class": (np.ndarray, "a class or function of numpy"),
     "class as a key": ({np.ndarray: 1}, "a class or function of numpy"),
     "class in a set": ({(np.ndarray, 1)}, "a class or function of numpy"),
@@ -196,14 +196,14 @@ def test_code_among_numbers_is_refused_by_name_and_does_not_run(
     monkeypatch.chdir(tmp_path)
     torch.save({"params": {"a": torch.zeros(2)}, "more": hidden}, "net.pth")
     with pytest.raises(
-        CheckpointError, match="refused, it holds pickled code beside tensors: (posix|os).mkdir"
+        CheckpointError, match="refused, it holds pickled code in addition to tensors: (posix|os).mkdir"
     ) as caught:
         read_checkpoint("net.pth")
     assert "numpy" not in str(caught.value) and not Path("executed").exists()
 
 
 def pushed(value: Any) -> bytes:
-    """Instructions that push a plain value."""
+    """Opcodes that push a plain value."""
     return b"".join(
         data
         for opcode, data in _instructions(pickle.dumps(value, 2))
@@ -240,7 +240,7 @@ def a_dict(value: bytes) -> bytes:
     return b"\x80\x02}" + pushed("a") + value + b"s."
 
 
-def test_the_instructions_below_are_read_where_they_are_sound(tmp_path: Path) -> None:
+def test_the_opcodes_below_are_read_if_valid(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save({"a": torch.zeros(4)}, path)
     rewritten(path, lambda _: a_dict(an_array((2,), encoded("\0" * 16))))
@@ -255,9 +255,9 @@ SIZES: list[Any] = [
 
 
 @pytest.mark.parametrize("shape", SIZES, ids=str)
-def test_shapes_that_the_bytes_are_not_of(tmp_path: Path, shape: Any) -> None:
-    said = refusal(a_dict(an_array(shape, EIGHT)), tmp_path / "net.pth")
-    assert "cannot be read" in said
+def test_shapes_that_do_not_match_the_bytes(tmp_path: Path, shape: Any) -> None:
+    message = refusal(a_dict(an_array(shape, EIGHT)), tmp_path / "net.pth")
+    assert "cannot be read" in message
 
 
 HOSTILE = {
@@ -292,21 +292,23 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_what_no_numpy_writes(tmp_path: Path, kind: str) -> None:
+def test_pickles_that_numpy_does_not_write(tmp_path: Path, kind: str) -> None:
     refusal(a_dict(HOSTILE[kind]), tmp_path / "net.pth")
 
 
 def test_bytes_do_not_multiply(tmp_path: Path) -> None:
-    """A file that refers to one long text again and again, and one that doubles bytes by encoding them as hex."""
+    """A file that refers to one long text repeatedly, and one that doubles bytes by hex encoding."""
     head = b"\x80\x02](c_codecs\nencode\nq\x00" + pushed(("x" * 100_000, "latin1")) + b"q\x01"
     assert "more bytes than the file" in refusal(head + b"h\x00h\x01R" * 20_000 + b"e.", tmp_path / "net.pth")
     doubled = b"c_codecs\nencode\nh\x02" + pushed("hex") + b"\x86Rq\x02"
     head = b"\x80\x02](" + encoded("ab") + b"q\x02"
-    assert "encoded in a way" in refusal(head + doubled * 60 + b"e.", tmp_path / "net.pth")
+    assert "an encoding that Python does not write" in refusal(
+        head + doubled * 60 + b"e.", tmp_path / "net.pth"
+    )
 
 
 def test_arrays_share_the_bytes_that_they_were_read_from(tmp_path: Path) -> None:
-    """A thousand arrays of one memory in a small file are not a thousand times the memory."""
+    """A thousand arrays that share memory in a small file do not need a thousand times the memory."""
     path = tmp_path / "net.pth"
     array = np.arange(100_000.0)
     torch.save({"a": [array[:]] * 1000}, path)
@@ -315,7 +317,7 @@ def test_arrays_share_the_bytes_that_they_were_read_from(tmp_path: Path) -> None
     assert not found[0].flags.writeable
 
 
-def test_torchs_own_list_is_as_it_was(tmp_path: Path) -> None:
+def test_torchs_list_is_restored(tmp_path: Path) -> None:
     before, user = dict(_allowed_by_torch()), set(torch.serialization.get_safe_globals())
     torch.save({"a": np.float64(1)}, tmp_path / "good.pth")
     torch.save({"a": np.array([None])}, tmp_path / "bad.pth")
@@ -330,7 +332,7 @@ def test_torchs_own_list_is_as_it_was(tmp_path: Path) -> None:
 @TRY
 @given(st.integers(0, 10**9))
 def test_flipped_bits_are_refused_or_data(seed: int) -> None:
-    """In a file without checksums: nothing but a CheckpointError, and nothing but plain values."""
+    """In a file without checksums: a CheckpointError, or plain values."""
     draw = random.Random(seed)
     content = {
         "a": np.arange(3.0),

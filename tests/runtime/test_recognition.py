@@ -1,4 +1,4 @@
-"""What a file of another architecture is called, and how short the message stays."""
+"""The message about a file of another architecture."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ def test_a_type_is_recognised_whatever_its_options(
         return
     with pytest.raises(CheckpointError) as caught:
         Spandrel(str(tmp_path / "x.pth"))
-    said = str(caught.value)
-    assert f"spandrel does not know {kind}; use `type: {kind}`" in said and len(said) < 300 + len(
+    output = str(caught.value)
+    assert f"spandrel does not know {kind}; use `type: {kind}`" in output and len(output) < 300 + len(
         str(tmp_path)
     )
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_spandrels_architectures_are_called_as_spandrel_calls_them(name: str) -> None:
+def test_spandrels_architectures_have_spandrels_names(name: str) -> None:
     assert architecture_name(made(name).state_dict()) == name
 
 
-def test_weights_of_nobody_have_no_name() -> None:
+def test_unknown_weights_have_no_name() -> None:
     assert architecture_name(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 1)).state_dict()) is None
     assert architecture_name({}) is None
 
@@ -97,15 +97,15 @@ def test_another_architecture_is_one_short_message(networks: dict[str, nn.Module
         if f"spandrel's {kind}" == network or f"spandrel's {network}" == kind:
             continue  # RCAN, under two kinds of names
         weights, net = networks[kind].state_dict(), networks[network]
-        said = mismatch(weights, net)
-        assert said is not None and "\n" not in said and len(said) < 500, (len(said or ""), said)
+        output = mismatch(weights, net)
+        assert output is not None and "\n" not in output and len(output) < 500, (len(output or ""), output)
         called = kind.removeprefix("spandrel's ")
-        assert f"does not fit {type(net).__name__}: it looks like {called}; " in said
-        assert f"of the network's {len(net.state_dict())} " in said
+        assert f"does not fit {type(net).__name__}: it looks like {called}; " in output
+        assert f"of the network's {len(net.state_dict())} " in output
         shown = [
             name
             for name in {*weights, *net.state_dict()}
-            if f" {name} " in said.replace(",", " ").replace(";", " ")
+            if f" {name} " in output.replace(",", " ").replace(";", " ")
         ]
         assert len(shown) <= 6
 
@@ -127,9 +127,9 @@ def test_the_file_and_the_option_are_named(tmp_path: Path, networks: dict[str, n
 def test_the_same_architecture_of_another_size_is_not_called_another(tmp_path: Path, blocks: int) -> None:
     options = OPTIONS["EDSR"][0]
     net, other = built("EDSR", options), built("EDSR", options | {"num_block": blocks, "num_feat": 4})
-    said = mismatch(other.state_dict(), net)
-    assert said is not None and "another size or scale? 1 of the network's 12 tensors match" in said
-    assert "looks like" not in said and len(said) < 600
+    output = mismatch(other.state_dict(), net)
+    assert output is not None and "another size or scale? 1 of the network's 12 tensors match" in output
+    assert "looks like" not in output and len(output) < 600
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_same_architecture_of_another_size_is_not_called_another(tmp_path: P
     [("SwinIR", ".proj.bias"), ("NAFNet", "norm2.bias"), ("NAFNet", "bias"), ("HAT", "norm2.bias")],
 )
 def test_a_list_of_names_from_spandrel_is_cut(tmp_path: Path, name: str, ending: str) -> None:
-    """Weights that are recognised and miss much of what the architecture needs."""
+    """Recognised weights that lack much of the architecture."""
     state = made(name).state_dict()
     missing = [key for key in state if key.endswith(ending)]
     torch.save(
@@ -145,9 +145,9 @@ def test_a_list_of_names_from_spandrel_is_cut(tmp_path: Path, name: str, ending:
     )
     with pytest.raises(CheckpointError) as caught:
         Spandrel(str(tmp_path / "x.pth"))
-    said = str(caught.value)
+    output = str(caught.value)
     assert (
-        f"looks like {name}, but spandrel cannot build it (RuntimeError: " in said
-        and "Missing key(s)" in said
+        f"looks like {name}, but spandrel cannot build it (RuntimeError: " in output
+        and "Missing key(s)" in output
     )
-    assert sum(f'"{key}"' in said for key in missing) == min(4, len(missing)) and len(said) < 600
+    assert sum(f'"{key}"' in output for key in missing) == min(4, len(missing)) and len(output) < 600

@@ -22,7 +22,7 @@ from kdsr.runtime.run_lock import PATIENCE, RunLock, lock_file, time_to_wait
 
 
 def in_child(do: Callable[[], object]) -> Any:
-    """What ``do`` returns in a forked process that then ends without tidying up; the message of an OptionError."""
+    """The return value of ``do`` in a forked process that ends without cleanup, or its OptionError's message."""
     result, tell = os.pipe()
     child = os.fork()
     if child == 0:
@@ -97,7 +97,7 @@ def test_two_names_have_two_locks(one: str, other: str) -> None:
         assert file.name.startswith(".") and len(os.fsencode(file.name)) <= 255
 
 
-def test_a_process_that_was_killed_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_killed_process_releases_the_lock(tmp_path: Path) -> None:
     with holder(tmp_path / "run") as pid:
         with pytest.raises(OptionError, match=f"process {pid}, started 2"):
             RunLock(tmp_path / "run").take()
@@ -110,8 +110,8 @@ def test_a_process_that_was_killed_is_no_obstacle(tmp_path: Path) -> None:
     lock.release()
 
 
-def test_a_process_that_the_run_has_forked_holds_nothing(tmp_path: Path) -> None:
-    """Neither does it give away what its parent holds, when it releases or ends."""
+def test_a_forked_process_does_not_hold_the_lock(tmp_path: Path) -> None:
+    """It does not release its parent's lock, either."""
     lock = RunLock(tmp_path / "run")
     lock.take()
     survivor = os.fork()
@@ -151,13 +151,13 @@ def test_it_waits_for_a_run_that_ends(tmp_path: Path, capfd: pytest.CaptureFixtu
     )
 
 
-def test_it_does_not_wait_for_ever(tmp_path: Path) -> None:
+def test_the_wait_ends(tmp_path: Path) -> None:
     with holder(tmp_path / "run"), pytest.raises(OptionError, match="is in use"):
         RunLock(tmp_path / "run").take(wait=1.5)
 
 
 def test_never_two_at_once_while_files_come_and_go(tmp_path: Path) -> None:
-    """Each release removes the file and the folders that the lock has made, under the others' hands."""
+    """Each release removes the file and folders of the lock, while others use them."""
     folder, inside = tmp_path / "made" / "too" / "run", tmp_path / "inside"
 
     def work() -> int:
@@ -204,7 +204,7 @@ def test_a_lock_leaves_no_folder_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["old"]
 
 
-def test_what_others_have_removed_is_locked_anew(tmp_path: Path) -> None:
+def test_a_removed_file_is_locked_again(tmp_path: Path) -> None:
     first, second = RunLock(tmp_path / "run"), RunLock(tmp_path / "run")
     first.take()
     first.file.unlink()
@@ -228,7 +228,7 @@ def test_a_folder_that_cannot_be_locked_is_a_warning(tmp_path: Path) -> None:
 def test_a_file_system_without_locks_is_a_warning(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What file systems answer that are not here to be tried."""
+    """Errors of file systems that are not available here."""
 
     def lockf(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
@@ -236,18 +236,18 @@ def test_a_file_system_without_locks_is_a_warning(
     monkeypatch.setattr(fcntl, "lockf", lockf)
     lock = RunLock(tmp_path / "run")
     warning = lock.take()
-    assert warning is not None and os.strerror(number) in warning and "would not be noticed" in warning
+    assert warning is not None and os.strerror(number) in warning and "would not be detected" in warning
     lock.release()
 
 
-def test_on_another_host_it_says_what_to_do_when_that_is_gone(tmp_path: Path) -> None:
+def test_the_advice_for_a_holder_on_another_host(tmp_path: Path) -> None:
     with holder(tmp_path / "run") as pid:
         file = RunLock(tmp_path / "run").file
         file.write_text(json.dumps({"host": "n7", "pid": pid, "start": "2030-01-01 00:00:00", "job": "77"}))
         with pytest.raises(OptionError, match=f"host n7, .*, Slurm job 77.*delete {file}"):
             RunLock(tmp_path / "run").take()
         file.write_text("{")  # in the middle of its writing
-        with pytest.raises(OptionError, match="has not left its host"):
+        with pytest.raises(OptionError, match="its host and process id are unknown"):
             RunLock(tmp_path / "run").take()
 
 

@@ -1,4 +1,4 @@
-"""safetensors: what is written comes back to the bit, what is no such file is refused by name."""
+"""safetensors: files are read back exactly, others are refused by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def network(seed: int = 0) -> nn.Sequential:
 
 
 def raw(path: Path, header: Any, data: bytes = b"") -> None:
-    """A file with a header of one's own, as a dict or as text."""
+    """A file with a custom header, as a dict or as text."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
@@ -88,7 +88,7 @@ def test_usual_keys_mean_the_whole_file(tmp_path: Path, key: str | None) -> None
     assert all(torch.equal(value, network(1).state_dict()[name]) for name, value in net.state_dict().items())
 
 
-def test_other_weights_than_asked_for_are_said(
+def test_other_weights_than_requested_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "net.safetensors"

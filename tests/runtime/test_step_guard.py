@@ -1,4 +1,4 @@
-"""A guarded step: skipped exactly on both paths, counted, clipped; what a state of another machine changes."""
+"""A guarded step: skipped on both paths, counted, clipped; states of another machine."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_skipped_step_leaves_no_trace(
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_gradients_alone_can_be_at_fault(fused: bool, value: float) -> None:
+def test_only_gradients_can_be_non_finite(fused: bool, value: float) -> None:
     net = network()
     guard = guarded(net, torch.optim.Adam(net.parameters(), fused=fused))
     before = everything(net)
@@ -267,7 +267,7 @@ def test_momentum_starts_at_zero_also_after_an_empty_state() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_loaded_state_does_not_choose_the_kernels(fused: bool) -> None:
-    """A run may go on from a GPU's state on a CPU, and the reverse."""
+    """A run can resume a GPU's state on a CPU, and vice versa."""
     net = network()
     written = torch.optim.Adam(net.parameters(), lr=0.1, fused=not fused)
     net(batches(1)[0]).sum().backward()

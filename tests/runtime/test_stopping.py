@@ -1,4 +1,4 @@
-"""Stop requests, with real signals: to this process, to a process with loading workers, to one rank of two."""
+"""Stop signals to this process, to a process with loader workers, to one of two ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from kdsr.options.check import check
 from kdsr.runtime.errors import StoppedEarly
-from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest, spare_worker
+from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest, ignore_stop_signals
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -27,7 +27,7 @@ def send(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STOP_SIGNALS)
-def test_the_first_signal_only_asks(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_first_signal_is_only_recorded(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     with StopRequest() as stop:
         stop.training = True
         assert stop.requested is None and stop.agreed() is None
@@ -104,12 +104,12 @@ def test_outside_the_main_thread_nothing_is_handled() -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (["SIGTERM", "SIGKILL"], "stop_signals.1: 'SIGKILL' is no signal"),
+        (["SIGTERM", "SIGKILL"], "stop_signals.1: 'SIGKILL' is not a signal"),
         (
             ["sigusr1"],
-            "stop_signals.0: 'sigusr1' is no signal that can stop a run in order; did you mean SIGUSR1?",
+            "stop_signals.0: 'sigusr1' is not a signal that can stop a run; did you mean SIGUSR1?",
         ),
-        ([15], "stop_signals.0: 15 is no signal"),
+        ([15], "stop_signals.0: 15 is not a signal"),
         ("SIGTERM", "stop_signals: "),
     ],
 )
@@ -129,7 +129,7 @@ def test_the_option_is_taken(run_options: dict[str, Any], value: list[str]) -> N
 
 
 def kill(pid: int, name: str) -> None:
-    """Sends a signal from a process that is not the worker's parent; to a group where ``pid`` is negative."""
+    """Sends a signal from a process that is not the worker's parent; to a group if ``pid`` is negative."""
     subprocess.run(
         [sys.executable, "-S", "-c", f"import os, signal; os.kill({pid}, signal.{name})"],
         check=True, start_new_session=True,
@@ -138,11 +138,11 @@ def kill(pid: int, name: str) -> None:
 
 @pytest.fixture
 def spared() -> Iterator[int]:
-    """A process that is spared as a loading worker is, and waits."""
+    """A waiting process that ignores signals like a loader worker."""
     ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
-        spare_worker(0)
+        ignore_stop_signals(0)
         os.write(tell, b".")
         while True:
             time.sleep(0.01)
@@ -155,7 +155,7 @@ def spared() -> Iterator[int]:
         os.waitpid(child, 0)
 
 
-def test_a_spared_worker_ignores_all_but_the_second_sigterm_from_elsewhere(spared: int) -> None:
+def test_a_worker_ignores_all_but_the_second_sigterm_of_others(spared: int) -> None:
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGTERM"):
         kill(spared, name)
         time.sleep(0.1)
@@ -165,9 +165,7 @@ def test_a_spared_worker_ignores_all_but_the_second_sigterm_from_elsewhere(spare
 
 
 @pytest.mark.parametrize("before", [[], ["SIGTERM"], ["SIGINT", "SIGUSR1", "SIGUSR2"]])
-def test_a_spared_worker_ends_when_its_main_process_terminates_it_once(
-    spared: int, before: list[str]
-) -> None:
+def test_a_worker_ends_at_the_first_sigterm_of_its_main_process(spared: int, before: list[str]) -> None:
     for name in before:
         kill(spared, name)
         time.sleep(0.1)
@@ -179,7 +177,7 @@ def test_a_spared_worker_ends_when_its_main_process_terminates_it_once(
 
 
 def start(code: str, *words: str, **environment: str) -> subprocess.Popen[str]:
-    """Runs ``code`` in a session of its own, so that a signal to its group reaches its workers and nobody else."""
+    """Runs ``code`` in a new session, so that a signal to its group reaches only its workers."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *words],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment},
@@ -193,12 +191,12 @@ def start(code: str, *words: str, **environment: str) -> subprocess.Popen[str]:
 WITH_WORKERS = """
 import os, signal, subprocess, sys
 from torch.utils.data import DataLoader
-from kdsr.runtime.stopping import StopRequest, signals_held, spare_worker
+from kdsr.runtime.stopping import StopRequest, blocked_signals, ignore_stop_signals
 send = f"import os, signal; os.killpg({os.getpgid(0)}, signal.{sys.argv[1]})"
 with StopRequest() as stop:
     stop.training = True
-    with signals_held():
-        batches = iter(DataLoader(range(100), num_workers=2, worker_init_fn=spare_worker))
+    with blocked_signals():
+        batches = iter(DataLoader(range(100), num_workers=2, worker_init_fn=ignore_stop_signals))
         # before the workers can have handlers, and from a process of another group
         subprocess.run([sys.executable, "-S", "-c", send], check=True, start_new_session=True)
         assert stop.agreed() is None
@@ -217,11 +215,11 @@ def test_a_signal_to_the_group_leaves_the_workers_at_work(name: str) -> None:
 NOBODY_SHUTS_DOWN = """
 import multiprocessing, sys, time
 from torch.utils.data import DataLoader
-from kdsr.runtime.stopping import StopRequest, signals_held, spare_worker
+from kdsr.runtime.stopping import StopRequest, blocked_signals, ignore_stop_signals
 stop = StopRequest().__enter__()
 stop.training = True
-with signals_held():
-    batches = iter(DataLoader(range(100), num_workers=2, persistent_workers=True, worker_init_fn=spare_worker))
+with blocked_signals():
+    batches = iter(DataLoader(range(100), num_workers=2, persistent_workers=True, worker_init_fn=ignore_stop_signals))
 next(batches)
 multiprocessing.Process(target=time.sleep, args=(3600,), daemon=True).start()  # somebody else's
 multiprocessing.util.Finalize(None, print, [batches], exitpriority=0)
@@ -229,8 +227,8 @@ sys.exit(75)
 """
 
 
-def test_a_process_ends_although_nobody_has_shut_its_workers_down() -> None:
-    """multiprocessing sends each of its processes one SIGTERM and waits."""
+def test_a_process_ends_without_a_shutdown_of_its_workers() -> None:
+    """multiprocessing sends each of its processes one SIGTERM, and waits."""
     process = start(NOBODY_SHUTS_DOWN)
     try:
         _, err = process.communicate(timeout=60)
@@ -259,7 +257,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_ranks_stop_at_the_same_call_when_one_is_asked(tmp_path: Path) -> None:
+def test_two_ranks_stop_at_the_same_call(tmp_path: Path) -> None:
     ranks = [start(TWO_RANKS, RANK=str(rank), STORE=f"file://{tmp_path}/store") for rank in range(2)]
     for rank in ranks:
         assert rank.stdout and rank.stdout.readline() == "ready\n"
@@ -274,10 +272,10 @@ def test_two_ranks_stop_at_the_same_call_when_one_is_asked(tmp_path: Path) -> No
 LOST_READER = """
 import os, socket, sys, time
 from multiprocessing import resource_sharer
-from kdsr.runtime.stopping import quiet_when_the_reader_is_gone
+from kdsr.runtime.stopping import hide_lost_connections
 
 if sys.argv[1] == "quiet":
-    quiet_when_the_reader_is_gone()
+    hide_lost_connections()
 address, key = resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY))._id
 for _ in range(3):  # a reader that is killed while it says who it is
     reader = socket.socket(socket.AF_UNIX)
@@ -289,8 +287,8 @@ sys.excepthook(ValueError, ValueError("of the main thread"), None)
 
 
 @pytest.mark.parametrize("mode", ["quiet", "plain"])
-def test_a_worker_says_nothing_about_a_reader_that_was_killed(mode: str) -> None:
+def test_a_worker_prints_nothing_when_its_main_process_was_killed(mode: str) -> None:
     worker = start(LOST_READER, mode)
-    _, said = worker.communicate(timeout=60)
-    assert "of the main thread" in said
-    assert ("Traceback" in said) == (mode == "plain")
+    _, message = worker.communicate(timeout=60)
+    assert "of the main thread" in message
+    assert ("Traceback" in message) == (mode == "plain")

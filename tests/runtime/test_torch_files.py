@@ -1,4 +1,4 @@
-"""Hostile files of torch.save: always a CheckpointError or a right load, and nothing runs."""
+"""Hostile files of torch.save: a CheckpointError or a correct load, and no code runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def network() -> nn.Sequential:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Equal trees, to the bit (a NaN of a changed byte is not equal to what it was)."""
+    """Bitwise equal trees."""
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and torch.equal(first, second)
     if isinstance(first, dict):
@@ -40,7 +40,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def with_pickle(path: Path, data: bytes, **kwargs: Any) -> None:
-    """A zip as torch.save makes it, with other pickled bytes."""
+    """A zip like torch.save's, with other pickled bytes."""
     buffer = io.BytesIO()
     torch.save({"a": torch.zeros(4)}, buffer)
     with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w") as new:
@@ -86,7 +86,7 @@ def calls(target: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("suffix", [".pth", ".state", ".ckpt"])
 @pytest.mark.parametrize("write", [zipped, plain, legacy])
 @pytest.mark.parametrize("kind", calls(Path("x")))
-def test_no_instruction_runs_code(tmp_path: Path, kind: str, write: Callable[..., None], suffix: str) -> None:
+def test_no_opcode_runs_code(tmp_path: Path, kind: str, write: Callable[..., None], suffix: str) -> None:
     target, path = tmp_path / "ran", tmp_path / f"bad{suffix}"
     data = calls(target)[kind]
     write(path, data)
@@ -120,7 +120,7 @@ def test_extension_codes_and_torchs_own_functions_are_refused(tmp_path: Path) ->
 
 
 def test_allowlist_does_not_reach_what_torch_allows_elsewhere(tmp_path: Path) -> None:
-    """The environment variable that turns torch.load's safety off has no effect here."""
+    """The environment variable that disables torch.load's safety has no effect."""
     path, target = tmp_path / "bad.pth", tmp_path / "ran"
     zipped(path, calls(target)["GLOBAL, REDUCE"])
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
@@ -195,7 +195,7 @@ def test_record_that_claims_more_than_the_file(tmp_path: Path, record: str, clai
 
 
 def storage(kind: str, numel: int) -> bytes:
-    """Instructions that push storage 0 of a zip, said to have so many elements."""
+    """Opcodes that push storage 0 of a zip with a claimed number of elements."""
     number = pickle.dumps(numel, 2)[2:-1]
     return (
         b"(X\x07\x00\x00\x00storagectorch\n" + kind.encode() + b"\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
@@ -281,7 +281,7 @@ def test_pickle_of_references_to_references(tmp_path: Path) -> None:
     circle: list[Any] = []
     circle.append(circle)
     torch.save({"a": circle}, path)
-    with pytest.raises(CheckpointError, match="holds itself"):
+    with pytest.raises(CheckpointError, match="contains itself"):
         read_checkpoint(path)
 
 
@@ -295,7 +295,7 @@ def test_very_deep_pickle(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def test_attributes_of_an_unpickled_dict_hide_nothing(tmp_path: Path) -> None:
+def test_attributes_of_an_unpickled_dict_are_ignored(tmp_path: Path) -> None:
     path, source = tmp_path / "net.pth", tmp_path / "source.pth"
     weights = OrderedDict(a=torch.zeros(4))
     weights.__dict__.update(itemz=3, keyz="none", get=None)

@@ -1,4 +1,4 @@
-"""Weights saved from inside DDP, torch.compile and AveragedModel: they go into the bare network, by every reader."""
+"""Weights saved from inside DDP, torch.compile and AveragedModel load into the unwrapped network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def chains(names: list[str], length: int) -> st.SearchStrategy[list[str]]:
-    """Wrappers, the innermost first; torch.compile twice in a row makes no second wrapper."""
+    """Wrappers, innermost first; torch.compile twice adds only one."""
     drawn = st.lists(st.sampled_from(names), max_size=length)
     return drawn.filter(lambda chain: ("compile", "compile") not in zip(chain, chain[1:], strict=False))
 
@@ -57,7 +57,7 @@ class Plain(nn.Module):
 
 
 class Inside(nn.Module):
-    """A network of which all names begin as DDP's do."""
+    """A network whose names all begin like DDP's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Inside(nn.Module):
 
 
 class Beside(nn.Module):
-    """A network with a part of that name beside others, and one further inside."""
+    """A network with a module of that name among others, and another inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Beside(nn.Module):
 
 
 class Counting(nn.Module):
-    """A network with a count of its own that is called as AveragedModel's."""
+    """A network with its own counter of the name that AveragedModel uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def test_spandrel_recognises_a_wrapped_network(name: str, chain: list[str], kind
 @TRY
 @given(st.sampled_from(NETWORKS), CHAINS, st.data())
 def test_a_wrapper_is_around_all_of_a_network(network: type[nn.Module], chain: list[str], data: Any) -> None:
-    """A name that the wrapper does not stand before, or another kind of count, and nothing is taken off."""
+    """With a name without the prefix, or another kind of counter, nothing is removed."""
     weights = {
         f"module.{name}": value for name, value in wrapped(built(network, 1), chain).state_dict().items()
     }
@@ -171,8 +171,8 @@ def test_names_of_nothing_but_wrappers_and_endless_chains() -> None:
     assert len(unwrapped_weights(deep, ["a"])) == 1
 
 
-def test_nothing_else_is_taken_off(tmp_path: Path) -> None:
-    """Other programs' prefixes stay errors, which name them."""
+def test_no_other_prefix_is_removed(tmp_path: Path) -> None:
+    """Other programs' prefixes remain errors that name them."""
     for prefix in ("model.", "net.", "generator.", "_fsdp_wrapped_module.", "_orig_model.", "module_."):
         torch.save(
             {f"{prefix}{name}": value for name, value in built(Plain, 1).state_dict().items()}, tmp_path / "x"

@@ -249,7 +249,7 @@ def test_wrong_arguments_are_refused(file: Path, wrong: list[str]):
     assert result.exit_code == 2, "a usage error; an OptionError would be 1 here"
 
 
-def test_memory_that_the_system_does_not_tell(tmp_path: Path):
+def test_unknown_memory(tmp_path: Path):
     memory = bench.Memory(torch.device("cpu"), tmp_path)
     memory.start()
     assert math.isnan(memory.peak())

@@ -52,8 +52,8 @@ def test_the_table() -> None:
 
 
 @pytest.mark.parametrize("text", ["3840", "3840x", "3840x-1", "0x5", "axb", "3x4x5"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(OptionError, match="--size: .* is no size; write WIDTHxHEIGHT"):
+def test_invalid_sizes(text: str) -> None:
+    with pytest.raises(OptionError, match="--size: .* is not a size; give WIDTHxHEIGHT"):
         parse_size(text)
     assert parse_size("3840x2160") == (3840, 2160)
 
@@ -69,13 +69,13 @@ def test_wrong_options_are_refused(file: Path) -> None:
 def test_wrong_arguments_are_refused_before_anything_is_measured(
     file: Path, wrong: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_tiles.Run, "apart", lambda *_: pytest.fail("was measured"))
+    monkeypatch.setattr(bench_tiles.Run, "in_new_process", lambda *_: pytest.fail("was measured"))
     result = CliRunner().invoke(app, ["bench", "tiles", "-opt", str(file), *wrong])
     assert isinstance(result.exception, OptionError)
 
 
 @pytest.mark.slow
-def test_each_kind_is_measured_in_a_process_of_its_own(file: Path) -> None:
+def test_each_kind_is_measured_in_a_new_process(file: Path) -> None:
     arguments = ["--size", "48x32", "--tile", "16", "--overlap", "4", "--threads", "1"]
     result = CliRunner().invoke(app, ["bench", "tiles", "-opt", str(file), *arguments])
     assert result.exit_code == 0, result.output

@@ -33,7 +33,7 @@ def test_crop_does_not_depend_on_who_is_better(gt):
     assert crops.pick_crop(gt, [gt, other], 24) == crops.pick_crop(gt, [other, gt], 24)
 
 
-def test_crop_keeps_off_the_border(gt):
+def test_crop_avoids_the_border(gt):
     top, left = crops.pick_crop(gt, [gt, differing_at(gt, 0, 0, 40)], 24, border=6)
     assert (top, left) == (6, 6)
 

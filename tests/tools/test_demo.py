@@ -29,7 +29,7 @@ ROUNDING = 1e-4  # dB: some pixels of 8 bits that another order of sums rounds t
 
 @dataclass(frozen=True)
 class Finished:
-    """A demonstration that has run: its task, the folder of its report, the scores and what was said."""
+    """A finished demonstration: task, folder of the report, scores, output."""
 
     task: Task
     out: Path
@@ -69,7 +69,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def logged(folder: Path, network: str) -> dict[str, float]:
-    """PSNR by photograph, as the training itself measured it last."""
+    """PSNR by photograph, from the training's last validation."""
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["network"] == network and row["metric"] == "psnr"]
     return {row["image"]: float(row["value"]) for row in rows}
@@ -108,7 +108,7 @@ def test_every_file_that_is_named_is_there(finished: Finished) -> None:
     assert len(list((finished.out / "images").glob("*.png"))) == 3 * 4
 
 
-def test_says_who_is_ahead(finished: Finished) -> None:
+def test_the_summary_names_the_better_student(finished: Finished) -> None:
     text, method = " ".join(" ".join(finished.lines).split()), finished.task.method
     gain = report.mean_scores(finished.scores, method)[0] - report.mean_scores(finished.scores, SCRATCH)[0]
     assert f"{gain:+.2f} dB" in text

@@ -79,7 +79,7 @@ def test_what_has_no_name_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="there are no pieces of methods"):
         tables(tmp_path)
     write(tmp_path, "methods/Magic", "model_type: KDModel\n")
-    with pytest.raises(OptionError, match=r"Magic.yml: METHODS of kdsr/tools/tables.py"):
+    with pytest.raises(OptionError, match=r"Magic.yml: not in METHODS of kdsr/tools/tables.py"):
         tables(tmp_path)
-    with pytest.raises(OptionError, match="page.md: has no place for the tables"):
+    with pytest.raises(OptionError, match="page.md: has no markers for the tables"):
         replaced("text", "tables", "page.md")
