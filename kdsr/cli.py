@@ -1,49 +1,103 @@
-"""The ``kdsr`` command: one subcommand per entry point and tool."""
+"""The ``kdsr`` command: one subcommand per entry point and tool, each imported when it is called."""
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-import kdsr  # noqa: F401  first: makes BasicSR importable
-from kdsr import test as test_entry
-from kdsr import train as train_entry
-from kdsr.prepare.commands import app as data_app
-from kdsr.runtime.distributed import exit_rank
+import kdsr
+from kdsr import entry
 from kdsr.runtime.errors import report_errors
-from kdsr.tools.bench import app as bench_app
-from kdsr.tools.bench_tiles import tiles
-from kdsr.tools.demo import demo
-from kdsr.tools.new import new
-from kdsr.tools.tables import list_templates
 
-app = typer.Typer(
-    help="Knowledge distillation for image restoration, inside BasicSR.",
-    no_args_is_help=True,
-    add_completion=False,
-)
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
+# command -> module:function and help; or a group of commands and its help
+_Commands = dict[str, tuple[Any, str]]
+COMMANDS: _Commands = {
+    "train": ("cli:train", "Train what an option file describes: kdsr train -opt FILE [BasicSR's flags]."),
+    "test": (
+        "cli:test",
+        "Test what an option file describes, or a run: kdsr test -opt FILE, kdsr test experiments/NAME [flags].",
+    ),
+    "demo": ("tools.demo:demo", "Train a small student with and without distillation, and compare them."),
+    "new": ("tools.new:new", "Write the option file of a method, a backbone, a data set and a schedule."),
+    "list": ("tools.tables:list_templates", "Methods, tasks and backbones that have option files."),
+    "data": (
+        {
+            "sample": (
+                "prepare.commands:sample",
+                "Make a small data set of photographs; nothing is downloaded.",
+            ),
+            "sr": ("prepare.commands:sr", "Make GT and LQ folders (Matlab's bicubic) of folders of images."),
+            "degrade": ("prepare.degrade:degrade", "Make pairs with synthetic rain, blur, haze or noise."),
+        },
+        "Prepare data sets.",
+    ),
+    "bench": (
+        {
+            "step": ("tools.bench:step", "Time and peak memory of a training step, part by part."),
+            "start": ("tools.bench_start:start", "Time from the command to the first iteration."),
+            "tiles": (
+                "tools.bench_tiles:tiles",
+                "Time and peak memory of a large image, in tiles and whole.",
+            ),
+        },
+        "Measure time and memory of a training step, of its start, or of a large image.",
+    ),
+}
+_WITHOUT_TORCH = ("train", "test", "new", "list")  # these register what they need themselves
 
-@app.command(context_settings=_PASS_ON)
+
+class LazyGroup(TyperGroup):
+    """A group of commands whose modules are imported when they are called, and not for the list of them."""
+
+    commands_below: _Commands = {}
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*self.commands_below]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = self.commands_below.get(cmd_name)
+        return TyperCommand(cmd_name, help=found[1]) if found else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, name and _load(name, *self.commands_below[name]), rest
+
+
+def _group(commands: _Commands, help_text: str) -> typer.Typer:
+    cls = type("Group", (LazyGroup,), {"commands_below": commands})
+    group = typer.Typer(cls=cls, help=help_text, no_args_is_help=True, add_completion=False)
+    group.callback()(lambda: None)
+    return group
+
+
+def _load(name: str, target: Any, help_text: str) -> Any:
+    if isinstance(target, dict):
+        return typer.main.get_command(_group(target, help_text))
+    if name not in _WITHOUT_TORCH:
+        kdsr.register()
+    module, function = target.split(":")
+    command = typer.Typer(add_completion=False)
+    passed_on = _PASS_ON if module == "cli" else None
+    command.command(name, context_settings=passed_on)(
+        getattr(importlib.import_module(f"kdsr.{module}"), function)
+    )
+    return typer.main.get_command(command)
+
+
 def train(context: typer.Context) -> None:
-    """Train what an option file describes: kdsr train -opt FILE [BasicSR's flags]."""
-    raise typer.Exit(train_entry.main(context.args))
+    raise typer.Exit(entry.run(True, context.args))
 
 
-@app.command(context_settings=_PASS_ON)
 def test(context: typer.Context) -> None:
-    """Test what an option file describes, or a run: kdsr test -opt FILE, kdsr test experiments/NAME [flags]."""
-    raise typer.Exit(test_entry.main(context.args))
+    raise typer.Exit(entry.run(False, context.args))
 
 
-app.command()(demo)
-app.command()(new)
-app.command("list")(list_templates)
-app.add_typer(data_app, name="data", help="Prepare data sets.")
-bench_app.command()(tiles)
-app.add_typer(
-    bench_app, name="bench", help="Measure time and memory of a training step, or of a large image."
-)
+app = _group(COMMANDS, "Knowledge distillation for image restoration, inside BasicSR.")
 
 
 def main() -> None:
@@ -52,7 +106,7 @@ def main() -> None:
         code = report_errors(app)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    raise SystemExit(exit_rank(code))
+    entry.leave(code)
 
 
 if __name__ == "__main__":

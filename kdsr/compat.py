@@ -1,8 +1,9 @@
-"""Lets BasicSR 1.4.2 import on today's torch and torchvision.
+"""Lets BasicSR 1.4.2 import on today's torch and torchvision, and without waiting for torchvision and scipy.
 
-``prepare()`` runs before anything of basicsr is imported and does nothing where nothing is needed. It cures two
-defects, each only when it shows:
+``prepare()`` imports basicsr, before anything else does, and cures three defects:
 
+- BasicSR imports all of torchvision and of scipy.stats, which takes longer than torch, for a few functions that few
+  runs call. These are imported when they are called.
 - torchvision's C++ operators do not load (its wheel is built for CUDA, torch is a CPU build): ``import torchvision``
   dies on the missing schema of ``torchvision::nms``. Declaring the two schemas is enough for what BasicSR uses.
 - ``torchvision.transforms.functional_tensor`` is gone since torchvision 0.17, BasicSR still imports
@@ -13,8 +14,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pkgutil
 import sys
 import types
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
 
 _NMS_SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -23,36 +29,77 @@ _NMS_SCHEMAS = {
 _kept_libraries: list[object] = []  # a torch.library.Library withdraws its schemas when it is collected
 
 
-def _import_torchvision() -> None:
-    try:
-        importlib.import_module("torchvision")
+class _Deferred(types.ModuleType):
+    """Stands for a module, or for a function in one, that is imported when it is used."""
+
+    __path__: list[str] = []
+    names_only = False  # while BasicSR is imported: it takes names out of the modules, and uses none
+
+    def __getattr__(self, name: str) -> Any:
+        if _Deferred.names_only:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return _Deferred(f"{self.__name__}.{name}")
+        return getattr(pkgutil.resolve_name(self.__name__), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return pkgutil.resolve_name(self.__name__)(*args, **kwargs)
+
+
+class _Deferring(MetaPathFinder, Loader):
+    """Finds a ``_Deferred`` for each module of some packages."""
+
+    def __init__(self, packages: set[str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name.split(".")[0] in self.packages else None
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return _Deferred(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
         return
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
+
+
+def _mend_torchvision() -> None:
+    """Makes ``import torchvision`` work, for whoever does it."""
     import torch
 
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]  # half-imported
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return
+    folder = Path(spec.origin).parent
+    if not (folder / "transforms" / "functional_tensor.py").exists():
+        moved = _Deferred("torchvision.transforms.functional")
+        sys.modules["torchvision.transforms.functional_tensor"] = moved
+    for file in folder.glob("_C*"):
+        try:
+            torch.ops.load_library(str(file))
+            return
+        except OSError:
+            continue
     library = torch.library.Library("torchvision", "DEF")
     for schema in _NMS_SCHEMAS.values():
         library.define(schema)
     _kept_libraries.append(library)
-    importlib.import_module("torchvision")
-
-
-def _alias_functional_tensor() -> None:
-    name = "torchvision.transforms.functional_tensor"
-    if name in sys.modules or importlib.util.find_spec(name) is not None:
-        return
-    from torchvision.transforms.functional import rgb_to_grayscale
-
-    module = types.ModuleType(name)
-    module.rgb_to_grayscale = rgb_to_grayscale  # type: ignore[attr-defined]
-    sys.modules[name] = module
 
 
 def prepare() -> None:
-    """Makes ``import basicsr`` work. Idempotent; called by ``import kdsr``."""
-    _import_torchvision()
-    _alias_functional_tensor()
+    """Makes ``import basicsr`` work, and does it. Idempotent; called when kdsr registers."""
+    if "basicsr" in sys.modules:
+        return
+    if "torchvision" not in sys.modules:
+        _mend_torchvision()
+    finder = _Deferring({"torchvision", "scipy"} - sys.modules.keys())
+    kept = set(sys.modules)
+    sys.meta_path.insert(0, finder)
+    _Deferred.names_only = True
+    try:
+        importlib.import_module("basicsr")
+    finally:
+        _Deferred.names_only = False
+        sys.meta_path.remove(finder)
+        for name in sys.modules.keys() - kept:
+            if isinstance(sys.modules[name], _Deferred):
+                del sys.modules[name]

@@ -9,23 +9,13 @@ if not __package__:
     # Run as a script: Python has put kdsr/ itself first on the path, where kdsr.models would also be "models".
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+from kdsr import entry
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the training and returns the exit code: 0, 2 for options that cannot be run, 1 for a run that failed."""
-    import kdsr  # noqa: F401  first: makes BasicSR importable
-    from kdsr.pipeline import seam
-    from kdsr.runtime.distributed import explain_lost_ranks
-    from kdsr.runtime.errors import report_errors
-
-    def run() -> None:
-        with explain_lost_ranks():
-            seam.train(os.getcwd(), argv)
-
-    return report_errors(run)
+    return entry.run(True, argv)
 
 
 if __name__ == "__main__":
-    code = main()
-    from kdsr.runtime.distributed import exit_rank
-
-    sys.exit(exit_rank(code))
+    entry.leave(main())

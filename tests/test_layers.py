@@ -20,7 +20,7 @@ LAYERS = (
     {"models"},
     {"options"},
     {"pipeline"},
-    {"tools", "cli", "train", "test"},
+    {"tools", "cli", "entry", "train", "test"},
 )
 LAYER_OF = {ours: layer for layer, packages in enumerate(LAYERS) for ours in packages}
 TOP = len(LAYERS) - 1  # the packages of the top layer may import one another

@@ -84,6 +84,8 @@ class Term(ABC):
         NETWORK_KEYS: Networks that it reads beside the teacher: ``extractor`` for ``network_extractor``.
         NEEDS: Any of ``teacher`` (``network_t`` is given), ``teacher_output`` (T(x) too), ``taps`` (``train.taps``
             names features of student and teacher) and ``gt`` (ground truth).
+        COMPARES_IMAGES: Whether ``loss`` takes two batches of images, (N, C, H, W); one that cannot is then named.
+        LABELS: What its ``networks`` are called in ``kdsr bench step``, by their names.
 
     Args:
         setup: What it may build from.
@@ -93,6 +95,8 @@ class Term(ABC):
     TRAIN_KEYS: ClassVar[dict[str, Any]] = {}
     NETWORK_KEYS: ClassVar[frozenset[str]] = frozenset()
     NEEDS: ClassVar[frozenset[str]] = frozenset()
+    COMPARES_IMAGES: ClassVar[bool] = False
+    LABELS: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

@@ -17,7 +17,6 @@ from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from kdsr.archs.vqgan_arch import VQGAN, Reconstruction
 from kdsr.distill.moving_average import Ema
@@ -59,6 +58,8 @@ def vgg_weights_problem(options: dict[str, Any]) -> str | None:
     # BasicSR loads this one file whatever the type; other types come from torchvision's cache.
     if kind == "vgg19" and os.path.isfile(VGG_PRETRAIN_PATH):
         return None
+    from torchvision.models import get_model_weights  # takes as long to import as torch
+
     name = get_model_weights(kind).DEFAULT.url.rpartition("/")[2]
     cached = os.path.join(torch.hub.get_dir(), "checkpoints", name)
     if os.path.isfile(cached) and not os.path.isfile(VGG_PRETRAIN_PATH):

@@ -87,3 +87,33 @@ def errors_only() -> Iterator[None]:
         yield
     finally:
         reset_logger()
+
+
+class HeldLog(logging.Handler):
+    """A context in which the log keeps its lines, for the log file that is opened later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def __enter__(self) -> HeldLog:
+        reset_logger()
+        logger = logging.getLogger("basicsr")
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
+        initialized_logger["basicsr"] = True  # BasicSR opens no other
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        reset_logger()
+
+    def release_lines(self) -> None:
+        """Writes the lines into the log that is open now."""
+        logger = get_root_logger()
+        for record in self.records:
+            if logger.isEnabledFor(record.levelno):
+                logger.handle(record)
+        self.records.clear()

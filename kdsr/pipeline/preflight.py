@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import logging
+import math
 import random
 import sysconfig
 import traceback
@@ -14,164 +13,167 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.models import build_model
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from kdsr.distill.step import X
-from kdsr.distill.weight_files import weight_files
+from kdsr.models.kd_model import KDModel
 from kdsr.models.pretrained import load_pretrained, warm_start
 from kdsr.models.trainer import LoopInterface
 from kdsr.options.check_gt import ground_truth_problems
 from kdsr.options.signatures import registered
 from kdsr.runtime.errors import CheckpointError, KdsrError, OptionError, is_out_of_memory
-from kdsr.runtime.memory import limit_network_size
+from kdsr.runtime.memory import limit_network_size, require_memory
+from kdsr.runtime.snapshot import left_unchanged
 
 T = TypeVar("T")
-_IMAGE_LOSSES = ("pixel_opt", "logits_opt", "lcr_opt", "zoom_in_opt", "zoom_out_opt", "bm_opt")
+CORNER = 64  # pixels of the ground truth's sides that the first step is made on
 
 
-def check_sizes(opt: dict[str, Any]) -> None:
-    """Builds every network without memory for its weights, to see whether the machine has enough for them.
+def build(opt: dict[str, Any]) -> Any:
+    """Builds the model of a run, with the weights that the options name.
 
     Raises:
-        OptionError: A network has more layers, or larger weights, than can be.
+        OptionError: It cannot be built.
+        CheckpointError: With all the files that cannot be read or do not fit.
     """
-    for key, options in opt.items():
-        if not key.startswith("network_") or not isinstance(options, dict):
-            continue
-        name = key.removeprefix("network_")
-        if not opt["is_train"] and name != "g":
-            continue
-        copies = 1
-        if opt["is_train"] and name in ("g", "d") and opt["num_gpu"] == 0:
-            kind = str((opt["train"].get(f"optim_{name}") or {}).get("type"))
-            copies = 4 if "Adam" in kind else 2  # with gradients, and Adam's two moments
-        with contextlib.suppress(_NotBuilt), torch.device("meta"), limit_network_size(key, copies):
-            _build(options, name, _NotBuilt)
+    try:
+        with limit_network_size("the networks"):
+            model = build_model(opt)
+    except Exception as error:
+        with generators_kept(opt):
+            _explain(opt)
+        if isinstance(error, KdsrError):
+            raise
+        raise OptionError(f"{opt['model_type']} cannot be built: {describe_error(error)}") from error
+    for key in ("g", "d"):
+        require_memory(getattr(model, f"net_{key}", None), f"network_{key}", _copies(opt, key))
+    return model
 
 
-class _NotBuilt(Exception):
-    """Some networks compute with values while they are built, which need memory; they are watched when they are."""
-
-
-def check_checkpoints(opt: dict[str, Any]) -> None:
-    """Loads every checkpoint that the options of a training name into its network, and forgets both.
-
-    Costs a second, and means that a file that does not fit is found before the run's folder is made and an older run
-    of the same name is put aside.
+def _explain(opt: dict[str, Any]) -> None:
+    """After a model that could not be built: its networks one by one.
 
     Raises:
+        OptionError: A network is too large, or cannot be built.
         CheckpointError: With all the files at fault.
     """
-    files = opt["path"]
-    named = {
-        key[len("network_") :]
-        for key, value in opt.items()
-        if key.startswith("network_") and isinstance(value, dict)
-    }
-    wanted = sorted(named & weight_files(opt).keys())
-    if files.get("init_from"):
-        wanted = sorted({*wanted, "g"})
+    ours = issubclass(registered(MODEL_REGISTRY)[opt["model_type"]], LoopInterface)
+    keys = [key for key, value in opt.items() if key.startswith("network_") and isinstance(value, dict)]
     problems: list[str] = []
     built: dict[str, nn.Module] = {}
-    for key in wanted:
-        with limit_network_size(f"network_{key}"):
-            built[key] = _build(opt[f"network_{key}"], key)
+    for place in keys if opt["is_train"] else ["network_g"]:
+        name, options = place.removeprefix("network_"), dict(opt[place])
+        network = registered(ARCH_REGISTRY)[kind := options.pop("type")]
+        with (
+            contextlib.suppress(_NoValues),
+            torch.device("meta"),
+            limit_network_size(place, _copies(opt, name)),
+        ):
+            _called(network, options, _NoValues, "")
+        with limit_network_size(place):
+            built[name] = _called(network, options, OptionError, f"{place}: {kind} cannot be built: ")
         try:
-            load_pretrained(built[key], key, opt)
+            if ours:  # BasicSR's models have rules of their own
+                load_pretrained(built[name], name, opt)
         except KdsrError as error:
             problems += error.problems
-    if not problems and ("t" in built or files.get("init_from") != "teacher"):
+    if not problems and ("t" in built or opt["path"].get("init_from") != "teacher"):
         try:
-            if "g" in built:
-                warm_start(built["g"], opt, built.get("t"))
+            warm_start(built["g"], opt, built.get("t"))
         except KdsrError as error:
             problems += error.problems
     if problems:
         raise CheckpointError(problems)
 
 
-def _build(options: dict[str, Any], key: str, failing: type[Exception] = OptionError) -> nn.Module:
-    # Not BasicSR's build_network: it opens the log, whose file does not exist yet.
-    arguments = {name: value for name, value in options.items() if name != "type"}
-    # initial weights must not depend on whether there was a file to look at
-    with torch.random.fork_rng(devices=[]):
-        try:
-            return registered(ARCH_REGISTRY)[options["type"]](**arguments)
-        except KdsrError:
-            raise
-        except Exception as error:  # whatever an architecture makes of numbers that do not go together
-            raise failing(
-                f"network_{key}: {options['type']} cannot be built: {describe_error(error)}"
-            ) from error
+class _NoValues(Exception):
+    """A network computes with values while it is built, which the meta device has none of."""
 
 
-def rehearse(opt: dict[str, Any], model: type, dataset: Any, before_step: Callable[[Any], None]) -> Any:
-    """Makes the first step on one or two images with throw-away networks.
+def _called(network: type, options: dict[str, Any], failing: type[Exception], message: str) -> nn.Module:
+    try:
+        return network(**options)
+    except KdsrError:
+        raise
+    except Exception as error:  # whatever an architecture makes of numbers that do not go together
+        raise failing(f"{message}{describe_error(error)}") from error
+
+
+def _copies(opt: dict[str, Any], key: str) -> int:
+    """How often the machine's memory holds the weights of a network."""
+    if not opt["is_train"] or opt["num_gpu"] or key not in ("g", "d"):
+        return 1
+    kind = str((opt["train"].get(f"optim_{key}") or {}).get("type"))
+    return 4 if "Adam" in kind else 2  # with gradients, and Adam's two moments
+
+
+def rehearse(model: Any, opt: dict[str, Any], dataset: Any) -> None:
+    """Makes the first step on one or two images, and puts the model back to where it was.
 
     What no look at single options can find shows here, before the run's folder is made: losses that get what they
-    cannot take, networks whose outputs differ in size, optimizers that refuse their numbers. Costs one step of a
-    small batch; draws nothing from the run's generators.
+    cannot take, networks whose outputs differ in size, optimizers that refuse their numbers. The student sees a whole
+    patch. The step is made on corners of patches, which is much faster; where it fails there, on whole ones.
 
     Args:
+        model: The model of the run.
         opt: The parsed options.
-        model: The model's class.
         dataset: The training set.
-        before_step: Called with the model as it is built.
-
-    Returns:
-        The model after its step, to be thrown away.
 
     Raises:
-        OptionError: What went wrong in building the model, in reading the first training images, or in the first step.
+        OptionError: What went wrong in reading the first training images, or in the first step.
     """
-    opt = copy.deepcopy(opt)
-    opt["train"]["max_nonfinite"] = 2  # a first step that is not finite ends no run
-    stage, rehearsed, batch = f"{opt['model_type']} cannot be built", None, None
+    with generators_kept(opt):
+        batch = _first_batch(dataset, opt, isinstance(model, LoopInterface))
+        if "gt" not in batch and (problems := ground_truth_problems(opt, type(model))):
+            raise OptionError(problems)
+        corner = _corner(batch, opt)
+        if corner is not None and not opt["dist"]:  # a rank must not try again while the others wait for it
+            with contextlib.suppress(Exception), left_unchanged(model):
+                with torch.no_grad():  # some networks take images of one size only
+                    model.net_g(batch["lq"][:1].to(model.device))
+                _first_step(model, opt, corner)
+                return
+        with left_unchanged(model):
+            _first_step(model, opt, batch)
+
+
+def _corner(batch: Any, opt: dict[str, Any]) -> dict[str, Any] | None:
+    """The upper left corners of a batch's images; None where they are not larger."""
+    scale = opt.get("scale") or 1
+    lq, gt = (batch.get(key) for key in ("lq", "gt")) if isinstance(batch, dict) else (None, None)
+    side = 16 * math.ceil(CORNER / scale / 16)  # LQ pixels; a multiple of what most networks divide by
+    if not (isinstance(lq, Tensor) and lq.ndim == 4 and min(lq.shape[-2:]) > side):
+        return None
+    corner = {**batch, "lq": lq[..., :side, :side]}
+    if isinstance(gt, Tensor):
+        corner["gt"] = gt[..., : side * scale, : side * scale]
+    return corner
+
+
+def _first_step(model: Any, opt: dict[str, Any], batch: Any) -> None:
+    """
+    Raises:
+        OptionError: Something went wrong.
+    """
     try:
-        with generators_kept(opt):
-            with limit_network_size("the networks"):
-                rehearsed = model(opt)
-            batch = _first_batch(dataset, opt, issubclass(model, LoopInterface))
-            stage = "the rehearsal of validation fails"
-            before_step(rehearsed)
-            if "gt" not in batch and (problems := ground_truth_problems(opt, model)):
-                raise OptionError(problems)
-            stage = "the first step fails"
-            rehearsed.update_learning_rate(1, warmup_iter=opt["train"].get("warmup_iter", -1))
-            rehearsed.feed_data(batch)
-            rehearsed.optimize_parameters(1)
-        if unlike := _unlike_outputs(rehearsed, opt):  # a loss may have taken one channel for three
-            raise OptionError(unlike)
-        return rehearsed
+        if isinstance(model, LoopInterface):
+            model.trainer.guard.limit = 2  # a first step that is not finite ends no run
+        model.update_learning_rate(1, warmup_iter=opt["train"].get("warmup_iter", -1))
+        model.feed_data(batch)
+        model.optimize_parameters(1)
+        problems = _unlike_outputs(model, opt)  # a loss may have taken one channel for three
     except KdsrError:
         raise
     except Exception as error:
-        what: Any = _unlike_outputs(rehearsed, opt) or _at_fault(rehearsed, opt, batch)
-        if isinstance(rehearsed, LoopInterface):
-            what = rehearsed.builder.precision.problem(error) or what
-        raise OptionError(what or f"{stage}: {describe_error(error)}") from error
-
-
-def build_for_test(opt: dict[str, Any], model: type) -> Any:
-    """Builds the model of a test with its weights, to be thrown away; draws nothing from the run's generators.
-
-    Raises:
-        OptionError: It cannot be built.
-        CheckpointError: Its weights cannot be read, or do not fit.
-    """
-    logging.disable(logging.WARNING)  # the model that is tested says the same, into the log
-    try:
-        with generators_kept(opt), limit_network_size("network_g"):
-            return model(copy.deepcopy(opt))
-    except KdsrError:
-        raise
-    except Exception as error:
-        what = _at_fault(None, opt, None)
-        raise OptionError(what or f"{opt['model_type']} cannot be built: {describe_error(error)}") from error
-    finally:
-        logging.disable(logging.NOTSET)
+        what: Any = _unlike_outputs(model, opt) or _at_fault(model, opt, batch)
+        if isinstance(model, LoopInterface):
+            what = model.builder.precision.problem(error) or what
+        raise OptionError(what or f"the first step fails: {describe_error(error)}") from error
+    if problems:
+        raise OptionError(problems)
 
 
 @contextlib.contextmanager
@@ -243,33 +245,27 @@ def _unlike_outputs(model: Any, opt: dict[str, Any]) -> list[str]:
 
 
 def _at_fault(model: Any, opt: dict[str, Any], batch: Any) -> list[str]:
-    """After a model that could not be built, or a step that failed: the options that do the same by themselves."""
-    if model is None:
-        try:
-            _build(opt["network_g"], "g")
-        except KdsrError as error:
-            return error.problems
-        return []
+    """After a step that failed: the options that do the same by themselves."""
     problems = []
     for key in ("g", "t") if hasattr(model, "net_t") else ():  # a VQGANModel's gives more than an image
         net = getattr(model, f"net_{key}", None)
-        with contextlib.suppress(Exception), torch.no_grad():  # a net that fails is told of by its own error
+        with contextlib.suppress(Exception), torch.no_grad():  # a net that fails has an error of its own
             if net is not None and not isinstance(output := net(batch["lq"].to(model.device)), Tensor):
                 problems.append(
                     f"network_{key}: {opt[f'network_{key}']['type']} gives a {type(output).__name__}; "
                     "one tensor is wanted, the images"
                 )
-    for key in _IMAGE_LOSSES:
-        loss = model.builder.loss(key) if isinstance(model, LoopInterface) else None
-        image = torch.rand(2, 3, 16, 16, device=getattr(model, "device", None))
+    terms = model.terms.items() if isinstance(model, KDModel) else ()
+    for key, loss in ((key, term.loss) for key, term in terms if term.COMPARES_IMAGES):
+        image = torch.rand(2, 3, 16, 16, device=model.device)
         try:
-            if loss is None or (value := loss(image, image.flip(0))).ndim == 0:
+            if (value := loss(image, image.flip(0))).ndim == 0:
                 continue
-            said = f"gives {value.numel()} numbers"
+            reason = f"gives {value.numel()} numbers"
         except Exception as error:
-            said = describe_error(error)
+            reason = describe_error(error)
         problems.append(
-            f"train.{key}.type: {opt['train'][key]['type']} does not compare two batches of images ({said}); "
+            f"train.{key}.type: {opt['train'][key]['type']} does not compare two batches of images ({reason}); "
             "L1Loss does"
         )
     return problems

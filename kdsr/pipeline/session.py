@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from basicsr.data import build_dataloader
-from basicsr.models import build_model
 from basicsr.train import init_tb_loggers
 from basicsr.utils import check_resume, get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
@@ -25,13 +25,8 @@ from kdsr.options.parse import parse_options, warn
 from kdsr.options.signatures import registered
 from kdsr.pipeline.between_steps import LoopPrefetcher, TrainingLoop
 from kdsr.pipeline.event_log import EventLog, thread_excepthook
-from kdsr.pipeline.log_start import FileOnly, all_options, errors_only, opening, reset_logger
-from kdsr.pipeline.preflight import (
-    build_for_test,
-    check_checkpoints,
-    check_sizes,
-    rehearse,
-)
+from kdsr.pipeline.log_start import FileOnly, HeldLog, all_options, errors_only, opening, reset_logger
+from kdsr.pipeline.preflight import build, rehearse
 from kdsr.pipeline.progress import Batches, CudaBatches, Progress, ProgressMessageLogger
 from kdsr.pipeline.rehearsal import ValidationRehearsal
 from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
@@ -42,6 +37,7 @@ from kdsr.runtime.atomic_files import archive_and_create
 from kdsr.runtime.distributed import leave_distributed, on_first_rank
 from kdsr.runtime.errors import OptionError, Stopped
 from kdsr.runtime.run_lock import RunLock, time_to_wait
+from kdsr.runtime.snapshot import left_unchanged
 from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest
 
 _FOLDERS = ("models", "training_states", "log", "visualization")
@@ -61,7 +57,8 @@ class Session:
         self.opt: dict[str, Any] = {}
         self.resume_state: dict[str, Any] | None = None
         self.record: dict[str, Any] = {}
-        self.rehearsed: Any = None  # a model that has made a step, and can try a state
+        self.model: Any = None
+        self.log = HeldLog()  # what the model logs while it is built, for the log that is opened later
         self.notes: list[str] = []  # for the log, which is not open yet
         self.val_loaders: list[Any] = []
         self.progress = Progress()
@@ -108,23 +105,22 @@ class Session:
             self.datasets[name] = make_dataset(name, dataset_opt, opt["manual_seed"])
         if is_train:
             require_a_batch(opt, len(self.datasets["train"]))
-        model = registered(MODEL_REGISTRY)[opt["model_type"]]
-        self.ours = issubclass(model, LoopInterface)
+        self.ours = issubclass(registered(MODEL_REGISTRY)[opt["model_type"]], LoopInterface)
         require_unique_names(opt, self.datasets, self.ours)
         if opt["dist"] and not self.ours and opt["num_gpu"] == 0:
             raise OptionError(
                 f"--launcher: BasicSR's own {opt['model_type']} needs a GPU under a launcher; use KDModel"
             )
+        with self.log:
+            self.model = build(opt)
+        self.cudnn_benchmark = torch.backends.cudnn.benchmark
         with errors_only():
-            check_sizes(opt)
             validation = ValidationRehearsal(opt, self.datasets)
+            with left_unchanged(self.model):
+                validation.try_model(self.model)
             if is_train:
-                if self.ours:  # others read their files when the rehearsal builds them
-                    check_checkpoints(opt)
-                dataset = make_dataset("train", opt["datasets"]["train"], opt["manual_seed"])
-                self.rehearsed = rehearse(opt, model, dataset, validation.try_model)
-            else:
-                validation.try_model(build_for_test(opt, model))
+                # a data set of its own: what it opens is not shared with the processes that load the images
+                rehearse(self.model, opt, make_dataset("train", opt["datasets"]["train"], opt["manual_seed"]))
         warn(opt, validation.conclude())
         return opt, self.args
 
@@ -136,7 +132,6 @@ class Session:
         Rank 0 looks for it and compares it with the options, the others read what it found.
         """
         self._lock(opt)
-        rehearsed, self.rehearsed = self.rehearsed, None
         path, seed, self.record, self.notes = on_first_rank(lambda: self._find_state(opt))
         if seed != opt["manual_seed"]:
             opt["manual_seed"] = self.args.resolved["manual_seed"] = seed
@@ -145,14 +140,15 @@ class Session:
         if path is None:
             refuse_own_files(opt)
             return None
-        self.resume_state = state = read_state(path)
+        self.resume_state = state = self.resume_state or read_state(path)
         opt["path"]["resume_state"] = str(path)
         if self.ours:
-            with errors_only():
-                rehearsed.trainer.checkpointer.load(state, str(path))
+            with errors_only(), left_unchanged(self.model):
+                self.model.trainer.checkpointer.load(state, str(path))
         else:
             # BasicSR's models find their weights through the options; ours have them in the state.
             check_resume(opt, state["iter"])
+            self.model = None
         return state
 
     def _find_state(self, opt: dict[str, Any]) -> tuple[Path | None, int, dict[str, Any], list[str]]:
@@ -173,6 +169,7 @@ class Session:
         if state is not None and path is not None and self.ours:
             with loading_state(str(path)):
                 notes += changes(state, record, path, self.args.force_resume)
+        self.resume_state = state
         return path, seed, record, notes
 
     def opening(self) -> str:
@@ -236,8 +233,8 @@ class Session:
         return data.loader, data.sampler, self.val_loaders, data.last_epoch, total_iters
 
     def build_model(self, opt: dict[str, Any]) -> Any:
-        """Builds the model and measures the teacher once, before it teaches."""
-        self.model = model = self.build_tested_model(opt)
+        """The model; its teacher is measured once before the training."""
+        model = self.build_tested_model(opt)
         if self.ours:
             model.trainer.checkpointer.run_record = self.record
         if not self.ours and hasattr(model, "validation"):  # ours know by themselves
@@ -275,14 +272,24 @@ class Session:
     # ------------------------------------------------------------------------------ names of basicsr.test
 
     def build_tested_model(self, opt: dict[str, Any]) -> Any:
-        """Logs the notes, and builds the model; one of BasicSR's is made to take images of any size."""
+        """Logs the notes, and gives the model that was built with the options.
+
+        One of BasicSR's is made to take images of any size. A run of one that goes on gets a new one: its weights are
+        in the files that the options name now.
+        """
         log = get_root_logger()
         for note in self.args.notes:
             log.info(note)
-        model = build_model(opt)
-        if not self.ours:
-            pad_in_tests(model, opt)
-        return model
+        if self.model is None:
+            self.model = build(opt)
+        self.log.release_lines()
+        # what has been added to the options since
+        self.model.opt.update({key: opt[key] for key in ("root_path", "manual_seed", "path") if key in opt})
+        if self.ours:
+            torch.backends.cudnn.benchmark = self.cudnn_benchmark  # BasicSR has switched it on meanwhile
+        else:
+            pad_in_tests(self.model, opt)
+        return self.model
 
     def build_dataset(self, dataset_opt: dict[str, Any]) -> Any:
         """The data set that was made, and checked, with the options."""

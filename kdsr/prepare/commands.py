@@ -13,12 +13,9 @@ import typer
 from tqdm import tqdm
 
 from kdsr.prepare import pairs
-from kdsr.prepare.degrade import degrade
 from kdsr.prepare.sample import SOURCES, folder_names, make_sample
 from kdsr.prepare.sub_images import GT, Cutting
 from kdsr.runtime.errors import OptionError
-
-app = typer.Typer(help="Prepare data sets.", no_args_is_help=True, add_completion=False)
 
 BENCHMARK_MULTIPLE = 12  # the same ground truth for x2, x3 and x4
 
@@ -73,7 +70,6 @@ def _cutting(scales: tuple[int, ...], layout: Layout, crop: int, step: int, thre
     return Cutting(scales, multiple, crop, step if crop else 0, thresh)
 
 
-@app.command()
 def sample(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("datasets/sample"),
     scales: Annotated[str, typer.Option(help="Factors of the LQ images.")] = "2,3,4",
@@ -86,7 +82,6 @@ def sample(
     typer.echo(f"{out}: {state} (origin and terms: {out / 'README.md'})")
 
 
-@app.command()
 def sr(
     sources: pairs.Sources,
     out: pairs.Out,
@@ -119,6 +114,3 @@ def sr(
     # not resolve(): the link's name counts, not its target's
     folders = target_folders(layout, Path(os.path.abspath(sources[0])).name, factors, bool(crop))
     pairs.make(sources, out, cutting, folders, lmdb=lmdb, min_size=min_size, workers=workers, force=force)
-
-
-app.command()(degrade)

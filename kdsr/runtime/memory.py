@@ -33,6 +33,25 @@ def free_memory() -> int | None:
     return min(found, default=None)
 
 
+def require_memory(net: nn.Module | None, place: str, copies: int) -> None:
+    """A network that is built must leave room for the further copies of its weights that a training holds.
+
+    Raises:
+        OptionError: There is less memory.
+    """
+    weights = net.parameters() if net is not None else ()
+    taken = sum(weight.numel() * weight.element_size() for weight in weights)
+    _require(taken * (copies - 1), free_memory(), place, copies)
+
+
+def _require(taken: int, free: int | None, place: str, copies: int) -> None:
+    if free is not None and taken > free:
+        times = "" if copies == 1 else f" ({copies} copies in training)"
+        raise OptionError(
+            f"{place}: its weights{times} need more than the {free / 2**30:.1f} GiB of free memory"
+        )
+
+
 @contextmanager
 def limit_network_size(place: str, copies: int = 1) -> Iterator[None]:
     """Refuses networks, built inside the block, that are too large: a typing error must not exhaust the memory.
@@ -58,11 +77,7 @@ def limit_network_size(place: str, copies: int = 1) -> Iterator[None]:
     def count_weights(owner: nn.Module, name: str, weights: nn.Parameter | None) -> None:
         nonlocal taken
         taken += 0 if weights is None else weights.numel() * weights.element_size() * copies
-        if free is not None and taken > free:
-            times = "" if copies == 1 else f" ({copies} copies in training)"
-            raise OptionError(
-                f"{place}: its weights{times} need more than the {free / 2**30:.1f} GiB of free memory"
-            )
+        _require(taken, free, place, copies)
 
     hooks = [
         torch_module.register_module_module_registration_hook(count_layer),

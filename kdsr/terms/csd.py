@@ -44,6 +44,7 @@ class CSDTerm(Term):
     """
 
     KEY = "csd_opt"
+    LABELS = {"net_extractor": "extractor", "net_vqgan": "VQGAN"}
     TRAIN_KEYS = {KEY: (dict, type(None)), "csd_negatives": (int, type(None))}
     NETWORK_KEYS = frozenset({"extractor", "vqgan"})
     NEEDS = frozenset({"teacher_output"})

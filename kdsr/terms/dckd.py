@@ -44,6 +44,7 @@ class _ThroughVQGAN(Term):
 
     NETWORK_KEYS = frozenset({"vqgan"})
     NEEDS = frozenset({"teacher_output"})
+    LABELS = {"net_vqgan": "VQGAN", "net_his": "history model"}
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:

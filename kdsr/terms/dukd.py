@@ -49,6 +49,7 @@ class _Zoom(Term):
     """A term with one further pass of the student, of the term's own name."""
 
     NAME: ClassVar[str]
+    COMPARES_IMAGES = True
 
     def passes(self, shapes: Mapping[str, Shapes]) -> dict[str, nn.Module]:
         return {self.NAME: _Restored(self.setup.multiple_of(self.setup.student), self.setup.scale)}

@@ -18,6 +18,7 @@ class PixelTerm(Term):
     KEY = "pixel_opt"
     TRAIN_KEYS = {KEY: OFF}
     NEEDS = frozenset({"gt"})
+    COMPARES_IMAGES = True
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         return {"l_pix": self.loss(step.output, step.ground_truth)}
@@ -30,6 +31,7 @@ class LogitsTerm(Term):
     KEY = "logits_opt"
     TRAIN_KEYS = {KEY: OFF}
     NEEDS = frozenset({"teacher_output"})
+    COMPARES_IMAGES = True
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         return {"l_ts": self.loss(step.output, step.teacher_output)}
@@ -45,6 +47,7 @@ class LabelConsistencyTerm(Term):
     KEY = "lcr_opt"
     TRAIN_KEYS = {KEY: OFF, "noisy": {"prob": (int, float)}}
     NEEDS = frozenset({"teacher"})
+    COMPARES_IMAGES = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

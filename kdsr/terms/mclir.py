@@ -35,6 +35,7 @@ class OwnPastTerm(Term):
     """
 
     KEY = "neg_opt"
+    LABELS = {"net_extractor": "extractor", "net_neg": "negative models"}
     TRAIN_KEYS: ClassVar[dict[str, Any]] = {
         KEY: (dict, type(None)),
         "neg_iter": (int, list),

@@ -99,6 +99,7 @@ class BlockMixingTerm(Term):
         "block_ratio": Number,
     }
     NEEDS = frozenset({"teacher_output"})
+    COMPARES_IMAGES = True
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:

@@ -11,10 +11,9 @@ import math
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,16 +35,10 @@ from kdsr.runtime.errors import OptionError
 from kdsr.tools.report import as_markdown
 from kdsr.tools.step_clock import REST, Clock, Memory
 
-app = typer.Typer(help="Measure time and memory.", no_args_is_help=True, add_completion=False)
-
 STUDENT = "student, forward and backward"
 TEACHER = "teacher"
-TEACHER_B = "teacher B"
-FEATURE_LOSS = "{} (feature loss)"  # its value; SLKD's two make their gradient with it
+WITH_GRADIENT = "{} with gradient, forward and backward"
 ADAPTERS = "adapters; backward pass of the feature losses"
-HISTORY = "history model"
-VQGAN_FROZEN = "VQGAN without gradient"
-VQGAN_GRADIENT = "VQGAN with gradient, forward and backward"
 
 
 class Device(StrEnum):
@@ -59,36 +52,47 @@ class Device(StrEnum):
 def watched(model: Any, clock: Clock) -> Iterator[None]:
     """Hooks ``clock`` to the networks, the backward pass and the optimizer of a model."""
     handles = []
+    with_gradient: list[str] = []  # parts of frozen networks that the gradient of the losses goes through
 
-    def watch(net: torch.nn.Module, part: Callable[[], str]) -> None:
+    def watch(net: torch.nn.Module, label: str, frozen: bool = False) -> None:
         stack: list[str] = []
-        handles.append(net.register_forward_pre_hook(lambda *_: stack.append(clock.switch(part()))))
+
+        def begin(*_: Any) -> None:
+            part = label
+            if frozen and torch.is_grad_enabled():
+                part = WITH_GRADIENT.format(label)
+                with_gradient.append(part)
+            stack.append(clock.switch(part))
+
+        handles.append(net.register_forward_pre_hook(begin))
         handles.append(net.register_forward_hook(lambda *_: clock.switch(stack.pop()) and None))
 
-    labels = {"net_t": TEACHER, "net_tb": TEACHER_B, "net_his": HISTORY}
-    networks = model.networks()
-    watch(model.net_g, lambda: STUDENT)
-    for name, label in labels.items():
-        if name in networks:
-            watch(networks[name], partial(str, label))
+    watch(model.net_g, STUDENT)
+    for key, teacher in model.teachers.items():
+        watch(teacher.net, TEACHER if key == "t" else f"{TEACHER} {key.removeprefix('t').upper()}")
+    frozen_networks = {
+        net: term.LABELS.get(name, name)
+        for term in model.terms.values()
+        for name, net in term.networks().items()
+    }
+    for net, label in frozen_networks.items():
+        watch(net, label, frozen=True)
     feature_losses = [term.loss for term in model.terms.values() if term.tap_groups()]
     for loss in feature_losses:
-        watch(loss, partial(FEATURE_LOSS.format, type(loss).__name__))
+        watch(loss, f"{type(loss).__name__} (feature loss)")  # SLKD's two make their gradient with it
     for group in model.student_bundle.adapters.values() if feature_losses else ():
         for adapter in group:
-            watch(adapter, lambda: ADAPTERS)
-    has_vqgan = "net_vqgan" in networks
-    if has_vqgan:
-        watch(networks["net_vqgan"], lambda: VQGAN_GRADIENT if torch.is_grad_enabled() else VQGAN_FROZEN)
+            watch(adapter, ADAPTERS)
 
     compute_losses = model.compute_losses
 
     def compute_losses_then_backward(step: Step) -> dict[str, Tensor]:
-        # Backward passes the losses and the extractors first, for they came last; once the gradient at the student's
-        # output is complete, the student's own pass begins.
+        # Backward passes the losses and the frozen networks first, for they came last; once the gradient at the
+        # student's output is complete, the student's own pass begins.
+        with_gradient.clear()
         model.output.register_hook(lambda gradient: clock.switch(STUDENT) and None)
         losses = compute_losses(step)
-        clock.switch(VQGAN_GRADIENT if has_vqgan else ADAPTERS if feature_losses else REST)
+        clock.switch(with_gradient[-1] if with_gradient else ADAPTERS if feature_losses else REST)
         return losses
 
     model.compute_losses = compute_losses_then_backward
@@ -192,10 +196,9 @@ def measure(model: Any, batch: dict[str, Tensor], *, warmup: int, repeat: int) -
 
 def summary(measured: pd.DataFrame) -> pd.DataFrame:
     """The table that is read: a row per part, their sum, and the whole step (text)."""
-    found = list(dict.fromkeys(measured["part"]))
-    losses = [part for part in found if part.endswith(FEATURE_LOSS.format(""))]
-    networks = [STUDENT, TEACHER, TEACHER_B, HISTORY, VQGAN_FROZEN, VQGAN_GRADIENT]
-    parts = [part for part in [*networks, *losses, ADAPTERS, REST] if part in found]
+    last = [ADAPTERS, REST]
+    found = [part for part in dict.fromkeys([STUDENT, *measured["part"]]) if part not in last]
+    parts = found + [part for part in last if part in set(measured["part"])]
     wholes = measured.groupby("step")["seconds"].sum().tolist()
     samples = {part: measured[measured["part"] == part]["seconds"].tolist() for part in parts}
     medians = {part: statistics.median(values) for part, values in samples.items()}
@@ -245,11 +248,6 @@ def machine(device: Device, threads: int) -> str:
     return f"{name}, {threads} of {os.cpu_count()} CPU threads, torch {torch.__version__}"
 
 
-@app.callback()
-def bench() -> None:
-    """Measure time and memory."""
-
-
 @contextmanager
 def _batch_is_an_option() -> Iterator[None]:
     """Some losses need more than one image: what they say of the training's batch is to be said of ``--batch``."""
@@ -262,7 +260,6 @@ def _batch_is_an_option() -> Iterator[None]:
         raise OptionError(said) from error
 
 
-@app.command()
 def step(
     opt: Annotated[str, typer.Option("-opt", "--opt", help="Option file of a training run.")],
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
-from kdsr.distill.term import all_terms
+import kdsr
 from kdsr.options.compose import Choice, Pieces
 from kdsr.runtime.atomic_files import atomic_write
 from kdsr.runtime.errors import OptionError
@@ -103,6 +102,11 @@ def _backbones(choices: Iterable[Choice], shipped: set[str]) -> str:
 
 
 def _registered() -> list[list[str]]:
+    kdsr.register()  # not before: the help needs no torch
+    from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+
+    from kdsr.distill.term import all_terms
+
     def ours(registry: Any) -> list[str]:
         return sorted(name for name, made in registry if made.__module__.startswith("kdsr."))
 

@@ -17,10 +17,10 @@ from basicsr.data import build_dataset
 from PIL import Image
 from typer.testing import CliRunner
 
+from kdsr.cli import app
 from kdsr.data.checks import check_dataset
 from kdsr.data.image_files import list_images
 from kdsr.data.resize import imresize
-from kdsr.prepare.commands import app
 from kdsr.prepare.pair_writer import Photograph, write_pairs
 from kdsr.prepare.sample import SOURCES
 from kdsr.prepare.sub_images import Cutting
@@ -28,7 +28,7 @@ from kdsr.runtime.errors import DataError, OptionError
 
 
 def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, ["data", *(str(argument) for argument in arguments)])
     if result.exception is not None:
         raise result.exception
     return result.output

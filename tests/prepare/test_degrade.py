@@ -15,8 +15,8 @@ import skimage.data
 from basicsr.data import build_dataset
 from typer.testing import CliRunner
 
+from kdsr.cli import app
 from kdsr.data.checks import check_dataset
-from kdsr.prepare.commands import app
 from kdsr.prepare.degrade import OPTIONS_OF, TASKS, build
 from kdsr.prepare.synthesis import Seeded
 from kdsr.prepare.synthetic_noise import Noise
@@ -32,7 +32,7 @@ QUICK: dict[str, list[object]] = {  # kernels that fit into the photographs here
 
 
 def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, ["degrade", *(str(argument) for argument in arguments)])
+    result = CliRunner().invoke(app, ["data", "degrade", *(str(argument) for argument in arguments)])
     if result.exception is not None:
         raise result.exception
     return result.output

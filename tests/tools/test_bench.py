@@ -12,7 +12,7 @@ import yaml
 from basicsr.models import build_model
 from typer.testing import CliRunner
 
-import kdsr  # noqa: F401
+from kdsr.cli import app
 from kdsr.runtime.errors import OptionError
 from kdsr.tools import bench
 
@@ -96,15 +96,15 @@ def test_every_part_of_a_step_is_attributed_in_its_turn(file: Path):
     assert clock.order == [
         bench.TEACHER,
         bench.REST,
-        bench.HISTORY,
+        "history model",
         bench.REST,
         bench.STUDENT,
         bench.REST,
-        bench.VQGAN_FROZEN,
+        "VQGAN",
         bench.REST,
-        bench.VQGAN_GRADIENT,  # forward
+        bench.WITH_GRADIENT.format("VQGAN"),  # forward
         bench.REST,  # the losses
-        bench.VQGAN_GRADIENT,  # backward
+        bench.WITH_GRADIENT.format("VQGAN"),  # backward
         bench.STUDENT,  # backward
         bench.REST,  # the update
     ]
@@ -141,11 +141,11 @@ def test_parts_of_slkd(file: Path):
     order = [part for part in clock.order if part != bench.REST]
     scenes, edges = "NaturalSceneLoss (feature loss)", "EdgeTextureLoss (feature loss)"
     assert order == [
-        bench.TEACHER, bench.TEACHER_B, bench.STUDENT, bench.ADAPTERS, bench.ADAPTERS, scenes, edges,  # forward
+        bench.TEACHER, "teacher B", bench.STUDENT, bench.ADAPTERS, bench.ADAPTERS, scenes, edges,  # forward
         bench.ADAPTERS, bench.STUDENT,  # backward
     ]  # fmt: skip
     table = bench.summary(bench.measure(model, images, warmup=0, repeat=1)[0])
-    shown = [bench.STUDENT, bench.TEACHER, bench.TEACHER_B, scenes, edges, bench.ADAPTERS, bench.REST]
+    shown = [bench.STUDENT, bench.TEACHER, "teacher B", scenes, edges, bench.ADAPTERS, bench.REST]
     assert list(table.index) == [*shown, "sum of the parts", "whole step"]
 
 
@@ -172,7 +172,7 @@ def test_command_prints_every_part_and_writes_the_table(file: Path, tmp_path: Pa
     ]
     threads = torch.get_num_threads()
     try:
-        result = CliRunner().invoke(bench.app, arguments)
+        result = CliRunner().invoke(app, ["bench", *arguments])
     finally:
         torch.set_num_threads(threads)
     assert result.exit_code == 0, result.output
@@ -181,9 +181,9 @@ def test_command_prints_every_part_and_writes_the_table(file: Path, tmp_path: Pa
     assert rows[2:] == [
         bench.STUDENT,
         bench.TEACHER,
-        bench.HISTORY,
-        bench.VQGAN_FROZEN,
-        bench.VQGAN_GRADIENT,
+        "history model",
+        "VQGAN",
+        bench.WITH_GRADIENT.format("VQGAN"),
         bench.REST,
         "sum of the parts",
         "whole step",
@@ -229,10 +229,10 @@ def test_losses_that_need_more_than_one_image_say_how_to_give_them(file: Path, t
     arguments = ["step", "-opt", str(file), "--repeat", "1", "--warmup", "0", "--threads", "1"]
     threads = torch.get_num_threads()
     try:
-        result = CliRunner().invoke(bench.app, arguments)
+        result = CliRunner().invoke(app, ["bench", *arguments])
         assert isinstance(result.exception, OptionError)
         assert "batch_size_per_gpu" in str(result.exception) and "(here: --batch)" in str(result.exception)
-        assert CliRunner().invoke(bench.app, [*arguments, "--batch", "3"]).exit_code == 0
+        assert CliRunner().invoke(app, ["bench", *arguments, "--batch", "3"]).exit_code == 0
     finally:
         torch.set_num_threads(threads)
 
@@ -245,7 +245,7 @@ def test_an_absent_gpu_is_said(file: Path):
 
 @pytest.mark.parametrize("wrong", [["--device", "tpu"], ["--threads", "0"]])
 def test_wrong_arguments_are_refused(file: Path, wrong: list[str]):
-    result = CliRunner().invoke(bench.app, ["step", "-opt", str(file), *wrong])
+    result = CliRunner().invoke(app, ["bench", "step", "-opt", str(file), *wrong])
     assert result.exit_code == 2, "a usage error; an OptionError would be 1 here"
 
 
