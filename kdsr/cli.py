@@ -25,6 +25,8 @@ COMMANDS: _Commands = {
     "demo": ("tools.demo:demo", "Train a small student with and without distillation, and compare them."),
     "new": ("tools.new:new", "Write the option file of a method, a backbone, a data set and a schedule."),
     "list": ("tools.tables:list_templates", "Methods, tasks and backbones that have option files."),
+    "show": ("tools.show:show", "Print the resolved options of a file, and where each value comes from."),
+    "schema": ("tools.schema:schema", "Write options/schema.json, for editors, and docs/option_reference.md."),
     "data": (
         {
             "sample": (
@@ -48,7 +50,7 @@ COMMANDS: _Commands = {
         "Measure time and memory of a training step, of its start, or of a large image.",
     ),
 }
-_WITHOUT_TORCH = ("train", "test", "new", "list")  # these register what they need themselves
+_WITHOUT_TORCH = ("train", "test", "new", "list", "show")  # these register what they need themselves
 
 
 class LazyGroup(TyperGroup):

@@ -7,7 +7,8 @@ import sys
 from typing import NoReturn
 
 import kdsr
-from kdsr.runtime.errors import report_errors
+from kdsr.options.early import misspelt
+from kdsr.runtime.errors import OptionError, report_errors
 
 
 def run(is_train: bool, argv: list[str] | None) -> int:
@@ -19,6 +20,8 @@ def run(is_train: bool, argv: list[str] | None) -> int:
     """
 
     def checked() -> None:
+        if problems := misspelt(argv, is_train):  # before torch and BasicSR are imported
+            raise OptionError(problems)
         kdsr.register()
         from kdsr.pipeline import seam
         from kdsr.runtime.distributed import explain_lost_ranks

@@ -238,6 +238,9 @@ def test_command(
         small = [f"--force_yml={entry}" for entry in reductions(load(file, overrides))]
         assert call([*words, "--threads", "1", "--repeat", "1", "--warmup", "0", *small], monkeypatch) == 0
         assert ("feature losses" if "SLKD" in file else "VQGAN") in capfd.readouterr().out
+    elif command.startswith("kdsr show "):
+        assert call(words, monkeypatch) == 0
+        assert ".yml:" in capfd.readouterr().out
     elif command.startswith("kdsr bench tiles "):
         assert (
             call([*words, "--size", "48x40", "--tile", "16", "--overlap", "8", "--threads", "1"], monkeypatch)

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
+from kdsr.data.dataset_options import DatasetOptions
 from kdsr.data.samplers import PositionSampler
+from kdsr.runtime.declarations import check_value, is_kind
 
 
 @dataclass(frozen=True)
@@ -75,35 +77,34 @@ class BatchPlan:
 
 def progressive_problems(opt: Mapping[str, Any], place: str) -> list[str]:
     """Problems of the option ``progressive`` of a training set; ``place`` is its name in messages."""
+    problems: list[str] = []
     stages = opt.get("progressive")
-    if stages is None:
-        return []
-    if not isinstance(stages, list):
-        return [f"{place}: expected a list of sections, each with {', '.join(_KEYS)}"]
-    problems = []
+    if not check_value(stages, DatasetOptions.declared()["progressive"], place, problems) or not stages:
+        return problems
     before = 0
     for index, stage in enumerate(stages):
-        here = f"{place}.{index}"
-        if not isinstance(stage, dict) or "after" not in stage or not set(stage) <= set(_KEYS):
-            problems.append(f"{here}: expected a section with {', '.join(_KEYS)}; got {stage!r}")
-            continue
-        wrong = [key for key, value in stage.items() if not _is_count(value)]
-        problems += [f"{here}.{key}: {stage[key]!r} is not a positive whole number" for key in wrong]
-        if "after" not in wrong:
-            if stage["after"] <= before:
-                problems.append(f"{here}.after: {stage['after']} must be greater than {before}")
-            before = stage["after"]
-        if "gt_size" in stage and not _is_count(opt.get("gt_size")):
-            problems.append(f"{here}.gt_size: the data set itself needs a gt_size, for the first iterations")
+        if stage["after"] <= before:
+            problems.append(f"{place}.{index}.after: {stage['after']} must be greater than {before}")
+        before = stage["after"]
+        if "gt_size" in stage and opt.get("gt_size") is None:
+            problems.append(
+                f"{place}.{index}.gt_size: the data set itself needs a gt_size, for the first iterations"
+            )
     return problems
 
 
-_KEYS = ("after", "gt_size", "batch_size_per_gpu")
-
-
-def _is_count(value: Any) -> bool:
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return whole and not isinstance(value, bool) and value > 0
+def patch_sizes(train: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """The sides of the GT patches of a training set with the options that say so, as far as they are numbers."""
+    stages = train.get("progressive")
+    sections = {"datasets.train": train} | {
+        f"datasets.train.progressive.{index}": stage
+        for index, stage in enumerate(stages if isinstance(stages, list) else [])
+        if isinstance(stage, dict)
+    }
+    sizes: dict[str, Any] = {
+        f"{place}.gt_size": section.get("gt_size") for place, section in sections.items()
+    }
+    return [(place, int(size)) for place, size in sizes.items() if is_kind(size, int) and size > 0]
 
 
 class PlannedBatches(Sampler[list[tuple[int, int, int | None]]]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from types import NoneType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,9 +14,11 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kdsr.data.dataset_options import FolderOptions
 from kdsr.data.image_files import cannot_read, decode_color, list_images
 from kdsr.data.lmdb_client import LmdbClient
 from kdsr.data.resize import mod_crop
+from kdsr.runtime.declarations import option
 from kdsr.runtime.errors import DataError
 
 
@@ -32,6 +33,7 @@ class FolderImages(Dataset):
     """
 
     role: ClassVar[str]  # "gt" or "lq"
+    options: ClassVar[type[FolderOptions]]
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.opt = opt
@@ -88,12 +90,18 @@ class FolderImages(Dataset):
             )
         top, left = random.randint(0, height - size), random.randint(0, width - size)
         crop = image[top : top + size, left : left + size].copy()
-        return augment(crop, self.opt.get("use_hflip", True), self.opt.get("use_rot", True))
+        options = self.options.read(self.opt)
+        return augment(crop, options.use_hflip, options.use_rot)
 
 
 def as_tensor(image: np.ndarray) -> Tensor:
     """(H, W, 3), BGR -> (3, H, W), RGB."""
     return img2tensor(np.ascontiguousarray(image), bgr2rgb=True, float32=True)
+
+
+class ImageFolderOptions(FolderOptions):
+    dataroot_gt: str = option(None, "Folder or `.lmdb` of the images.")
+    multiple_of: int = option(1, "Whole images are cropped to multiples of it.", lowest=1)
 
 
 @DATASET_REGISTRY.register()
@@ -104,26 +112,13 @@ class ImageFolderDataset(FolderImages):
     the bottom and right to a multiple of ``multiple_of``.
 
     Args:
-        opt: Options:
-
-            - ``dataroot_gt``: a folder, or an LMDB whose name ends in ``.lmdb``
-            - ``io_backend`` (default: by the name of ``dataroot_gt``)
-            - ``phase``: ``train``, ``val`` or ``test``
-            - ``gt_size``: side of the crops; required in training
-            - ``use_hflip``, ``use_rot``: default true
-            - ``multiple_of``: default 1
+        opt: See ``ImageFolderOptions``; ``phase`` is ``train``, ``val`` or ``test``.
 
     Raises:
         DataError: There is no image, one cannot be read, or one is smaller than its crop.
     """
 
-    OPTION_KEYS: ClassVar[dict[str, Any]] = {
-        "dataroot_gt": str,
-        "gt_size": (int, NoneType),
-        "use_hflip": bool,
-        "use_rot": bool,
-        "multiple_of": int,
-    }
+    options = ImageFolderOptions
     role = "gt"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -135,7 +130,7 @@ class ImageFolderDataset(FolderImages):
         if self.opt.get("phase") == "train":
             image = self.patch(index, self.opt["gt_size"])
         else:
-            image = mod_crop(self.read(index), self.opt.get("multiple_of", 1))
+            image = mod_crop(self.read(index), self.options.read(self.opt).multiple_of)
             if 0 in image.shape:
                 raise DataError(f"{self.shown(index)} is smaller than multiple_of")
         tensor, path = as_tensor(image), self.paths[index]

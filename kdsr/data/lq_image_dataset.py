@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from types import NoneType
 from typing import Any, ClassVar
 
 from basicsr.utils.registry import DATASET_REGISTRY
 
+from kdsr.data.dataset_options import FolderOptions
 from kdsr.data.image_folder_dataset import FolderImages, as_tensor
+from kdsr.runtime.declarations import option
+
+
+class LQImageOptions(FolderOptions):
+    dataroot_lq: str = option(None, "Folder or `.lmdb` of the LQ images.")
 
 
 @DATASET_REGISTRY.register()
@@ -19,25 +24,13 @@ class LQImageDataset(FolderImages):
     training too.)
 
     Args:
-        opt: Options:
-
-            - ``dataroot_lq``: a folder, or an LMDB whose name ends in ``.lmdb``
-            - ``io_backend`` (default: by the name of ``dataroot_lq``)
-            - ``phase``: ``train``, ``val`` or ``test``
-            - ``gt_size``: as for pairs: the patch has a side of ``gt_size / scale``; required in training
-            - ``scale``: default 1
-            - ``use_hflip``, ``use_rot``: default true
+        opt: See ``LQImageOptions``. As for pairs, the patch has a side of ``gt_size / scale``.
 
     Raises:
         DataError: There is no image, one cannot be read, or one is smaller than a patch.
     """
 
-    OPTION_KEYS: ClassVar[dict[str, Any]] = {
-        "dataroot_lq": str,
-        "gt_size": (int, NoneType),
-        "use_hflip": bool,
-        "use_rot": bool,
-    }
+    options = LQImageOptions
     GIVES_GT: ClassVar[bool] = False
     role = "lq"
 

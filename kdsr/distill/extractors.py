@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from kdsr.runtime.declarations import Network
 from kdsr.runtime.errors import OptionError
+
+EXTRACTOR = {"extractor": Network("Extractor of `csd_opt` and `neg_opt`: `VGG19` or a `VQGAN`.")}
+VQGAN = {
+    "vqgan": Network("Extractor of `cl_opt` and `ce_opt`, and of `csd_opt` without `network_extractor`.")
+}
+
+
+def vqgan_multiples(opt: Mapping[str, Any], key: str = "network_vqgan") -> dict[str, int]:
+    """What the sides of images must be multiples of for a VQGAN; empty where the options do not say."""
+    network = opt.get(key)
+    ddconfig = network.get("ddconfig") if isinstance(network, dict) else None
+    levels = ddconfig.get("ch_mult") if isinstance(ddconfig, dict) else None
+    return {key: 2 ** (len(levels) - 1)} if isinstance(levels, list) and levels else {}
 
 
 def features_of(output: Any, extractor: nn.Module, levels: int) -> list[Tensor]:

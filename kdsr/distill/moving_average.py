@@ -104,10 +104,9 @@ class Ema:
         self.warmup = warmup
 
     @classmethod
-    def of(cls, source: nn.Module, train: Mapping[str, Any]) -> Ema | None:
-        """The moving average of the options ``train``; None without ``ema_decay``."""
-        decay = train.get("ema_decay", 0)
-        return cls(source, decay, train.get("ema_warmup", False)) if decay > 0 else None
+    def of(cls, source: nn.Module, train: Any) -> Ema | None:
+        """The moving average of ``TrainOptions``; None without ``ema_decay``."""
+        return cls(source, train.ema_decay, train.ema_warmup) if train.ema_decay > 0 else None
 
     def update(self, iteration: int, guard: StepGuard) -> None:
         """Averages the weights after an update; does nothing if the guard has skipped it."""

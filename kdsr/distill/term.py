@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kdsr.distill.adapters import TapGroup
 from kdsr.distill.step import Step
 from kdsr.distill.tap_options import missing_taps
+from kdsr.runtime.declarations import Network, Options
 
 
 class TermRegistry(Registry):
@@ -26,6 +27,7 @@ class TermRegistry(Registry):
     def _do_register(self, name: str, obj: type[Term], suffix: str | None = None) -> None:
         for other, term in self:
             assert term.KEY != obj.KEY, f"{name}: train.{obj.KEY} is the key of {other} already"
+        assert obj.KEY in obj.options.declared(), f"{name}: {obj.options.__name__} does not declare {obj.KEY}"
         super()._do_register(name, obj, suffix)
 
 
@@ -80,8 +82,8 @@ class Term(ABC):
 
     Attributes:
         KEY: The key of ``train`` that switches it on, ``*_opt``; its value are the options of a registered loss.
-        TRAIN_KEYS: Kinds of that key and of others that it reads.
-        NETWORK_KEYS: Networks that it reads beside the teacher: ``extractor`` for ``network_extractor``.
+        options: Declares that key and the others of ``train`` that it reads; in an instance their values.
+        NETWORKS: Networks that it reads beside the teacher: ``extractor`` for ``network_extractor``.
         NEEDS: Any of ``teacher`` (``network_t`` is given), ``teacher_output`` (T(x) too), ``taps`` (``train.taps``
             names features of student and teacher) and ``gt`` (ground truth).
         COMPARES_IMAGES: Whether ``loss`` takes two batches of images, (N, C, H, W); one that cannot is then named.
@@ -92,15 +94,15 @@ class Term(ABC):
     """
 
     KEY: ClassVar[str]
-    TRAIN_KEYS: ClassVar[dict[str, Any]] = {}
-    NETWORK_KEYS: ClassVar[frozenset[str]] = frozenset()
+    options: Any = Options
+    NETWORKS: ClassVar[Mapping[str, Network]] = {}
     NEEDS: ClassVar[frozenset[str]] = frozenset()
     COMPARES_IMAGES: ClassVar[bool] = False
     LABELS: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.train = setup.train
+        self.options = type(self).options.read(setup.train)
         loss = setup.loss(self.KEY)
         assert loss is not None  # a term is built where its key is given
         self.loss = loss
@@ -114,6 +116,11 @@ class Term(ABC):
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
         """The keys of ``train`` that need ground truth when it is on, each with what to do where there is none."""
         return {cls.KEY: "take it out"} if "gt" in cls.NEEDS else {}
+
+    @classmethod
+    def patch_multiples(cls, opt: dict[str, Any]) -> dict[str, int]:
+        """What the sides of training patches of the ground truth must be multiples of, by the option that asks."""
+        return {}
 
     def tap_groups(self) -> dict[str, TapGroup]:
         """Which features it compares, by a name that no other term uses."""

@@ -15,44 +15,14 @@ from kdsr.distill.weight_schedule import ScheduledLoss, is_schedule
 from kdsr.models.pretrained import load_pretrained, log_network
 from kdsr.runtime.distributed import share_weights
 from kdsr.runtime.errors import OptionError
-from kdsr.runtime.option_values import count, number
 from kdsr.runtime.precision import Precision
 from kdsr.runtime.step_guard import fused_where_it_helps, keep_own_kernels
 
-Number = (int, float)
-
-# the options of ``train`` that every training reads
-TRAINING_KEYS: dict[str, Any] = {
-    "total_iter": count(),
-    "warmup_iter": int,
-    "ema_decay": number(lowest=0, below=1),  # at 1 what is validated and saved would never change
-    "ema_warmup": bool,
-    "optim_g": dict,
-    "scheduler": dict,
-    "clip_grad_norm": (*Number, type(None)),
-    "max_nonfinite": int,
-}
 _SCHEDULERS = {
     "MultiStepLR": MultiStepRestartLR,
     "MultiStepRestartLR": MultiStepRestartLR,
     "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
 }
-
-
-def training_problems(opt: dict[str, Any]) -> list[str]:
-    """What is wrong with the options of ``TRAINING_KEYS``, beyond the type of each."""
-    train = opt.get("train") or {}
-    problems = []
-    clip = train.get("clip_grad_norm")
-    if clip is not None and not clip > 0:
-        problems.append(f"train.clip_grad_norm: {clip} is no length of a gradient; it must be above 0")
-    if train.get("ema_warmup") and not train.get("ema_decay"):
-        problems.append(
-            "train.ema_warmup: needs train.ema_decay above 0, the moving average that it speeds up"
-        )
-    if train.get("max_nonfinite", 1) < 1:
-        problems.append(f"train.max_nonfinite: {train['max_nonfinite']} is no number of steps, from 1")
-    return problems
 
 
 class Builder:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdsr.models.pretrained import export_safetensors
 from kdsr.models.retention import drop_old
+from kdsr.models.sections import LoggerOptions, LoopOptions
 from kdsr.models.state_validation import check_state, loading_state
 from kdsr.runtime.checkpoint import mismatch, save_file
 from kdsr.runtime.distributed import gather_lists, on_first_rank
@@ -89,7 +90,7 @@ class Checkpointer:
         weights = self._write_weights(str(iteration))
         state = self._state(iteration) | {"generators": generators, "weights": [weights.name]}
         save_file(state, file)
-        keep_last = self.opt["logger"].get("keep_last", 3)
+        keep_last = LoggerOptions.read(self.opt["logger"]).keep_last
         drop_old(weights.parent, file.parent, keep_last, iteration, self.resumed_from)
 
     def save_weights(self, name: str, **more: Any) -> None:
@@ -219,7 +220,7 @@ class Checkpointer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of scheduler steps without optimizer steps
             for iteration in range(1, state["iter"] + 1):
-                self.update_learning_rate(iteration, self.opt["train"].get("warmup_iter", -1))
+                self.update_learning_rate(iteration, LoopOptions.read(self.opt["train"]).warmup_iter)
 
     def restore_generators(self) -> None:
         """Sets the generators to the loaded states; called at the first batch, after the loaders have drawn."""

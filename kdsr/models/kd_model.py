@@ -19,11 +19,12 @@ from kdsr.distill.step import Step, Teacher, X
 from kdsr.distill.tap_options import tap_problems
 from kdsr.distill.term import Setup, Term, all_terms, term_problems
 from kdsr.distill.weight_files import weight_files
-from kdsr.models.builder import TRAINING_KEYS, Builder
+from kdsr.models.builder import Builder
 from kdsr.models.pretrained import warm_start
 from kdsr.models.restorer import Restorer
 from kdsr.models.trainer import LoopInterface, Trainer
 from kdsr.models.validator import Validator
+from kdsr.runtime.declarations import Network
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import OptionError
 
@@ -46,8 +47,9 @@ class KDModel(LoopInterface, SRModel):
     same options under ``model_type: KDModel`` give the same numbers.
     """
 
-    TRAIN_KEYS = TRAINING_KEYS
-    NETWORK_KEYS = frozenset({"g", "t"})
+    NETWORKS = LoopInterface.NETWORKS | {
+        "t": Network("The teacher; without one `KDModel` trains from scratch.")
+    }
     REQUIRED_TERMS: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -73,6 +75,12 @@ class KDModel(LoopInterface, SRModel):
         return list(
             dict.fromkeys(problems + term_problems(opt))
         )  # two terms may need the same missing network
+
+    @classmethod
+    def patch_multiples(cls, opt: dict[str, Any]) -> dict[str, int]:
+        train = opt["train"] if isinstance(opt.get("train"), dict) else {}
+        on = [term for key, term in all_terms().items() if train.get(key)]
+        return {who: multiple for term in on for who, multiple in term.patch_multiples(opt).items()}
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
@@ -118,7 +126,7 @@ class KDModel(LoopInterface, SRModel):
             for term in self.terms.values()
         )
         self.net_g.train()
-        self.ema = Ema.of(self.net_g, train)
+        self.ema = Ema.of(self.net_g, self.train_options.read(train))
         if self.ema:
             self.net_g_ema = self.ema.net
         find_unused = self.opt.get("find_unused_parameters", False)

@@ -9,6 +9,7 @@ import numpy as np
 
 from kdsr.models.evaluation import ImageResult
 from kdsr.models.image_metrics import baseline_name, needs_reference
+from kdsr.models.sections import ValOptions
 
 
 def teacher_warnings(results: Mapping[str, list[ImageResult]], opt: Mapping[str, Any]) -> list[str]:
@@ -21,7 +22,7 @@ def teacher_warnings(results: Mapping[str, list[ImageResult]], opt: Mapping[str,
         opt: The parsed options; with ``val.teacher_check: false`` there are no warnings.
     """
     val = opt.get("val") or {}
-    if not val.get("teacher_check", True):
+    if not ValOptions.read(val).teacher_check:
         return []
     scale = opt.get("scale") or 1
     found = []

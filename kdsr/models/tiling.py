@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from kdsr.distill.padding import extended
+from kdsr.models.sections import ValOptions
+from kdsr.runtime.declarations import check_value
 from kdsr.runtime.errors import OptionError
 
 OVERLAP = 32  # LQ pixels; the default of val.tile_overlap for tiles of at least twice this size
@@ -29,33 +31,25 @@ def tile_of(val: Mapping[str, Any]) -> tuple[int, int] | None:
     Raises:
         OptionError: There are no such tiles.
     """
-    tile, overlap = val.get("tile"), val.get("tile_overlap")
-    problems = _problems(tile, overlap)
-    if problems:
+    if problems := tile_problems(val):
         raise OptionError(problems)
+    tile, overlap = val.get("tile"), val.get("tile_overlap")
     if tile is None:
         return None
     return int(tile), min(OVERLAP, int(tile) // 2) if overlap is None else int(overlap)
 
 
 def tile_problems(val: Mapping[str, Any]) -> list[str]:
-    """What is wrong with ``val.tile`` and ``val.tile_overlap``, as far as they are numbers."""
-    given = [val.get(key) for key in ("tile", "tile_overlap")]
-    return _problems(*(value if isinstance(value, int | float) else None for value in given))
-
-
-def _problems(tile: float | None, overlap: float | None) -> list[str]:
-    if tile is not None and tile < 1:
-        return [
-            f"val.tile: {tile} is below 1; give the side of a tile in LQ pixels, or null for whole images"
-        ]
-    if overlap is not None and overlap < 0:
-        return [f"val.tile_overlap: {overlap} is below 0"]
-    if tile is not None and overlap is not None and overlap >= tile:
-        return [
+    """What is wrong with ``val.tile`` and ``val.tile_overlap``."""
+    problems: list[str] = []
+    for key in ("tile", "tile_overlap"):
+        check_value(val.get(key), ValOptions.declared()[key], f"val.{key}", problems)
+    tile, overlap = val.get("tile"), val.get("tile_overlap")
+    if not problems and tile is not None and overlap is not None and overlap >= tile:
+        problems.append(
             f"val.tile_overlap: {overlap} leaves nothing of tiles of {tile} (val.tile); it must be smaller"
-        ]
-    return []
+        )
+    return problems
 
 
 @dataclass(frozen=True)
@@ -118,8 +112,7 @@ def tiled(
     Raises:
         OptionError: A tile below one pixel, or an overlap that is negative or as long as the tile.
     """
-    problems = _problems(tile, overlap)
-    if problems:
+    if problems := tile_problems({"tile": tile, "tile_overlap": overlap}):
         raise OptionError(problems)
     height, width = (size * scale for size in lq.shape[-2:])
     image = extended(lq, multiple_of)

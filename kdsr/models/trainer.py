@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kdsr.models.builder import Builder, training_problems
+from kdsr.models.builder import Builder
 from kdsr.models.checkpointer import Checkpointer
+from kdsr.models.sections import TrainOptions
 from kdsr.models.validator import Validator
+from kdsr.runtime.declarations import Network
 from kdsr.runtime.step_guard import StepGuard, Trained
 from kdsr.runtime.step_log import StepLog, mean_over_ranks
 
@@ -43,7 +45,8 @@ class Trainer:
         validator: Validator,
         update_learning_rate: Callable[[int, int], None],
     ) -> None:
-        opt, train, device = builder.opt, builder.opt["train"], builder.device
+        opt, device = builder.opt, builder.device
+        options = TrainOptions.read(opt["train"])
         self.validator = validator
         self.optimizers = [
             builder.optimizer(net.parameters(), f"optim_{key}") for key, net in trained.items()
@@ -54,8 +57,8 @@ class Trainer:
         self.guard = StepGuard(
             dict(zip(names, parts, strict=True)),
             device,
-            clip_norm=train.get("clip_grad_norm"),
-            limit=train.get("max_nonfinite", 10),
+            clip_norm=options.clip_grad_norm,
+            limit=options.max_nonfinite,
             loss_scale=builder.precision.loss_scale(),
         )
         self.step_log = StepLog(self.guard, opt["rank"])
@@ -106,6 +109,8 @@ class LoopInterface:
         builder: Builds the networks.
         trainer: In training only.
         validator: Measures the network under test.
+        train_options: Declares the options of ``train`` that it reads.
+        NETWORKS: The networks that it reads, by the key of ``network_<key>``.
     """
 
     is_train: bool
@@ -116,15 +121,23 @@ class LoopInterface:
     trainer: Trainer
     validator: Validator
 
-    TRAIN_KEYS: ClassVar[dict[str, Any]]
-    NETWORK_KEYS: ClassVar[frozenset[str]]
-    # a key of train, or network_X -> the keys of train that make use of it
-    READ_WITH: ClassVar[dict[str, tuple[str, ...]]] = {}
+    train_options: ClassVar[type[TrainOptions]] = TrainOptions
+    NETWORKS: ClassVar[dict[str, Network]] = {
+        "g": Network("The student: the network that is trained or tested.", required="always", in_state=True)
+    }
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
         """Problems that show only when several options are seen together."""
-        return training_problems(opt)
+        train = opt.get("train") or {}
+        if train.get("ema_warmup") and not train.get("ema_decay"):
+            return ["train.ema_warmup: needs train.ema_decay above 0, the moving average that it speeds up"]
+        return []
+
+    @classmethod
+    def patch_multiples(cls, opt: dict[str, Any]) -> dict[str, int]:
+        """What the sides of training patches of the ground truth must be multiples of, by the option that asks."""
+        return {}
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:

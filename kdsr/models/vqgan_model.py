@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
@@ -19,14 +19,17 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from kdsr.archs.vqgan_arch import VQGAN, Reconstruction
+from kdsr.distill.extractors import vqgan_multiples
 from kdsr.distill.moving_average import Ema
 from kdsr.distill.weight_schedule import ScheduledLoss
 from kdsr.losses.vq_loss import VQLoss, adaptive_weight
-from kdsr.models.builder import TRAINING_KEYS, Builder
+from kdsr.models.builder import Builder
 from kdsr.models.code_usage import CodeUsage
 from kdsr.models.restorer import Restorer
+from kdsr.models.sections import TrainOptions
 from kdsr.models.trainer import LoopInterface, Trainer
 from kdsr.models.validator import Validator
+from kdsr.runtime.declarations import Network, Section, loss, option
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import OptionError
 
@@ -68,6 +71,42 @@ def vgg_weights_problem(options: dict[str, Any]) -> str | None:
     return f"train.perceptual_opt: no weights of {kind}; put them at {places}, or leave the term out"
 
 
+class VQGANOptions(TrainOptions):
+    pixel_opt: Section | None = loss(
+        "Loss of the reconstruction, `l_pix`."
+    )  # any image is its own ground truth
+    vq_opt: Section = option(
+        None,
+        "Commitment and codebook loss (`VQLoss`), `l_commit` and `l_codebook`.",
+        shown_default="{type: VQLoss}",
+    )
+    perceptual_opt: Section | None = loss(
+        "BasicSR's `PerceptualLoss`, `l_percep` and `l_style`; needs VGG weights on disk."
+    )
+    gan_opt: Section | None = loss(
+        "BasicSR's `GANLoss`, `l_g_gan` and `l_d`; needs `network_d` and `optim_d`."
+    )
+    optim_d: Section | None = option(
+        None, "Optimizer of the discriminator, as `optim_g`.", read_with="gan_opt"
+    )
+    gan_start: int = option(
+        0, "Iterations before the discriminator is trained and used.", lowest=0, read_with="gan_opt"
+    )
+    gan_adaptive_weight: bool = option(
+        True,
+        "Whether its gradient is weighed against that of the reconstruction, as in the paper.",
+        read_with="gan_opt",
+    )
+    restart_every: int = option(
+        100, "Iterations after which unused codes are restarted from encoder outputs; 0: never.", lowest=0
+    )
+    vq_start: int = option(
+        0,
+        "Iterations in which the decoder gets the encodings in place of the codes, which already follow them.",
+        lowest=0,
+    )
+
+
 @MODEL_REGISTRY.register()
 class VQGANModel(LoopInterface, SRModel):
     """Encoder, codebook and decoder (``net_g``) trained on the images of a folder (``gt``, else ``lq``).
@@ -76,34 +115,14 @@ class VQGANModel(LoopInterface, SRModel):
     ``net_g`` file is for ``path.pretrain_network_vqgan`` (with ``strict_load_vqgan: false``: the decoder is not
     used there). Validation measures the reconstruction.
 
-    Losses (``train``):
-
-    - ``pixel_opt``: ``l_pix``
-    - ``vq_opt`` (``VQLoss``): ``l_commit``, ``l_codebook``
-    - ``perceptual_opt`` (BasicSR's ``PerceptualLoss``; needs VGG weights on disk): ``l_percep``, ``l_style``
-    - ``gan_opt`` (BasicSR's ``GANLoss``) with ``network_d`` and ``optim_d``: ``l_g_gan``, ``l_d``, from iteration
-      ``gan_start`` (0) on; times ``loss_weight`` and, unless ``gan_adaptive_weight: false``, taming's adaptive weight
-
-    For the first ``vq_start`` (0) iterations the decoder gets the encodings instead of the codes, which follow them
-    already: a trained encoder spreads over more codes (our choice). Every ``restart_every`` (100; 0: never)
-    iterations, codes that were not used since are restarted from encoder outputs. Logged beside the losses:
-    ``perplexity`` and ``codes_used`` of about the last hundred steps.
+    The losses and the schedule are options, see ``VQGANOptions``. A trained encoder spreads over more codes, hence
+    ``vq_start`` (our choice). The discriminator's weight is ``loss_weight`` and, unless ``gan_adaptive_weight: false``,
+    taming's adaptive weight. Logged beside the losses: ``perplexity`` and ``codes_used`` of about the last hundred
+    steps.
     """
 
-    TRAIN_KEYS: ClassVar[dict[str, Any]] = {
-        **TRAINING_KEYS,
-        "vq_opt": dict,
-        "perceptual_opt": (dict, type(None)),
-        "gan_opt": (dict, type(None)),
-        "optim_d": (dict, type(None)),
-        "gan_start": int,
-        "gan_adaptive_weight": bool,
-        "restart_every": int,
-        "vq_start": int,
-        "pixel_opt": (dict, type(None)),  # any image is its own ground truth
-    }
-    NETWORK_KEYS = frozenset({"g", "d"})
-    READ_WITH = dict.fromkeys(("optim_d", "gan_start", "gan_adaptive_weight"), ("gan_opt",))
+    train_options = VQGANOptions
+    NETWORKS = LoopInterface.NETWORKS | {"d": Network("The discriminator.", in_state=True)}
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
@@ -121,15 +140,6 @@ class VQGANModel(LoopInterface, SRModel):
             for key in ("in_channels", "out_ch")
             if ddconfig.get(key, 3) != 3
         ]
-        multiple = 2 ** (len(ddconfig.get("ch_mult", [1])) - 1)
-        size = ((opt.get("datasets") or {}).get("train") or {}).get("gt_size", multiple)
-        if size % multiple:
-            problems.append(
-                f"datasets.train.gt_size: {size} must be a multiple of {multiple}, which network_g needs"
-            )
-        for key in ("restart_every", "vq_start", "gan_start"):
-            if train.get(key, 0) < 0:
-                problems.append(f"train.{key}: {train[key]} is no number of iterations")
         if train.get("gan_opt"):
             needed = {"network_d": opt.get("network_d"), "train.optim_d": train.get("optim_d")}
             problems += [
@@ -140,6 +150,10 @@ class VQGANModel(LoopInterface, SRModel):
         if train.get("perceptual_opt") and (problem := vgg_weights_problem(train["perceptual_opt"])):
             problems.append(problem)
         return problems
+
+    @classmethod
+    def patch_multiples(cls, opt: dict[str, Any]) -> dict[str, int]:
+        return vqgan_multiples(opt, "network_g")
 
     net_g: VQGAN
     net_d: nn.Module | None = None
@@ -161,9 +175,9 @@ class VQGANModel(LoopInterface, SRModel):
             self.check_discriminator(self.net_d)
             self.bundle_d = wrap_ddp(self.net_d, self.device)
         self.usage = CodeUsage(self.net_g.quantize.embedding.num_embeddings).to(self.device)
-        self.restart_every = train.get("restart_every", 100)
+        self.options = self.train_options.read(train)
         self.net_g.train()
-        self.ema = Ema.of(self.net_g, train)
+        self.ema = Ema.of(self.net_g, self.options)
         if self.ema:
             self.net_g_ema = self.ema.net
         self.init_losses(train)
@@ -214,8 +228,6 @@ class VQGANModel(LoopInterface, SRModel):
             # BasicSR's loss includes its weight, which the adaptive weight would cancel.
             self.gan_weight = float(self.cri_gan.loss_weight)  # type: ignore[arg-type]
             self.cri_gan.loss_weight = 1.0  # type: ignore[assignment]
-        self.gan_start = train.get("gan_start", 0)
-        self.gan_adaptive_weight = train.get("gan_adaptive_weight", True)
 
     # ---------------------------------------------------------------------------------------------- one step
 
@@ -240,13 +252,13 @@ class VQGANModel(LoopInterface, SRModel):
 
     def compute_gradients(self, current_iter: int) -> dict[str, Tensor]:
         """The losses of the step by name (scalars), after the backward pass of each network's own."""
-        self.reconstructor.quantize = current_iter > self.opt["train"].get("vq_start", 0)
-        for loss in self.builder.scheduled_losses:
-            loss.begin(current_iter)
+        self.reconstructor.quantize = current_iter > self.options.vq_start
+        for scheduled in self.builder.scheduled_losses:
+            scheduled.begin(current_iter)
         with self.builder.precision.autocast:
             losses = self.forward_step(current_iter)
         self.guard.backward(torch.stack(list(losses.values())).sum())
-        if self.net_d is not None and current_iter > self.gan_start:
+        if self.net_d is not None and current_iter > self.options.gan_start:
             losses["l_d"] = self.discriminator_gradients()
         return losses
 
@@ -261,7 +273,7 @@ class VQGANModel(LoopInterface, SRModel):
                 for name, value in (("l_percep", perceptual), ("l_style", style))
                 if value is not None
             }
-        if self.net_d is not None and current_iter > self.gan_start:
+        if self.net_d is not None and current_iter > self.options.gan_start:
             losses["l_g_gan"] = self.adversarial_loss(torch.stack(list(losses.values())).sum())
         result = self.reconstructor.result
         commitment, losses["l_codebook"] = self.cri_vq(result.encoding, result.quantized)
@@ -274,7 +286,7 @@ class VQGANModel(LoopInterface, SRModel):
         assert self.net_d is not None and self.cri_gan is not None
         self.net_d.requires_grad_(False)
         loss = self.cri_gan(self.net_d(self.output), True, is_disc=False)
-        if self.gan_adaptive_weight:
+        if self.options.gan_adaptive_weight:
             loss = loss * adaptive_weight(reconstruction, loss, self.net_g.decoder.conv_out.weight)
         return (self.gan_weight if self.gan_schedule is None else self.gan_schedule.weight) * loss
 
@@ -293,10 +305,10 @@ class VQGANModel(LoopInterface, SRModel):
         """Counts the codes of this step, and restarts those that were not used for ``restart_every`` steps."""
         result = self.reconstructor.result
         self.usage.update(result.codes, self.guard.made)
-        if self.restart_every and current_iter % self.restart_every == 0:
+        if self.options.restart_every and current_iter % self.options.restart_every == 0:
             codebook = self.net_g.quantize.embedding.weight.data
             self.usage.restart_idle(
-                codebook, result.encoding, self.restart_every, self.generator, self.guard.made
+                codebook, result.encoding, self.options.restart_every, self.generator, self.guard.made
             )
 
     def statistics(self) -> dict[str, Tensor]:

@@ -1,9 +1,8 @@
 """Checks options before anything is built: all problems at once, with the nearest valid names.
 
-A network's and a loss's options are bound to the constructor that gets them; what takes one dict declares its
-keys: models ``TRAIN_KEYS`` (and ``NETWORK_KEYS``, ``VAL_KEYS``, ``PATH_KEYS``, ``TOP_KEYS``), data sets
-``OPTION_KEYS``, merged over the bases. BasicSR's own classes are declared in ``declarations``. A class that
-declares nothing is foreign: its keys are not judged, everything else is.
+The options of networks, losses and metrics are those of their constructors and functions; all others are declared by
+classes of ``Options`` (``kdsr.runtime.declarations``). A model or data set that declares nothing is foreign: its own
+keys are not judged, everything else is.
 """
 
 from __future__ import annotations
@@ -14,41 +13,27 @@ from os import path as osp
 from typing import Any
 
 import torch
-from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 from kdsr.distill.moving_average import lag_warning
 from kdsr.distill.weight_files import weight_files
 from kdsr.distill.weight_schedule import is_schedule, schedule_problems
 from kdsr.models.image_metrics import better_of
+from kdsr.models.sections import LoopOptions
 from kdsr.models.tiling import tile_problems
-from kdsr.options import declarations as tables
 from kdsr.options.check_data import check_datasets
 from kdsr.options.check_geometry import check_geometry, has_parameters
 from kdsr.options.check_gt import check_ground_truth, gives_gt
 from kdsr.options.check_logger import check_logger
 from kdsr.options.check_roles import normalisation_warnings
 from kdsr.options.model_keys import ModelKeys, read_by_others, report_idle_keys, resumed_problems
-from kdsr.options.signatures import (
-    check_call,
-    check_kind,
-    check_table,
-    check_value,
-    describe,
-    find_type,
-    folder_name_problems,
-    nearest,
-    parameters_of,
-    registered,
-)
-from kdsr.runtime.precision import Precision
+from kdsr.options.signatures import check_call, find_type, folder_name_problems, options_of, registered
+from kdsr.options.stock import LEARNING_RATE, SCHEDULERS, STOCK_METRICS, MetricOptions
+from kdsr.runtime.declarations import Option, check_kind, check_section, describe
+from kdsr.runtime.distributed import DistOptions
+from kdsr.runtime.precision import PrecisionOptions
 from kdsr.runtime.stopping import signal_problems
-
-_SCHEDULERS = {
-    "MultiStepLR": MultiStepRestartLR,
-    "MultiStepRestartLR": MultiStepRestartLR,
-    "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
-}
+from kdsr.runtime.suggestions import nearest
 
 
 def check(
@@ -74,12 +59,13 @@ def check(
         _check_val(opt["val"], keys, is_train, problems, warnings)
     _check_references(opt, keys, problems)
     _check_paths(opt, keys, is_train, problems)
-    check_logger(opt, keys.ours, problems)
+    check_logger(opt, keys, problems)
     if isinstance(opt.get("dist_params"), dict):
-        check_table(opt["dist_params"], tables.DIST_PARAMS, "dist_params", problems)
+        check_section(opt["dist_params"], DistOptions.declared(), "dist_params", problems)
     if keys.ours and isinstance(opt.get("precision"), dict):
-        check_table(opt["precision"], Precision.KEYS, "precision", problems)
-    problems += [f"stop_signals{problem}" for problem in signal_problems(opt.get("stop_signals"))]
+        check_section(opt["precision"], PrecisionOptions.declared(), "precision", problems)
+    if "stop_signals" in opt and check_kind(opt["stop_signals"], list, "stop_signals", problems):
+        problems += [f"stop_signals{problem}" for problem in signal_problems(opt["stop_signals"])]
     if is_train:
         report_idle_keys(opt, model, problems, warnings)
     check_datasets(opt, is_train, problems, warnings)
@@ -121,10 +107,12 @@ def _find_model(opt: dict[str, Any], problems: list[str]) -> type | None:
 
 
 def _check_top(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
-    required = ["name", "datasets", "network_g"] + (["train"] if is_train else ["val"])
-    unjudged = ["model_type"] if keys.strict else [key for key in opt if key not in keys.top]
+    unjudged = ["model_type", *([] if keys.strict else [key for key in opt if key not in keys.top])]
     unjudged += read_by_others("top", opt, keys, problems)
-    check_table(opt, keys.top, "", problems, required=required, skip=[*unjudged, "num_gpu"])
+    if not keys.strict and not opt.get("network_g"):
+        problems.append("network_g: is required")
+    phase = "train" if is_train else "test"
+    check_section(opt, keys.top, "", problems, phase=phase, skip=[*unjudged, "num_gpu", "stop_signals"])
     if isinstance(opt.get("name"), str):
         problems += folder_name_problems(opt["name"])
     _check_older_keys(opt, problems)
@@ -162,18 +150,10 @@ def _check_networks(opt: dict[str, Any], is_train: bool, problems: list[str]) ->
 
 
 def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str]) -> None:
-    needed = ("total_iter", "optim_g", "scheduler") if is_train and keys.strict else ()
-    required = [key for key in needed if key in keys.train]
-    unjudged = [] if keys.strict else [key for key in train if key not in tables.LOOP_TRAIN]
+    declared = keys.train if keys.strict else LoopOptions.declared()
+    unjudged = [] if keys.strict else [*(key for key in train if key not in declared), "total_iter"]
     unjudged += read_by_others("train", train, keys, problems)
-    check_table(
-        train,
-        keys.train if keys.strict else tables.LOOP_TRAIN,
-        "train",
-        problems,
-        required=required,
-        skip=unjudged,
-    )
+    check_section(train, declared, "train", problems, phase="train" if is_train else "", skip=unjudged)
     losses = registered(LOSS_REGISTRY)
     for key, options in train.items():
         place = f"train.{key}"
@@ -185,6 +165,13 @@ def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problem
             _check_scheduler(options, train.get("total_iter"), problems)
         elif key.endswith("_opt") and (keys.strict or str(options.get("type")) in losses):
             loss = find_type(options, losses, place, problems)
+            wanted = keys.train[key].losses if key in keys.train else ()
+            if loss is not None and wanted and not issubclass(loss, wanted):
+                use = " or ".join(each.__name__ for each in wanted)
+                problems.append(
+                    f"{place}.type: {options['type']} does not compare what this term does; use {use}"
+                )
+                continue
             if keys.ours and is_schedule(options.get("loss_weight")):
                 problems += schedule_problems(options["loss_weight"], f"{place}.loss_weight")
                 options = {**options, "loss_weight": 1.0}
@@ -192,41 +179,34 @@ def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problem
                 check_call(loss, options, place, problems)
 
 
-def _check_optimizer(options: dict[str, Any], place: str, problems: list[str]) -> None:
-    optimizers = {
+def optimizers() -> dict[str, Any]:
+    """The optimizers of torch by name."""
+    base = torch.optim.Optimizer
+    return {
         name: cls
         for name, cls in vars(torch.optim).items()
-        if isinstance(cls, type)
-        and issubclass(cls, torch.optim.Optimizer)
-        and cls is not torch.optim.Optimizer
+        if isinstance(cls, type) and issubclass(cls, base) and cls is not base
     }
-    optimizer = find_type(options, optimizers, place, problems, own=False)
+
+
+def _check_optimizer(options: dict[str, Any], place: str, problems: list[str]) -> None:
+    optimizer = find_type(options, optimizers(), place, problems, own=False)
     if optimizer is not None:
-        check_call(optimizer, options, place, problems, given=["params"])
-        if "lr" not in options:
-            problems.append(f"{place}.lr: is required")
-        else:  # torch's own annotation says that it may be a tensor, too
-            check_kind(options["lr"], float, f"{place}.lr", problems)
+        declared = options_of(optimizer, given=["params"]) | LEARNING_RATE
+        check_call(optimizer, options, place, problems, declared=declared)
 
 
 def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[str]) -> None:
     place = "train.scheduler"
-    scheduler = find_type(options, _SCHEDULERS, place, problems, own=False)
+    scheduler = find_type(options, SCHEDULERS, place, problems, own=False)
     if scheduler is None:
         return
     before = len(problems)
-    check_call(scheduler, options, place, problems, given=["optimizer", "last_epoch"])
-    for key, allowed in tables.SCHEDULER_ITEMS.items():
-        if key in options and check_kind(options[key], list, f"{place}.{key}", problems):
-            for index, item in enumerate(options[key]):
-                here = f"{place}.{key}.{index}"
-                _ = check_kind(item, float, here, problems) and check_value(item, allowed, here, problems)
-    for key, allowed in tables.SCHEDULER_NUMBERS.items():
-        if key in options:
-            check_value(options[key], allowed, f"{place}.{key}", problems)
+    arguments = {key: value for key, value in options.items() if key != "type"}
+    check_section(arguments, scheduler.declared(), place, problems, callee=options["type"])
     if len(problems) > before:
         return
-    parts = "periods" if scheduler is CosineAnnealingRestartLR else "restarts"
+    parts = "periods" if "periods" in scheduler.declared() else "restarts"
     lengths = [len(options.get(key, (1,))) for key in (parts, "restart_weights")]
     if lengths[0] != lengths[1]:
         problems.append(f"{place}.restart_weights: {lengths[1]} weights for {lengths[0]} {parts}")
@@ -239,9 +219,10 @@ def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[st
 def _check_val(
     val: dict[str, Any], keys: ModelKeys, is_train: bool, problems: list[str], warnings: list[str]
 ) -> None:
-    unjudged = [] if keys.strict else [key for key in val if key not in keys.val]
+    unjudged = ["tile", "tile_overlap"] if keys.ours else []
+    unjudged += [] if keys.strict else [key for key in val if key not in keys.val]
     unjudged += read_by_others("val", val, keys, problems)
-    check_table(val, keys.val, "val", problems, required=["val_freq"] if is_train else [], skip=unjudged)
+    check_section(val, keys.val, "val", problems, phase="train" if is_train else "", skip=unjudged)
     problems += tile_problems(val) if keys.ours else []
     sizes = [val.get("multiple_of"), val.get("window_size")]
     if keys.ours and None not in sizes and sizes[0] != sizes[1]:
@@ -257,11 +238,16 @@ def _check_val(
             continue
         metric = find_type(options, metrics, place, problems)
         if metric is not None:
-            check_call(metric, options, place, problems, given=["img", "img2"], extra=["better"])
-        for key, wanted in tables.STOCK_METRICS.get(str(options.get("type")), {}).items():
-            if key in options:
-                check_value(options[key], wanted, f"{place}.{key}", problems)
-        _check_direction(options, place, problems, warnings if is_train else [])
+            check_call(metric, options, place, problems, declared=options_of_metric(options["type"], metric))
+        if options.get("better") in (None, *MetricOptions.declared()["better"].choices):
+            _check_direction(options, place, problems, warnings if is_train else [])
+
+
+def options_of_metric(kind: str, metric: Any) -> dict[str, Option]:
+    """The options of a type of metric."""
+    stock = STOCK_METRICS.get(kind)
+    own = options_of(metric, given=["img", "img2"]) | MetricOptions.declared()
+    return own if stock is None else stock.declared()
 
 
 def _check_direction(options: dict[str, Any], place: str, problems: list[str], warnings: list[str]) -> None:
@@ -273,8 +259,6 @@ def _check_direction(options: dict[str, Any], place: str, problems: list[str], w
                 f"{place}.better: not given, and {options.get('type')} does not declare it; set higher or lower "
                 "(higher is assumed)"
             )
-    elif not check_value(options["better"], tables.BETTER, f"{place}.better", problems):
-        return
     elif known not in (None, options["better"]):
         problems.append(
             f"{place}.better: {known} values of {options['type']} are better; take this option out"
@@ -289,7 +273,7 @@ def _check_references(opt: dict[str, Any], keys: ModelKeys, problems: list[str])
         return
     known = registered(METRIC_REGISTRY)
     types = [str(options.get("type")) for options in metrics.values() if isinstance(options, dict)]
-    with_reference = [name for name in types if name in known and "img2" in parameters_of(known[name])]
+    with_reference = [name for name in types if name in known and "img2" in options_of(known[name])]
     for key, dataset in datasets.items():
         if with_reference and isinstance(dataset, dict) and not gives_gt(dataset.get("type")):
             problems.append(
@@ -303,7 +287,7 @@ def _check_paths(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems:
         return
     unjudged = [] if keys.strict else [key for key in path if key not in keys.path]
     unjudged += read_by_others("path", path, keys, problems)
-    check_table(path, keys.path, "path", problems, skip=unjudged)
+    check_section(path, keys.path, "path", problems, skip=unjudged)
     problems += resumed_problems(path.get("ignore_resume_networks"), opt, keys)
     needed = ["resume_state"] if is_train else []
     for key in path:

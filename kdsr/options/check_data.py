@@ -10,18 +10,10 @@ from basicsr.utils.registry import DATASET_REGISTRY
 
 from kdsr.data.batch_plan import BatchPlan, progressive_problems
 from kdsr.data.checks import check_dataset
-from kdsr.options import declarations as tables
+from kdsr.data.dataset_options import STOCK_DATASETS, DatasetOptions
 from kdsr.options.check_roles import swap_warning
-from kdsr.options.signatures import (
-    check_kind,
-    check_table,
-    check_value,
-    find_type,
-    is_kind,
-    nearest,
-    registered,
-)
-from kdsr.runtime.option_values import number
+from kdsr.options.signatures import find_type, registered
+from kdsr.runtime.declarations import Option, check_kind, check_section, is_kind
 
 
 def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str], warnings: list[str]) -> None:
@@ -71,7 +63,7 @@ def _check_colors(datasets: dict[str, Any], problems: list[str]) -> None:
     """A network takes one channel or three: sets that are used together must be of one ``color``."""
     colors = {}
     for key, dataset in datasets.items():
-        known = isinstance(dataset, dict) and _declared(
+        known = isinstance(dataset, dict) and declared_by(
             registered(DATASET_REGISTRY).get(str(dataset.get("type")))
         )
         if known and dataset.get("color") in (None, "y", "rgb"):
@@ -99,37 +91,23 @@ def _look_at_files(
     return [f"{place}.{problem}" for problem in check_dataset({**dataset, **roots}, scale, phase, warnings)]
 
 
-def _declared(cls: type | None) -> dict[str, Any] | None:
-    """The keys of a class of data sets, beside those of any; None where it does not say."""
-    if cls is not None and cls.__name__ in tables.STOCK_DATASETS:
-        return tables.STOCK_DATASETS[cls.__name__][0]
-    if cls is None or not hasattr(cls, "OPTION_KEYS"):
-        return None
-    return {
-        key: kind for base in reversed(cls.__mro__) for key, kind in vars(base).get("OPTION_KEYS", {}).items()
-    }
+def declared_by(cls: type | None) -> type[DatasetOptions] | None:
+    """What declares the options of a class of data sets; None where nothing does."""
+    return STOCK_DATASETS.get(getattr(cls, "__name__", "")) or getattr(cls, "options", None)
 
 
-def keys_of_dataset(kind: Any) -> dict[str, Any]:
-    """The keys of a type of data set as far as they are known, with what their values may be."""
-    return tables.ANY_DATASET | (_declared(registered(DATASET_REGISTRY).get(str(kind))) or {})
+def keys_of_dataset(kind: Any) -> dict[str, Option]:
+    """The options of a type of data set as far as they are known."""
+    return (declared_by(registered(DATASET_REGISTRY).get(str(kind))) or DatasetOptions).declared()
 
 
 def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[str]) -> None:
-    known = registered(DATASET_REGISTRY)
-    cls = find_type(dataset, known, place, problems)
-    required = ["name"]
-    if phase == "train":
-        required += ["batch_size_per_gpu", "num_worker_per_gpu"]
-    declared = _declared(cls)
-    if cls is not None and cls.__name__ in tables.STOCK_DATASETS:
-        _, always, in_training = tables.STOCK_DATASETS[cls.__name__]
-        required += [*always, "io_backend"]
-        required += in_training if phase == "train" else ()
-    table = tables.ANY_DATASET | (declared or {})
-    unjudged = [] if declared is not None else [key for key in dataset if key not in table]
-    check_table(dataset, table, place, problems, required=required, skip=[*unjudged, "io_backend"])
-    if "io_backend" in dataset and check_kind(dataset["io_backend"], dict, f"{place}.io_backend", problems):
+    cls = find_type(dataset, registered(DATASET_REGISTRY), place, problems)
+    declared = declared_by(cls)
+    table = keys_of_dataset(dataset.get("type"))
+    unjudged = ["progressive", *([] if declared else [key for key in dataset if key not in table])]
+    check_section(dataset, table, place, problems, phase=phase, skip=unjudged)
+    if isinstance(dataset.get("io_backend"), dict):
         _check_backend(dataset, f"{place}.io_backend", problems)
     if dataset.get("prefetch_mode") == "cuda" and dataset.get("pin_memory") is not True:
         problems.append(f"{place}.pin_memory: must be true for prefetch_mode: cuda")
@@ -148,20 +126,12 @@ def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[
 
 def _check_backend(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
     options = dataset["io_backend"]
-    backend = options.get("type")
-    if backend is None:
-        problems.append(f"{place}.type: is required")
-    elif backend not in tables.IO_BACKENDS:
-        problems.append(
-            f"{place}.type: {backend!r} is not known; {nearest(str(backend), tables.IO_BACKENDS)}"
-        )
-    check_table(options, tables.IO_BACKEND, place, problems, skip=["type"])
     roots = [dataset[key] for key in ("dataroot_lq", "dataroot_gt") if key in dataset]
     for key, filled_in in (("db_paths", roots), ("client_keys", ["lq", "gt"][: len(roots)])):
         given = options.get(key, filled_in)
         if given not in (filled_in, filled_in[0] if len(filled_in) == 1 else None):
             problems.append(f"{place}.{key}: is filled in by the data set, from its dataroot_*; take it out")
-        elif key in options and backend == "disk":
+        elif key in options and options.get("type") == "disk":
             problems.append(f"{place}.{key}: belongs to an LMDB; take it out, or set type: lmdb")
 
 
@@ -171,12 +141,7 @@ def _check_normalisation(dataset: dict[str, Any], place: str, problems: list[str
     channels = 1 if dataset.get("color") == "y" else 3
     for key, values in given.items():
         here, other = f"{place}.{key}", "std" if key == "mean" else "mean"
-        sound = [
-            check_value(value, number(), f"{here}.{index}", problems) for index, value in enumerate(values)
-        ]
         if len(values) not in (1, channels):
             problems.append(f"{here}: {len(values)} numbers for images of {channels} channels")
-        elif all(sound) and key == "std" and not all(value > 0 for value in values):
-            problems.append(f"{here}: {values} must all be above 0; images are divided by them")
         if other not in given:
             problems.append(f"{place}.{other}: is required by {key}")

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 
-from kdsr.options.signatures import is_kind, parameters_of, registered
+from kdsr.data.batch_plan import patch_sizes
+from kdsr.options.signatures import options_of, registered
+from kdsr.runtime.declarations import is_kind
 from kdsr.runtime.memory import limit_network_size
 
 _SCALE_PARAMETERS = ("upscale", "scale")
 
 
 def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
-    """Checks that data, student and teacher agree in scale, and that a training patch fits every network."""
+    """Checks that data, student and teacher agree in scale, and that a training patch fits networks and model."""
     scale = opt.get("scale", 1)
     if not is_kind(scale, int) or scale < 1:
         return
@@ -23,24 +25,15 @@ def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> 
     train = (opt.get("datasets") or {}).get("train") if isinstance(opt.get("datasets"), dict) else None
     if is_train and isinstance(train, dict):
         multiples = {key: _multiple_of(opt.get(key)) for key in ("network_g", "network_t")}
-        for place, size in _patches(train):
+        model: Any = registered(MODEL_REGISTRY).get(str(opt.get("model_type")))
+        asked = model.patch_multiples(opt) if hasattr(model, "patch_multiples") else {}
+        for place, size in patch_sizes(train):
             _check_patch(opt, size, int(scale), place, multiples, problems)
-
-
-def _patches(train: dict[str, Any]) -> list[tuple[str, int]]:
-    """The sides of the training patches with the options that say so, as far as they are numbers."""
-    stages = train.get("progressive")
-    sections = [("datasets.train", train)] + [
-        (f"datasets.train.progressive.{index}", stage)
-        for index, stage in enumerate(stages if isinstance(stages, list) else [])
-        if isinstance(stage, dict)
-    ]
-    found = [(f"{place}.gt_size", section.get("gt_size")) for place, section in sections]
-    return [
-        (place, size)
-        for place, size in found
-        if isinstance(size, int) and not isinstance(size, bool) and size > 0
-    ]
+            problems += [
+                f"{place}: {size} is no multiple of {multiple}, which {who} needs"
+                for who, multiple in asked.items()
+                if size % multiple
+            ]
 
 
 def _check_patch(
@@ -56,7 +49,6 @@ def _check_patch(
         _check_window(opt.get(key), key, patch, said, problems)
         if patch % multiple:
             problems.append(f"{said}, but {key} ({opt[key]['type']}) takes multiples of {multiple}")
-    _check_vqgan(opt.get("network_vqgan"), size, place, problems)
 
 
 def _effective(options: dict[str, Any], name: str) -> Any:
@@ -64,8 +56,8 @@ def _effective(options: dict[str, Any], name: str) -> Any:
     if name in options:
         return options[name]
     network = registered(ARCH_REGISTRY).get(str(options.get("type")))
-    parameter = parameters_of(network).get(name) if network is not None else None
-    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+    declared = options_of(network).get(name) if network is not None else None
+    return declared.default if declared else None
 
 
 def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str]) -> None:
@@ -143,13 +135,3 @@ def _without_memory(options: dict[str, Any]) -> Any:
             return network(**arguments)
     except Exception:  # whatever an architecture makes of its options
         return None
-
-
-def _check_vqgan(options: Any, size: int, place: str, problems: list[str]) -> None:
-    if not isinstance(options, dict) or not isinstance(options.get("ddconfig"), dict):
-        return
-    levels = options["ddconfig"].get("ch_mult")
-    if isinstance(levels, list) and levels:
-        factor = 2 ** (len(levels) - 1)
-        if size % factor:
-            problems.append(f"{place}: {size} is no multiple of {factor}, which network_vqgan needs")

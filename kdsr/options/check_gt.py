@@ -6,14 +6,15 @@ from typing import Any
 
 from basicsr.utils.registry import DATASET_REGISTRY
 
+from kdsr.data.dataset_options import WITHOUT_GT
 from kdsr.models.trainer import LoopInterface
-from kdsr.options import declarations as tables
 from kdsr.options.signatures import registered
+from kdsr.options.stock import STOCK_GT_KEYS, STOCK_MODELS
 
 
 def gives_gt(kind: Any) -> bool:
     """Whether a type of data set gives ground truth, as far as it says so: a foreign one is taken to do."""
-    if kind in tables.WITHOUT_GT:
+    if kind in WITHOUT_GT:
         return False
     return bool(getattr(registered(DATASET_REGISTRY).get(str(kind)), "GIVES_GT", True))
 
@@ -34,8 +35,8 @@ def ground_truth_problems(opt: dict[str, Any], model: type | None) -> list[str]:
     needing: dict[str, str] = {}
     if issubclass(model, LoopInterface):
         needing = model.keys_with_gt(train)
-    elif model.__name__ in tables.STOCK_MODELS:
-        needing = {key: "take it out" for key in tables.STOCK_GT_KEYS if train.get(key)}
+    elif model.__name__ in STOCK_MODELS:
+        needing = {key: "take it out" for key in STOCK_GT_KEYS if train.get(key)}
     kind = opt["datasets"]["train"].get("type")
     return [
         f"train.{key}: needs ground truth, which datasets.train ({kind}) has not; {cure}, or give a paired set"

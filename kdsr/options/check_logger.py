@@ -8,23 +8,25 @@ from typing import Any
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from kdsr.models.image_metrics import better_of
-from kdsr.options import declarations as tables
 from kdsr.options.check_gt import gives_gt
-from kdsr.options.signatures import check_table, nearest, parameters_of, registered
+from kdsr.options.model_keys import ModelKeys
+from kdsr.options.signatures import options_of, registered
+from kdsr.runtime.declarations import check_section
+from kdsr.runtime.suggestions import nearest
 
 
-def check_logger(opt: dict[str, Any], ours: bool, problems: list[str]) -> None:
+def check_logger(opt: dict[str, Any], keys: ModelKeys, problems: list[str]) -> None:
     """Reports what is wrong with ``logger``.
 
     Args:
         opt: The option tree.
-        ours: Whether the model is one of this package, which keep and drop checkpoints.
+        keys: Those of the model.
         problems: Gets what is wrong.
     """
     logger = opt.get("logger")
     if not isinstance(logger, dict):
         return
-    check_table(logger, tables.LOGGER | (tables.OUR_LOGGER if ours else {}), "logger", problems)
+    check_section(logger, keys.logger, "logger", problems)
     wandb = logger.get("wandb")
     if isinstance(wandb, dict) and wandb.get("project") is not None:
         if logger.get("use_tb_logger") is not True:
@@ -34,7 +36,7 @@ def check_logger(opt: dict[str, Any], ours: bool, problems: list[str]) -> None:
     elif isinstance(wandb, dict) and wandb.get("resume_id") is not None:
         problems.append("logger.wandb.resume_id: nothing reads it without logger.wandb.project")
     best = logger.get("save_best")
-    if not ours or not isinstance(best, dict):
+    if not keys.ours or not isinstance(best, dict):
         return
     val, datasets = opt.get("val"), opt.get("datasets")
     metrics = val.get("metrics") if isinstance(val, dict) else None
@@ -64,7 +66,7 @@ def _judge_problems(best: dict[str, Any], metric: dict[str, Any], datasets: Any)
         return [f"{place}.better: is required by logger.save_best.metric; give higher or lower"]
     known = registered(METRIC_REGISTRY)
     sets = datasets.values() if isinstance(datasets, dict) else ()
-    if kind in known and "img2" in parameters_of(known[kind]):
+    if kind in known and "img2" in options_of(known[kind]):
         return [
             f"logger.save_best.metric: {kind} needs GT, which the set {best.get('set')} has not"
             for dataset in sets

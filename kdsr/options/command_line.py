@@ -8,11 +8,9 @@ import re
 import sys
 from collections.abc import Sequence
 
-from kdsr.runtime.launchers import whole_number
-
 
 def make_parser(is_train: bool = True) -> argparse.ArgumentParser:
-    """BasicSR's flags; ``--force_yml`` more than once. Words without a flag are for :func:`parse_arguments`."""
+    """BasicSR's flags; ``--force_yml`` more than once. Words without a flag are for :func:`read_arguments`."""
     parser = argparse.ArgumentParser(
         description=f"{'Trains' if is_train else 'Tests'} what an option file describes."
     )
@@ -65,18 +63,17 @@ def make_parser(is_train: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(is_train: bool = True, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses a command line.
+def read_arguments(is_train: bool = True, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses a command line; needs no torch.
 
     Args:
         is_train: Training, or testing.
         argv: The arguments; those of the process by default.
 
     Returns:
-        BasicSR's arguments. ``force_yml`` holds all overrides, those without a flag last; ``local_rank`` is a number.
+        BasicSR's arguments. ``force_yml`` holds all overrides, those without a flag last.
 
     Raises:
-        OptionError: LOCAL_RANK in the environment is no number.
         SystemExit: With exit code 2, when a flag is not known or no option file is named.
     """
     parser = make_parser(is_train)
@@ -91,6 +88,18 @@ def parse_arguments(is_train: bool = True, argv: Sequence[str] | None = None) ->
         parser.error("the option file is missing: -opt FILE")
     if files:
         parser.error(f"neither a flag nor KEY=VALUE: {' '.join(files)}")
+    return args
+
+
+def parse_arguments(is_train: bool = True, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """As :func:`read_arguments`, and ``local_rank`` is a number.
+
+    Raises:
+        OptionError: LOCAL_RANK in the environment is no number.
+    """
+    from kdsr.runtime.launchers import whole_number  # imports torch
+
+    args = read_arguments(is_train, argv)
     if args.local_rank is None:
         args.local_rank = whole_number("LOCAL_RANK", 0)
     elif args.launcher == "pytorch":

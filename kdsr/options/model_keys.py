@@ -6,42 +6,48 @@ from typing import Any
 
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from kdsr.models.sections import (
+    LoggerOptions,
+    NetworkPathOptions,
+    PathOptions,
+    StockLoggerOptions,
+    StockPathOptions,
+    StockValOptions,
+    ValOptions,
+)
 from kdsr.models.trainer import LoopInterface
-from kdsr.options import declarations as tables
-from kdsr.options.signatures import nearest, registered
+from kdsr.options.signatures import registered
+from kdsr.options.stock import STOCK_MODELS, TopOptions
+from kdsr.runtime.declarations import NONE, Network, Option
+from kdsr.runtime.suggestions import nearest
 
 
 class ModelKeys:
-    """The option keys that a model class reads; ``strict`` says whether it declares them at all."""
+    """The options that a model class reads, by section; ``strict`` says whether it declares them at all."""
 
     def __init__(self, model: type | None) -> None:
         self.name = model.__name__ if model else "the model"
         self.ours = model is not None and issubclass(model, LoopInterface)
-        self.train: dict[str, Any] = {}
-        self.networks: frozenset[str] = frozenset()
-        self.path, self.val, self.top = dict(tables.PATH), dict(tables.VAL), dict(tables.TOP)
-        if model is not None and self.name in tables.STOCK_MODELS and not self.ours:
-            self.train, self.networks = tables.STOCK_MODELS[self.name]
-            self.val |= tables.STOCK_VAL
-        for base in reversed(model.__mro__ if model else ()):
-            self.train = self.train | vars(base).get("TRAIN_KEYS", {})
-            self.networks |= vars(base).get("NETWORK_KEYS", frozenset())
-            self.path |= vars(base).get("PATH_KEYS", {})
-            self.val |= vars(base).get("VAL_KEYS", {})
-            self.top |= vars(base).get("TOP_KEYS", {})
+        stock = None if self.ours else STOCK_MODELS.get(self.name)
+        declared, networks = stock or (getattr(model, "train_options", None), getattr(model, "NETWORKS", {}))
+        self.strict = declared is not None
+        self.train: dict[str, Option] = dict(declared.declared()) if declared else {}
+        self.networks: dict[str, Network] = dict(networks)
         for term in getattr(model, "declared_terms", list)():
-            self.train |= term.TRAIN_KEYS
-            self.networks |= term.NETWORK_KEYS
-        self.strict = bool(self.train)
+            self.train |= term.options.declared()
+            self.networks |= term.NETWORKS
+        path, val, logger = (
+            (PathOptions, ValOptions, LoggerOptions)
+            if self.ours
+            else (StockPathOptions, StockValOptions, StockLoggerOptions)
+        )
+        self.top, self.path = dict(TopOptions.declared()), dict(path.declared())
+        self.val, self.logger = val.declared(), logger.declared()
         if self.ours:
-            self.path |= tables.OUR_PATH
-            self.val |= tables.OUR_VAL
-            self.top["precision"] = (dict, tables.NONE)
-        for network in self.networks:
-            # the release says network_his: true, for the history is a copy of the student
-            kinds = (dict, tables.NONE, bool) if network == "his" else (dict, tables.NONE)
-            self.top[f"network_{network}"] = kinds
-            self.path |= {f"{key}_{network}": kind for key, kind in tables.PATH_OF_NETWORK.items()}
+            self.top["precision"] = Option("Arithmetic of the training.", (dict, NONE))
+        for key, network in self.networks.items():
+            self.top[f"network_{key}"] = network
+            self.path |= {f"{name}_{key}": of for name, of in NetworkPathOptions.declared().items()}
 
 
 def read_by_others(section: str, options: dict[str, Any], keys: ModelKeys, problems: list[str]) -> list[str]:
@@ -75,18 +81,18 @@ def read_by_others(section: str, options: dict[str, Any], keys: ModelKeys, probl
 
 
 def readers_of(model: type | None) -> dict[str, set[str]]:
-    """What a model reads for the sake of other options only: ``READ_WITH`` of its class and its bases, together.
+    """What a model reads for the sake of other options only: of a term all but its own key, and ``read_with``.
 
     Returns:
         A key of ``train``, or ``network_X``, with the keys of ``train`` that make use of it.
     """
     readers: dict[str, set[str]] = {}
-    for base in model.__mro__ if model else ():
-        for key, more in vars(base).get("READ_WITH", {}).items():
-            readers.setdefault(key, set()).update(more)
+    for key, declared in ModelKeys(model).train.items():
+        if declared.read_with:
+            readers[key] = {declared.read_with}
     for term in getattr(model, "declared_terms", list)():
-        networks = [f"network_{key}" for key in term.NETWORK_KEYS]
-        for key in [*(term.TRAIN_KEYS.keys() - {term.KEY}), *networks]:
+        networks = [f"network_{key}" for key in term.NETWORKS]
+        for key in [*(term.options.declared().keys() - {term.KEY}), *networks]:
             readers.setdefault(key, set()).add(term.KEY)
     return readers
 
@@ -117,7 +123,7 @@ def report_idle_keys(
         why = f"{section} is a copy of the student" if section in opt else f"there is no {section}"
         problems += [
             f"path.{kind}_{network}: nothing reads it, {why}; take it out"
-            for kind in tables.PATH_OF_NETWORK
+            for kind in NetworkPathOptions.declared()
             if path.get(f"{kind}_{network}") is not None
         ]
 
@@ -127,8 +133,8 @@ def resumed_problems(ignored: Any, opt: dict[str, Any], keys: ModelKeys) -> list
     place, problems = "path.ignore_resume_networks", []
     networks = [key for key in opt if str(key).startswith("network_")]
     for name in [ignored] if isinstance(ignored, str) else ignored if isinstance(ignored, list) else ():
-        if name not in networks:
+        if name not in networks or name not in keys.top:
             problems.append(f"{place}: there is no {name!r}; {nearest(str(name), networks)}")
-        elif keys.ours and name in ("network_g", "network_d", "network_his"):
+        elif keys.ours and keys.networks[name.removeprefix("network_")].in_state:
             problems.append(f"{place}: {name} is trained, and always goes on from the state; take it out")
     return problems

@@ -42,6 +42,17 @@ def _first_key(node: Any, keys: list[str]) -> tuple[str, list[str]]:
     return keys[0], keys[1:]
 
 
+def first_keys(options: Any, entry: str) -> list[str]:
+    """The keys that an override sets, in options to which it has been applied."""
+    keys, _ = split_override(entry)
+    exact, node, found = _separator(entry.partition("=")[0]) == ":", options, []
+    while keys:
+        key, keys = (keys[0], keys[1:]) if exact else _first_key(node, keys)
+        found.append(key)
+        node = node.get(key) if isinstance(node, dict) else None
+    return found
+
+
 def _step_into(node: Any, key: str, place: str, entry: str, expand: Callable[[Any], Any]) -> Any:
     """The section or list below ``node`` at ``key``; a section that is absent or off is made."""
     index: Any = _list_index(node, key, place, entry) if isinstance(node, list) else key

@@ -21,7 +21,7 @@ from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from kdsr.models.image_metrics import better_of
-from kdsr.options import declarations as tables
+from kdsr.models.sections import LoggerOptions, LoopOptions, StockLoggerOptions, StockValOptions
 from kdsr.options.check import check
 from kdsr.options.check_data import keys_of_dataset
 from kdsr.options.command_line import parse_arguments
@@ -29,11 +29,12 @@ from kdsr.options.dump import user_level
 from kdsr.options.files import load_with_origin
 from kdsr.options.model_keys import ModelKeys
 from kdsr.options.overrides import overrides_of
-from kdsr.options.signatures import make_counts_whole, registered
+from kdsr.options.signatures import registered
 from kdsr.options.tested_run import as_test, describes_test, describes_training, option_file_of
 from kdsr.options.user_modules import import_user_modules
 from kdsr.runtime.cpu_cores import cores_of_this_node, workers_warning
-from kdsr.runtime.distributed import init_distributed
+from kdsr.runtime.declarations import Options, whole_numbers
+from kdsr.runtime.distributed import DistOptions, init_distributed
 from kdsr.runtime.errors import OptionError
 
 
@@ -77,18 +78,23 @@ def _shared_seed(seed: int | None, world_size: int) -> int:
 def _make_counts_whole(opt: dict[str, Any]) -> None:
     """Turns whole floats into ints wherever a number counts something; whatever is no such number stays."""
     keys = ModelKeys(registered(MODEL_REGISTRY).get(str(opt.get("model_type"))))
-    make_counts_whole(opt, {key: kind for key, kind in keys.top.items() if not key.startswith("network_")})
-    for section, table in (
-        ("train", {**tables.LOOP_TRAIN, **keys.train}),
+    opt.update(whole_numbers(opt, keys.top))
+    for section, declared in (
+        ("train", LoopOptions.declared() | keys.train),
         ("val", keys.val),
-        ("logger", tables.LOGGER | tables.OUR_LOGGER),
-        ("dist_params", tables.DIST_PARAMS),
+        ("logger", LoggerOptions.declared()),
+        ("dist_params", DistOptions.declared()),
     ):
-        make_counts_whole(opt.get(section), table)
-    datasets = opt.get("datasets")
-    for dataset in datasets.values() if isinstance(datasets, dict) else ():
+        if isinstance(opt.get(section), dict):
+            opt[section] = whole_numbers(opt[section], declared)
+    datasets: Any = opt.get("datasets")
+    for key, dataset in datasets.items() if isinstance(datasets, dict) else ():
         if isinstance(dataset, dict):
-            make_counts_whole(dataset, keys_of_dataset(dataset.get("type")))
+            datasets[key] = whole_numbers(dataset, keys_of_dataset(dataset.get("type")))
+
+
+def _defaults(declared: type[Options], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: declared.declared()[key].default for key in keys}
 
 
 def _fill_datasets(opt: dict[str, Any]) -> None:
@@ -211,12 +217,11 @@ def parse_options(
     opt["path"] = opt.get("path") or {}
     if is_train:
         # BasicSR's loop reads these without a default
-        opt["logger"] = {"print_freq": 100, "save_checkpoint_freq": 5000, "use_tb_logger": False} | (
-            opt.get("logger") or {}
-        )
+        opt["logger"] = _defaults(
+            StockLoggerOptions, ("print_freq", "save_checkpoint_freq", "use_tb_logger")
+        ) | (opt.get("logger") or {})
     if opt.get("val"):
-        opt["val"].setdefault("save_img", False)
-        opt["val"].setdefault("suffix", None)
+        opt["val"] = _defaults(StockValOptions, ("save_img", "suffix")) | opt["val"]
         for metric in (opt["val"].get("metrics") or {}).values():
             if better_of(metric) == "lower":
                 metric["better"] = "lower"  # BasicSR's default is higher, for any metric

@@ -30,7 +30,7 @@ from basicsr.utils.registry import (
 )
 
 from kdsr.distill.term import TERM_REGISTRY
-from kdsr.options.signatures import describe
+from kdsr.runtime.declarations import describe
 from kdsr.runtime.errors import OptionError
 
 MODULES_KEY, FOLDERS_KEY = "import_modules", "import_path"

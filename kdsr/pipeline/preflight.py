@@ -21,6 +21,7 @@ from torch.utils.data import default_collate
 from kdsr.distill.step import X
 from kdsr.models.kd_model import KDModel
 from kdsr.models.pretrained import load_pretrained, warm_start
+from kdsr.models.sections import LoopOptions
 from kdsr.models.trainer import LoopInterface
 from kdsr.options.check_gt import ground_truth_problems
 from kdsr.options.signatures import registered
@@ -161,7 +162,7 @@ def _first_step(model: Any, opt: dict[str, Any], batch: Any) -> None:
     try:
         if isinstance(model, LoopInterface):
             model.trainer.guard.limit = 2  # a first step that is not finite ends no run
-        model.update_learning_rate(1, warmup_iter=opt["train"].get("warmup_iter", -1))
+        model.update_learning_rate(1, warmup_iter=LoopOptions.read(opt["train"]).warmup_iter)
         model.feed_data(batch)
         model.optimize_parameters(1)
         problems = _unlike_outputs(model, opt)  # a loss may have taken one channel for three

@@ -16,7 +16,7 @@ from kdsr.models.kd_model import KDModel
 from kdsr.models.restorer import pad_in_tests
 from kdsr.models.teacher_check import teacher_warnings
 from kdsr.models.trainer import LoopInterface
-from kdsr.options import declarations as tables
+from kdsr.options.stock import STOCK_MODELS
 from kdsr.pipeline.preflight import describe_error, first_items, generators_kept
 from kdsr.runtime.errors import KdsrError, OptionError
 
@@ -49,7 +49,7 @@ class ValidationRehearsal:
 
         Of models that are neither kdsr's nor BasicSR's for single images only the metrics are tried, without a network.
         """
-        if type(model).__name__ in tables.STOCK_MODELS:
+        if type(model).__name__ in STOCK_MODELS:
             pad_in_tests(model, self.opt)
         networks = _networks(model)
         with generators_kept(self.opt):
@@ -109,7 +109,7 @@ def _networks(model: Any) -> dict[str, tuple[Restore, nn.Module]]:
         if isinstance(model, KDModel) and (teacher := model.net_t) is not None:
             found["network_t"] = (lambda lq: model.restore_with(teacher, lq), teacher)
         return found
-    if type(model).__name__ in tables.STOCK_MODELS:
+    if type(model).__name__ in STOCK_MODELS:
         return {"network_g": (lambda lq: _restore_as_basicsr(model, lq), model.net_g)}
     return {}
 

@@ -9,24 +9,41 @@ from pathlib import Path
 from typing import Any
 
 from kdsr.distill.weight_files import weight_files
-from kdsr.options.signatures import check_table
 from kdsr.options.user_modules import module_fingerprints
 from kdsr.runtime.checkpoint import read_checkpoint
+from kdsr.runtime.declarations import Options, check_section
 from kdsr.runtime.errors import CheckpointError, OptionError
 
 _NEEDED = {"iter": int, "optimizers": list, "schedulers": list}
-_KINDS = {
-    "epoch": int,
-    "manual_seed": (int, type(None)),
-    "networks": dict,
-    "best_metric_results": dict,
-    "generators": list,
-    "position": {"epoch": int, "samples": int},
-    "options": dict,
-    "fingerprints": {"options": str, "train_set": str, "networks": dict, "modules": dict},
-    "weights": list,
-    "extra": dict,
-}
+
+
+class _Position(Options):
+    epoch: int
+    samples: int
+
+
+class _Fingerprints(Options):
+    options: str
+    train_set: str
+    networks: dict
+    modules: dict
+
+
+class _State(Options):
+    """Kinds of what a state may hold beside what is needed."""
+
+    epoch: int
+    manual_seed: int | None
+    networks: dict
+    best_metric_results: dict
+    generators: list
+    position: _Position
+    options: dict
+    fingerprints: _Fingerprints
+    weights: list
+    extra: dict
+
+
 # prefixes of options that do not change the result of a resumed run
 _WITHOUT_EFFECT = (
     "name",
@@ -51,7 +68,8 @@ def read_state(path: Path) -> dict[str, Any]:
     if state["iter"] < 1:
         raise CheckpointError(f"{path}: is not a training state (its iteration is {state['iter']})")
     problems: list[str] = []
-    check_table({key: value for key, value in state.items() if key in _KINDS}, _KINDS, "", problems)
+    kinds = _State.declared()
+    check_section({key: value for key, value in state.items() if key in kinds}, kinds, "", problems)
     if not problems:
         counts = [
             *(state.get("position") or {}).values(),

@@ -8,10 +8,10 @@ from typing import Any
 from basicsr.utils.registry import DATASET_REGISTRY
 
 from kdsr.data.batch_plan import BatchPlan
+from kdsr.data.dataset_options import STOCK_DATASETS
 from kdsr.data.image_roots import result_name, same_names
 from kdsr.data.pairing import keep_listed
 from kdsr.data.seeded_dataset import SeededDataset
-from kdsr.options.declarations import STOCK_DATASETS
 from kdsr.options.signatures import registered
 from kdsr.runtime.errors import OptionError
 

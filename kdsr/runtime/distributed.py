@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from kdsr.runtime.declarations import Options, option
 from kdsr.runtime.errors import KdsrError, TrainingError
 from kdsr.runtime.launchers import check_backend, join_error, select_gpu, to_torch_environment
 
@@ -32,29 +33,44 @@ _LOST = re.compile(
 )
 
 
+class DistOptions(Options):
+    backend: str = option(None, "Backend of the process group.", shown_default="nccl with a GPU, else gloo")
+    port: int | None = option(
+        None,
+        "Port of the first process; for Slurm only.",
+        lowest=1,
+        highest=65535,
+        shown_default="from the numbers of job and step",
+    )
+    timeout: float | None = option(
+        None,
+        "Seconds that the processes wait for each other, at the start and in every exchange.",
+        lowest=1,
+        shown_default="600 with nccl, 1800 with gloo",
+    )
+
+
 def init_distributed(launcher: str, dist_params: dict[str, Any] | None = None) -> None:
     """Joins the process group.
 
     Args:
         launcher: ``pytorch`` (torchrun) or ``slurm`` (srun).
-        dist_params: ``backend`` (default: nccl with a GPU, else gloo), ``port`` (Slurm only; default: derived from
-            the job and step ids) and ``timeout`` in seconds, of joining and of each collective (default: torch's,
-            10 minutes with nccl, 30 with gloo).
+        dist_params: See ``DistOptions``.
 
     Raises:
         OptionError: The launcher's environment variables are missing, rank 0's address cannot be resolved, its
             port is taken, not all ranks join in time, or a process has no GPU of its own.
     """
-    params = dist_params or {}
-    to_torch_environment(launcher, params.get("port"))
-    backend = params.get("backend") or "nccl"
+    params = DistOptions.read(dist_params)
+    to_torch_environment(launcher, params.port)
+    backend = params.backend or "nccl"
     if not torch.cuda.is_available() and backend == "nccl":
         backend = "gloo"  # option files written for GPUs name nccl
     check_backend(backend)
     if torch.cuda.is_available():
         select_gpu(backend)
     global _timeout, _was_rank
-    limit = params.get("timeout")
+    limit = params.timeout
     _timeout = None if limit is None else timedelta(seconds=limit)
     try:
         dist.init_process_group(backend, timeout=_timeout)

@@ -10,59 +10,64 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdsr.runtime.declarations import Options, option
 from kdsr.runtime.errors import OptionError
-from kdsr.runtime.option_values import word
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class PrecisionOptions(Options):
+    amp: str | None = option(
+        None,
+        "Reduced precision of the training steps: `bf16`, or `fp16` with dynamic loss scaling, which overflows in "
+        "SwinIR, HAT and RCAN.",
+        choices=tuple(AMP_DTYPES),
+    )
+    channels_last: bool = option(
+        False, "Whether tensors are in a memory layout that helps convolutional networks on a GPU."
+    )
+    cudnn_benchmark: bool = option(
+        False, "Whether cuDNN picks the fastest kernels: two runs then differ in the last bits."
+    )
+    deterministic: bool = option(
+        False,
+        "Whether only algorithms run that give the same bits each time, which a GPU needs for an exact resume; an "
+        "operation without one is an error.",
+    )
 
 
 class Precision:
     """What ``precision:`` of the option file asks for.
 
     Args:
-        opt: ``amp`` (None, ``bf16``, or ``fp16`` with dynamic loss scaling; fp16 overflows in SwinIR, HAT and RCAN,
-            bf16 does not), ``channels_last`` (bool; helps convolutional networks on a GPU), ``cudnn_benchmark``
-            (bool; faster and not repeatable to the bit), ``deterministic`` (bool; only algorithms that give the
-            same bits each time, which a GPU does not use by itself; one that has none is an error). All off by
-            default.
+        opt: See ``PrecisionOptions``.
         device: Where the run computes.
 
     Raises:
         OptionError: For another value of ``amp``, and for options that contradict each other.
     """
 
-    KEYS: dict[str, Any] = {
-        "amp": word(*AMP_DTYPES, null=True),
-        "channels_last": bool,
-        "cudnn_benchmark": bool,
-        "deterministic": bool,
-    }
-
     def __init__(self, opt: dict[str, Any] | None, device: torch.device) -> None:
-        opt = opt or {}
+        options = PrecisionOptions.read(opt)
         self.device = device
-        amp = opt.get("amp")
-        if amp is not None and amp not in AMP_DTYPES:
-            raise OptionError(
-                f"precision.amp: {amp!r} is not known; use {' or '.join(AMP_DTYPES)}, or leave it out for full "
-                "precision"
-            )
-        self.amp_dtype = AMP_DTYPES[amp] if amp else None
+        if problem := PrecisionOptions.declared()["amp"].problem(options.amp):
+            raise OptionError(f"precision.amp: {problem}")
+        self.amp_dtype = AMP_DTYPES[options.amp] if options.amp else None
         # around the forward passes of a training step
         self.autocast: AbstractContextManager[Any] = (
             torch.autocast(device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
         )
-        self.memory_format = torch.channels_last if opt.get("channels_last") else torch.contiguous_format
+        self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         # BasicSR's pipeline switches it on; two runs then pick different kernels and end in different bits.
-        torch.backends.cudnn.benchmark = bool(opt.get("cudnn_benchmark", False))
-        if opt.get("deterministic"):
-            if opt.get("cudnn_benchmark"):
+        torch.backends.cudnn.benchmark = options.cudnn_benchmark
+        if options.deterministic:
+            if options.cudnn_benchmark:
                 raise OptionError(
                     "precision.deterministic: true needs cudnn_benchmark: false, which picks by time"
                 )
             # Read when cuBLAS is first used; without it matrix products may add up in any order.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(bool(opt.get("deterministic", False)))
+        torch.use_deterministic_algorithms(options.deterministic)
 
     def problem(self, error: BaseException) -> str | None:
         """What to do about an error of a forward pass that this precision has caused; None for any other error."""

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdsr.distill.extractors import features_of
+from kdsr.distill.extractors import EXTRACTOR, VQGAN, features_of, vqgan_multiples
 from kdsr.distill.step import Step
 from kdsr.distill.term import TERM_REGISTRY, Setup, Term
 from kdsr.distill.weight_files import weight_files
 from kdsr.losses.contrastive_loss import ContrasLoss
+from kdsr.runtime.declarations import Options, Section, loss, option
 from kdsr.runtime.errors import OptionError
-from kdsr.terms.features import loss_problems, smallest_batch
+from kdsr.terms.features import smallest_batch
 
 
 def following(samples: Tensor, count: int) -> Tensor:
@@ -35,6 +36,15 @@ def following(samples: Tensor, count: int) -> Tensor:
     return doubled[1:].unfold(0, len(samples), 1).movedim(-1, 1)
 
 
+class CSDOptions(Options):
+    csd_opt: Section | None = loss("Contrast through `network_extractor`, `l_csd`.", ContrasLoss)
+    csd_negatives: int | None = option(
+        None,
+        "Other samples of the batch whose inputs are the negatives of a sample; null: all others.",
+        lowest=1,
+    )
+
+
 @TERM_REGISTRY.register()
 class CSDTerm(Term):
     """``l_csd``: the ratio contrast of ``ContrasLoss`` on the features of ``network_extractor`` (VGG19 in the paper).
@@ -45,13 +55,13 @@ class CSDTerm(Term):
 
     KEY = "csd_opt"
     LABELS = {"net_extractor": "extractor", "net_vqgan": "VQGAN"}
-    TRAIN_KEYS = {KEY: (dict, type(None)), "csd_negatives": (int, type(None))}
-    NETWORK_KEYS = frozenset({"extractor", "vqgan"})
+    options = CSDOptions
+    NETWORKS = EXTRACTOR | VQGAN
     NEEDS = frozenset({"teacher_output"})
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:
-        problems = loss_problems(opt, cls.KEY, ContrasLoss)
+        problems = []
         if opt.get("network_extractor"):
             if "extractor" not in weight_files(opt):
                 problems.append(
@@ -61,12 +71,14 @@ class CSDTerm(Term):
             problems.append(
                 f"network_extractor: missing, train.{cls.KEY} sees images through it; give {{type: VGG19}} or a VQGAN"
             )
-        batch, asked = smallest_batch(opt), opt["train"].get("csd_negatives")
-        if asked is not None and asked < 1:
-            problems.append(f"train.csd_negatives: {asked} is no number of negatives, from 1")
-        elif batch is not None and batch < 1 + (asked or 1):
+        batch, asked = smallest_batch(opt), cls.options.read(opt["train"]).csd_negatives
+        if batch is not None and batch < 1 + (asked or 1):
             problems.append(_too_few(batch, asked))
         return problems
+
+    @classmethod
+    def patch_multiples(cls, opt: dict[str, Any]) -> dict[str, int]:
+        return vqgan_multiples(opt)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -77,7 +89,7 @@ class CSDTerm(Term):
         samples = len(step.output)
         if samples < 2:
             raise OptionError(_too_few(samples, None))
-        count = min(self.train.get("csd_negatives") or samples, samples - 1)
+        count = min(self.options.csd_negatives or samples, samples - 1)
         with torch.no_grad():
             lq = step.lq.float()
             blurred = F.interpolate(lq, step.output.shape[2:], mode="bicubic", align_corners=False).clamp(

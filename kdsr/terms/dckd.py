@@ -6,20 +6,21 @@ Both see images through a frozen VQGAN, ``network_vqgan``, which sees each set o
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
+from kdsr.distill.extractors import VQGAN, vqgan_multiples
 from kdsr.distill.moving_average import blend_weights
 from kdsr.distill.step import Step
 from kdsr.distill.term import TERM_REGISTRY, Setup, Term
-from kdsr.terms.dckd_degradations import degrade, probability_problems
+from kdsr.runtime.declarations import Network, Options, Section, loss, option
+from kdsr.terms.dckd_degradations import degrade
 
-Number = (int, float)
 ITERATIONS_PER_STEP = 100_000  # the release changes the history's step every 100k iterations
-HISTORY_SOURCES = ("ema", "student")
 
 
 def history_step(step: int | list[int], current_iter: int) -> int:
@@ -36,29 +37,34 @@ def history_step(step: int | list[int], current_iter: int) -> int:
     return step[min((current_iter - 1) // ITERATIONS_PER_STEP, len(step) - 1)]
 
 
+class ThroughVQGANOptions(Options):
+    vqgan_chunk: int | None = option(
+        None,
+        "Images per pass of the VQGAN without gradient, where memory is short; null: all at once.",
+        lowest=1,
+    )
+
+
 class _ThroughVQGAN(Term):
-    """A term that compares the student with the teacher through ``network_vqgan``.
+    """A term that compares the student with the teacher through ``network_vqgan``."""
 
-    ``vqgan_chunk``: images per batch of its passes without a gradient (default all at once).
-    """
-
-    NETWORK_KEYS = frozenset({"vqgan"})
+    NETWORKS = VQGAN
     NEEDS = frozenset({"teacher_output"})
     LABELS = {"net_vqgan": "VQGAN", "net_his": "history model"}
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:
-        problems = []
         if not opt.get("network_vqgan"):
-            problems.append(
+            return [
                 "network_vqgan: missing; train.cl_opt and train.ce_opt compare student and teacher through a VQGAN"
-            )
-        elif not (opt.get("path") or {}).get("pretrain_network_vqgan"):
-            problems.append("path.pretrain_network_vqgan: missing; the codes of a random VQGAN mean nothing")
-        chunk = opt["train"].get("vqgan_chunk")
-        if isinstance(chunk, int) and chunk < 1:
-            problems.append("train.vqgan_chunk: must be at least 1")
-        return problems
+            ]
+        if not (opt.get("path") or {}).get("pretrain_network_vqgan"):
+            return ["path.pretrain_network_vqgan: missing; the codes of a random VQGAN mean nothing"]
+        return []
+
+    @classmethod
+    def patch_multiples(cls, opt: dict[str, Any]) -> dict[str, int]:
+        return vqgan_multiples(opt)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -66,7 +72,43 @@ class _ThroughVQGAN(Term):
 
     def seen(self, step: Step, *images: Tensor) -> list[Any]:
         """Features per level and code logits of each set of images."""
-        return step.extract(self.vqgan, *images, chunk=self.train.get("vqgan_chunk"))
+        return step.extract(self.vqgan, *images, chunk=self.options.vqgan_chunk)
+
+
+class ContrastOptions(ThroughVQGANOptions):
+    """The defaults are the release's."""
+
+    cl_opt: Section | None = loss("Contrastive loss (`ContrasLoss`), `l_cl`.")
+    num_neg: int = option(4, "Negatives from degraded inputs.", lowest=0)
+    clean_negative: bool = option(True, "Whether there is one more negative, from the input as it is.")
+    gaussian_blur_prob: float = option(1.0, "Probability of a blur, per negative.", lowest=0, highest=1)
+    resize_prob: float = option(0.0, "Probability of resizing there and back.", lowest=0, highest=1)
+    gaussian_noise_prob: float = option(0.0, "Probability of noise.", lowest=0, highest=1)
+    gray_noise_prob: float = option(
+        0.0, "Probability that the noise of a sample is grey.", lowest=0, highest=1
+    )
+    step: int | list[int] = option(
+        1000,
+        "Iterations between updates of the history model; a list has an entry per 100,000 iterations.",
+        lowest=1,
+        fewest=1,
+    )
+    update_decay: float = option(
+        0.1, "Weight of the old history model in an update, from 0 to 1.", lowest=0, highest=1
+    )
+    history_source: str = option(
+        None,
+        "What the history model follows: the student's EMA (the release) or the student (the paper).",
+        choices=("ema", "student"),
+        shown_default="ema; student without an EMA",
+    )
+
+
+HISTORY = replace(
+    Network("`true`, as in the release: the history model is a copy of the student.", in_state=True),
+    kinds=(dict, bool, type(None)),
+    default=True,
+)
 
 
 @TERM_REGISTRY.register()
@@ -74,62 +116,32 @@ class ContrastTerm(_ThroughVQGAN):
     """``l_cl``, the dynamic contrastive regularisation (``ContrasLoss``).
 
     Anchor S(x), positive T(x), negatives ``F_his(D_j(x))``: outputs of a slow copy of the student, the history model,
-    on degraded inputs.
-
-    Options (``train``), with the release's defaults: ``num_neg`` (4) degraded negatives, and the undegraded one where
-    ``clean_negative`` (true); ``gaussian_blur_prob`` (1), ``resize_prob`` (0), ``gaussian_noise_prob`` (0),
-    ``gray_noise_prob`` (0); history update ``θ_his ← update_decay·θ_his + (1 − update_decay)·θ`` (0.1) every ``step``
-    iterations (1000; see ``history_step``) from ``history_source``: ``ema`` (the release) or ``student`` (the paper).
+    on degraded inputs. Every ``step`` iterations ``θ_his ← update_decay·θ_his + (1 − update_decay)·θ``.
     """
 
     KEY = "cl_opt"
-    TRAIN_KEYS: ClassVar[dict[str, Any]] = {
-        KEY: (dict, type(None)),
-        "num_neg": int,
-        "clean_negative": bool,
-        "update_decay": Number,
-        "step": (int, list),
-        "history_source": str,
-        "gaussian_blur_prob": Number,
-        "resize_prob": Number,
-        "gaussian_noise_prob": Number,
-        "gray_noise_prob": Number,
-        "vqgan_chunk": (int, type(None)),
-    }
-    NETWORK_KEYS = frozenset({"his", "vqgan"})
+    options = ContrastOptions
+    NETWORKS = VQGAN | {"his": HISTORY}
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:
         train = opt["train"]
-        problems = super().problems(opt) + probability_problems(train)
+        problems, options = super().problems(opt), cls.options.read(train)
         if opt.get("network_his", True) is not True:
             problems.append(
                 "network_his: must be true: the history model is a copy of the student, of no other shape"
             )
-        decay = train.get("update_decay", 0.1)
-        if not 0 <= decay <= 1:
-            problems.append(f"train.update_decay: {decay} is the share of the old history model, from 0 to 1")
-        if train.get("num_neg", 4) < 0 or train.get("num_neg", 4) + train.get("clean_negative", True) < 1:
+        if not (options.num_neg or options.clean_negative):
             problems.append("train.num_neg: there must be at least one negative (or clean_negative: true)")
-        step = train.get("step", 1000)
-        entries = step if isinstance(step, list) else [step]
-        if not entries or not all(isinstance(entry, int) and entry > 0 for entry in entries):
-            problems.append(f"train.step: {step!r} must be a number of iterations above 0, or a list of such")
-        source = train.get("history_source", "ema")
-        if source not in HISTORY_SOURCES:
-            problems.append(
-                f"train.history_source: {source!r} is not known; use {' or '.join(HISTORY_SOURCES)}"
-            )
-        elif "history_source" in train and source == "ema" and not train.get("ema_decay"):
+        if options.history_source == "ema" and not train.get("ema_decay"):
             problems.append("train.history_source: ema needs train.ema_decay above 0")
         return problems
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.history = deepcopy(setup.student).eval().requires_grad_(False)
-        self.decay = self.train.get("update_decay", 0.1)
-        self.schedule = self.train.get("step", 1000)
-        self.source = self.train.get("history_source", "ema" if self.train.get("ema_decay") else "student")
+        self.decay, self.schedule = self.options.update_decay, self.options.step
+        self.source = self.options.history_source or ("ema" if setup.train.get("ema_decay") else "student")
         get_root_logger().info(f"net_his follows the {self.source} every {self.schedule} iterations")
 
     def before_student(self, step: Step) -> None:
@@ -137,20 +149,20 @@ class ContrastTerm(_ThroughVQGAN):
 
     def negatives(self, step: Step) -> Tensor:
         """``I_neg^j = F_his(D_j(x))``, (K·N, C, H, W), the N images of the first degradation first."""
-        train, inputs = self.train, []
-        if train.get("num_neg", 4) > 0:
+        options, inputs = self.options, []
+        if options.num_neg > 0:
             inputs.append(
                 degrade(
                     step.lq,
-                    num=train.get("num_neg", 4),
-                    blur_prob=train.get("gaussian_blur_prob", 1.0),
-                    resize_prob=train.get("resize_prob", 0.0),
-                    noise_prob=train.get("gaussian_noise_prob", 0.0),
-                    gray_noise_prob=train.get("gray_noise_prob", 0.0),
+                    num=options.num_neg,
+                    blur_prob=options.gaussian_blur_prob,
+                    resize_prob=options.resize_prob,
+                    noise_prob=options.gaussian_noise_prob,
+                    gray_noise_prob=options.gray_noise_prob,
                     generator=step.generator,
                 )
             )
-        if train.get("clean_negative", True):
+        if options.clean_negative:
             inputs.append(step.lq)
         return self.history(torch.cat(inputs)).to(step.lq.dtype)
 
@@ -172,12 +184,16 @@ class ContrastTerm(_ThroughVQGAN):
         return {"net_his": self.history}
 
 
+class DistributionOptions(ThroughVQGANOptions):
+    ce_opt: Section | None = loss("Distribution mapping (`CELoss`), `l_ce`.")
+
+
 @TERM_REGISTRY.register()
 class DistributionTerm(_ThroughVQGAN):
     """``l_ce``, distribution mapping: the student's code distributions shall be the teacher's (``CELoss``)."""
 
     KEY = "ce_opt"
-    TRAIN_KEYS = {KEY: (dict, type(None)), "vqgan_chunk": (int, type(None))}
+    options = DistributionOptions
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         (_, student), (_, teacher) = self.seen(step, step.output, step.teacher_output)

@@ -8,7 +8,6 @@ batch; the noise is drawn per sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,6 @@ ENLARGE_SCALE = (1.0, 1.5)
 REDUCE_SCALE = (0.5, 1.0)
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 
-PROBABILITY_KEYS = ("gaussian_blur_prob", "resize_prob", "gaussian_noise_prob", "gray_noise_prob")
 _DRAWS = 11
 
 
@@ -177,12 +175,3 @@ def degrade(
     ]
     with torch.autocast(x.device.type, enabled=False):  # a blur in bf16 would round to 1/256
         return torch.cat([apply_plan(x, plan) for plan in plans])
-
-
-def probability_problems(options: Mapping[str, Any]) -> list[str]:
-    """One line for each of ``PROBABILITY_KEYS`` in `train` that is given and is no probability."""
-    return [
-        f"train.{key}: {options[key]!r} is no probability; give a number from 0 to 1"
-        for key in PROBABILITY_KEYS
-        if key in options and not (isinstance(options[key], int | float) and 0 <= options[key] <= 1)
-    ]

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from kdsr.distill.padding import pad_and_restore
 from kdsr.distill.step import Step
 from kdsr.distill.term import TERM_REGISTRY, Setup, Shapes, Term
-from kdsr.terms.label_consistency import LabelConsistency
+from kdsr.runtime.declarations import Options, Section, loss
+from kdsr.terms.label_consistency import AugmentationOptions, LabelConsistency
 
 
 def random_crops(images: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -59,6 +60,10 @@ class _Zoom(Term):
         return step.results[self.NAME].to(step.lq.dtype)
 
 
+class ZoomInOptions(AugmentationOptions):
+    zoom_in_opt: Section | None = loss("DUKD's loss on crops of the ground truth, `l_zoom_in`.")
+
+
 @TERM_REGISTRY.register()
 class ZoomInTerm(_Zoom):
     """``l_zoom_in = L1(A⁻¹ S(A y_c), T(y_c))``: y_c is a crop of the ground truth as large as x.
@@ -67,12 +72,12 @@ class ZoomInTerm(_Zoom):
     """
 
     KEY, NAME = "zoom_in_opt", "zoom_in"
-    TRAIN_KEYS: ClassVar[dict[str, Any]] = {KEY: (dict, type(None)), "noisy": {"prob": (int, float)}}
+    options = ZoomInOptions
     NEEDS = frozenset({"teacher", "gt"})
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.augmentation = LabelConsistency.of(setup.train)
+        self.augmentation = LabelConsistency(self.options.noisy.prob)
 
     def prepare(self, step: Step) -> None:
         height, width = step.lq.shape[2:]
@@ -87,6 +92,10 @@ class ZoomInTerm(_Zoom):
         return {"l_zoom_in": self.loss(restored, step.teacher_outputs[self.NAME])}
 
 
+class ZoomOutOptions(Options):
+    zoom_out_opt: Section | None = loss("DUKD's loss on shrunk LQ images, `l_zoom_out`; scale 2 and more.")
+
+
 @TERM_REGISTRY.register()
 class ZoomOutTerm(_Zoom):
     """``l_zoom_out = L1(S(x↓), x) + L1(S(x↓), T(x↓))``: x itself is the ground truth of a smaller x↓.
@@ -95,7 +104,7 @@ class ZoomOutTerm(_Zoom):
     """
 
     KEY, NAME = "zoom_out_opt", "zoom_out"
-    TRAIN_KEYS = {KEY: (dict, type(None))}
+    options = ZoomOutOptions
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:

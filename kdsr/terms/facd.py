@@ -6,7 +6,6 @@ No code was released; the equations are our reading of the paper (docs/methods.m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,15 +14,26 @@ from torch import Tensor
 from kdsr.distill.adapters import TapGroup, resized_like
 from kdsr.distill.step import Step
 from kdsr.distill.tap_options import tap_pairs
-from kdsr.distill.term import TERM_REGISTRY, Setup, Term
+from kdsr.distill.term import TERM_REGISTRY, Term
 from kdsr.losses.facd_loss import GATES, FACDLoss, patch_gate
+from kdsr.runtime.declarations import Section, loss, option
 from kdsr.runtime.distributed import gather_batches
-from kdsr.terms.features import TAPS, loss_problems
+from kdsr.terms.features import TapOptions
 
 
-def gate_mode(train: Mapping[str, Any]) -> Any:
+class FACDOptions(TapOptions):
+    facd_opt: Section | None = loss("Contrast of features, `l_facd`.", FACDLoss)
+    gate: str | bool = option(
+        "hard",
+        "Which patches count: `hard`, those where the teacher is nearer to the ground truth than the student; `soft`, "
+        "all, by how much; `off`, all alike, without ground truth.",
+        choices=GATES,
+    )
+    gate_temperature: float = option(0.01, "Width of the soft gate, in units of images from 0 to 1.", above=0)
+
+
+def gate_mode(gate: Any) -> Any:
     """The option ``gate``; YAML reads a bare ``off`` as false."""
-    gate = train.get("gate", "hard")
     return "off" if gate is False else gate
 
 
@@ -33,34 +43,25 @@ class FACDTerm(Term):
 
     Its negatives are the teacher's features of all other samples, of every process. Patches count by ``gate``
     (``hard``, ``soft`` or ``off``): where the teacher is further from the ground truth than the student there is
-    nothing to learn from it. ``gate_temperature`` (0.01) is the width of the soft gate. Logged beside the loss:
-    ``mutual_information``, the bound from below in nats, and ``gated``, the patches' mean weight.
+    nothing to learn from it. Logged beside the loss: ``mutual_information``, the bound from below in nats, and
+    ``gated``, the patches' mean weight.
     """
 
     KEY = "facd_opt"
-    TRAIN_KEYS = {KEY: (dict, type(None)), **TAPS, "gate": (str, bool), "gate_temperature": (int, float)}
+    options = FACDOptions
     NEEDS = frozenset({"teacher_output", "taps"})
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
-        return {} if gate_mode(train) == "off" else {"gate": "set off"}
+        return {} if gate_mode(cls.options.read(train).gate) == "off" else {"gate": "set off"}
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:
-        train, problems = opt["train"], loss_problems(opt, cls.KEY, FACDLoss)
-        gate = gate_mode(train)
-        if gate not in GATES:
-            problems.append(f"train.gate: {gate!r} is not known; use {', '.join(GATES[:-1])} or {GATES[-1]}")
-        if train.get("gate_temperature", 1) <= 0:
-            problems.append(f"train.gate_temperature: {train['gate_temperature']} is not above 0")
-        return problems
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.mode, self.temperature = gate_mode(self.train), self.train.get("gate_temperature", 0.01)
+        gate = opt["train"].get("gate")
+        return [f"train.gate: {gate!r} is not known; use {', '.join(GATES)}"] if gate is True else []
 
     def tap_groups(self) -> dict[str, TapGroup]:
-        return {"facd": TapGroup("train.taps", tap_pairs(self.train["taps"]))}
+        return {"facd": TapGroup("train.taps", tap_pairs(self.options.taps))}
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         wanted = step.teacher_features["facd"]
@@ -68,8 +69,9 @@ class FACDTerm(Term):
         candidates = [gather_batches(level) for level in wanted]
         samples = len(step.lq)
         own = torch.arange(samples, device=step.lq.device) + self.setup.opt["rank"] * samples
-        gt = None if self.mode == "off" else step.ground_truth  # there may be none
-        gate = patch_gate(step.output, step.teacher_output, gt, self.mode, self.temperature)
+        mode = gate_mode(self.options.gate)
+        gt = None if mode == "off" else step.ground_truth  # there may be none
+        gate = patch_gate(step.output, step.teacher_output, gt, mode, self.options.gate_temperature)
         loss, bound = self.loss(features, candidates, own, gate)
         step.statistics |= {"mutual_information": bound, "gated": gate.mean()}
         return {"l_facd": loss}

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from basicsr.utils import get_root_logger
-from basicsr.utils.registry import LOSS_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdsr.distill.adapters import TapGroup, resized_like
 from kdsr.distill.step import Step
@@ -20,17 +19,15 @@ from kdsr.losses.affinity_loss import AffinityLoss
 from kdsr.losses.attention_loss import AttentionTransferLoss
 from kdsr.losses.fitnet_loss import FitNetLoss
 from kdsr.losses.relation_loss import FEWEST, RKDLoss
+from kdsr.runtime.declarations import Options, Section, loss, option
 
-TAPS: dict[str, Any] = {"taps": (list, dict, type(None))}  # the option that all of them read
+PAIRS = "pairs of module names, `[{student: body.3, teacher: body.7}, ...]`"
 
 
-def loss_problems(opt: dict[str, Any], key: str, wanted: type[nn.Module]) -> list[str]:
-    """Whether ``train.<key>`` names a loss that is given something else than this term has to give."""
-    name = str(opt["train"][key].get("type"))
-    found = dict(iter(LOSS_REGISTRY)).get(name)
-    if found is None or issubclass(found, wanted):  # of an unknown one the check of the losses speaks
-        return []
-    return [f"train.{key}.type: {name} does not compare what this term does; use {wanted.__name__}"]
+class TapOptions(Options):
+    taps: list | Section | None = option(
+        None, f"Features that terms compare: {PAIRS} or `{{student: [...], teacher: [...]}}`."
+    )
 
 
 def smallest_batch(opt: dict[str, Any]) -> int | None:
@@ -47,23 +44,17 @@ class FeatureTerm(Term):
 
     Attributes:
         NAME: Of its features, and with ``l_`` of its loss.
-        LOSS: What computes it.
         ADAPT: Whether the student's features pass a trainable 1×1 convolution to the teacher's channels.
         RESIZE: Whether they are resized to the teacher's.
     """
 
     NAME: ClassVar[str]
-    LOSS: ClassVar[type[nn.Module]]
     ADAPT: ClassVar[bool] = False
     RESIZE: ClassVar[bool] = True
     NEEDS = frozenset({"teacher", "taps"})
 
-    @classmethod
-    def problems(cls, opt: dict[str, Any]) -> list[str]:
-        return loss_problems(opt, cls.KEY, cls.LOSS)
-
     def tap_groups(self) -> dict[str, TapGroup]:
-        return {self.NAME: TapGroup("train.taps", tap_pairs(self.train["taps"]), adapt=self.ADAPT)}
+        return {self.NAME: TapGroup("train.taps", tap_pairs(self.options.taps), adapt=self.ADAPT)}
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         features, wanted = step.student_features[self.NAME], step.teacher_features[self.NAME]
@@ -76,20 +67,32 @@ class FeatureTerm(Term):
         """Called with what is compared, for what a term has to say of it."""
 
 
+class FitNetOptions(TapOptions):
+    fitnet_opt: Section | None = loss("Difference of features, `l_fitnet`.", FitNetLoss)
+
+
 @TERM_REGISTRY.register()
 class FitNetTerm(FeatureTerm):
     """``l_fitnet``: the student's adapted features shall be the teacher's (``FitNetLoss``)."""
 
-    KEY, NAME, LOSS, ADAPT = "fitnet_opt", "fitnet", FitNetLoss, True
-    TRAIN_KEYS = {KEY: (dict, type(None)), **TAPS}
+    KEY, NAME, ADAPT = "fitnet_opt", "fitnet", True
+    options = FitNetOptions
+
+
+class ATOptions(TapOptions):
+    at_opt: Section | None = loss("Attention maps of features, `l_at`.", AttentionTransferLoss)
 
 
 @TERM_REGISTRY.register()
 class ATTerm(FeatureTerm):
     """``l_at``: the student shall be active where the teacher is (``AttentionTransferLoss``)."""
 
-    KEY, NAME, LOSS = "at_opt", "at", AttentionTransferLoss
-    TRAIN_KEYS = {KEY: (dict, type(None)), **TAPS}
+    KEY, NAME = "at_opt", "at"
+    options = ATOptions
+
+
+class FAKDOptions(TapOptions):
+    fakd_opt: Section | None = loss("Affinities of features, `l_fakd`.", AffinityLoss)
 
 
 @TERM_REGISTRY.register()
@@ -99,8 +102,8 @@ class FAKDTerm(FeatureTerm):
     Which form of the affinity a feature has is logged once for each size.
     """
 
-    KEY, NAME, LOSS = "fakd_opt", "fakd", AffinityLoss
-    TRAIN_KEYS = {KEY: (dict, type(None)), **TAPS}
+    KEY, NAME = "fakd_opt", "fakd"
+    options = FAKDOptions
 
     logged_sizes: frozenset[tuple[int, ...]] = frozenset()
 
@@ -114,12 +117,16 @@ class FAKDTerm(FeatureTerm):
         self.logged_sizes |= sizes
 
 
+class RKDOptions(TapOptions):
+    rkd_opt: Section | None = loss("Relations between the samples of a batch, 3 or more, `l_rkd`.", RKDLoss)
+
+
 @TERM_REGISTRY.register()
 class RKDTerm(FeatureTerm):
     """``l_rkd``: distances and angles between the samples of a batch, at each tap (``RKDLoss``)."""
 
-    KEY, NAME, LOSS, RESIZE = "rkd_opt", "rkd", RKDLoss, False
-    TRAIN_KEYS = {KEY: (dict, type(None)), **TAPS}
+    KEY, NAME, RESIZE = "rkd_opt", "rkd", False
+    options = RKDOptions
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:

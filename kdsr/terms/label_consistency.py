@@ -7,13 +7,12 @@ opinion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdsr.runtime.declarations import Options, option
 from kdsr.runtime.errors import OptionError
 
 
@@ -71,6 +70,16 @@ def restore(y: Tensor, plan: AugmentationPlan) -> Tensor:
     return _where(plan.invert, 1 - y, y)
 
 
+class NoisyOptions(Options):
+    prob: float = option(
+        0.5, "Probability of each of the four augmentations, per sample.", lowest=0, highest=1
+    )
+
+
+class AugmentationOptions(Options):
+    noisy: NoisyOptions = option(None, "Augmentations of the label consistency.")
+
+
 class LabelConsistency:
     """Draws plans and applies them.
 
@@ -87,11 +96,6 @@ class LabelConsistency:
         if not 0 <= prob <= 1:
             raise OptionError(f"train.noisy.prob: {prob} is no probability; give a number from 0 to 1")
         self.prob = prob
-
-    @classmethod
-    def of(cls, train: Mapping[str, Any]) -> LabelConsistency:
-        """As ``train.noisy.prob`` says (0.5)."""
-        return cls((train.get("noisy") or {}).get("prob", 0.5))
 
     def draw(self, samples: int, generator: torch.Generator) -> AugmentationPlan:
         """Masks for so many samples, from a generator of the CPU (its state is all that a resume needs)."""

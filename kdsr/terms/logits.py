@@ -6,9 +6,12 @@ from torch import Tensor
 
 from kdsr.distill.step import Step
 from kdsr.distill.term import TERM_REGISTRY, Setup, Term
-from kdsr.terms.label_consistency import LabelConsistency
+from kdsr.runtime.declarations import Options, Section, loss
+from kdsr.terms.label_consistency import AugmentationOptions, LabelConsistency
 
-OFF = (dict, type(None))  # the kinds of a term's key: a loss, or null
+
+class PixelOptions(Options):
+    pixel_opt: Section | None = loss("Loss against the ground truth, `l_pix`.")
 
 
 @TERM_REGISTRY.register()
@@ -16,7 +19,7 @@ class PixelTerm(Term):
     """``l_pix = L1(S(x), y)``, or any other pixel loss."""
 
     KEY = "pixel_opt"
-    TRAIN_KEYS = {KEY: OFF}
+    options = PixelOptions
     NEEDS = frozenset({"gt"})
     COMPARES_IMAGES = True
 
@@ -24,12 +27,16 @@ class PixelTerm(Term):
         return {"l_pix": self.loss(step.output, step.ground_truth)}
 
 
+class LogitsOptions(Options):
+    logits_opt: Section | None = loss("Loss against the teacher's output, `l_ts`.")
+
+
 @TERM_REGISTRY.register()
 class LogitsTerm(Term):
     """``l_ts = L1(S(x), T(x))``: response distillation (Hinton et al., 2015, with images in place of logits)."""
 
     KEY = "logits_opt"
-    TRAIN_KEYS = {KEY: OFF}
+    options = LogitsOptions
     NEEDS = frozenset({"teacher_output"})
     COMPARES_IMAGES = True
 
@@ -37,21 +44,22 @@ class LogitsTerm(Term):
         return {"l_ts": self.loss(step.output, step.teacher_output)}
 
 
+class LabelConsistencyOptions(AugmentationOptions):
+    lcr_opt: Section | None = loss("Label consistency, `l_lcr`.")
+
+
 @TERM_REGISTRY.register()
 class LabelConsistencyTerm(Term):
-    """``l_lcr = L1(S(x), A⁻¹ T(A x))`` of DCKD's release: A inverts colours, flips and transposes at random.
-
-    ``noisy.prob``: probability of each augmentation for each sample (0.5).
-    """
+    """``l_lcr = L1(S(x), A⁻¹ T(A x))`` of DCKD's release: A inverts colours, flips and transposes at random."""
 
     KEY = "lcr_opt"
-    TRAIN_KEYS = {KEY: OFF, "noisy": {"prob": (int, float)}}
+    options = LabelConsistencyOptions
     NEEDS = frozenset({"teacher"})
     COMPARES_IMAGES = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.augmentation = LabelConsistency.of(setup.train)
+        self.augmentation = LabelConsistency(self.options.noisy.prob)
 
     def prepare(self, step: Step) -> None:
         plan = self.augmentation.draw(len(step.lq), step.generator)

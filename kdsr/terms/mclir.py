@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
-from kdsr.distill.extractors import features_of
+from kdsr.distill.extractors import EXTRACTOR, features_of
 from kdsr.distill.moving_average import blend_weights
 from kdsr.distill.step import Step
 from kdsr.distill.term import TERM_REGISTRY, Setup, Term
 from kdsr.distill.weight_files import weight_files
 from kdsr.losses.contrastive_loss import ContrasLoss
 from kdsr.losses.negative_loss import NegativeLoss
-from kdsr.terms.features import loss_problems
+from kdsr.runtime.declarations import Options, Section, loss, option
 
-Number = (int, float)
+
+class OwnPastOptions(Options):
+    neg_opt: Section | None = loss(
+        "Distance from outputs of earlier students as `network_extractor` sees them, `l_neg`; `ContrasLoss` has the "
+        "ground truth as its positive.",
+        NegativeLoss,
+        ContrasLoss,
+    )
+    neg_iter: int | list[int] = option(
+        1000,
+        "Iterations between updates of the negative model; a list has an entry for each of several.",
+        lowest=1,
+        fewest=1,
+    )
+    neg_decay: float | list[float] = option(
+        0.1,
+        "Weight of the old negative model in an update, from 0 to 1; one number, or one for each model.",
+        lowest=0,
+        highest=1,
+        fewest=1,
+    )
+    neg_start: float = option(
+        0.1, "Weight of a random network in the initial negative model; 0: the student.", lowest=0, highest=1
+    )
 
 
 @TERM_REGISTRY.register()
@@ -29,20 +52,12 @@ class OwnPastTerm(Term):
 
     A negative model begins as ``neg_start`` parts of a random network and the rest of the student, and follows:
     ``θ_k ← neg_decay_k·θ_k + (1 − neg_decay_k)·θ`` every ``neg_iter_k`` iterations.
-
-    Options (``train``): ``neg_iter`` (1000) and ``neg_decay`` (0.1): numbers, or lists with an entry for each negative
-    model; ``neg_start`` (0.1).
     """
 
     KEY = "neg_opt"
     LABELS = {"net_extractor": "extractor", "net_neg": "negative models"}
-    TRAIN_KEYS: ClassVar[dict[str, Any]] = {
-        KEY: (dict, type(None)),
-        "neg_iter": (int, list),
-        "neg_decay": (*Number, list),
-        "neg_start": Number,
-    }
-    NETWORK_KEYS = frozenset({"extractor"})
+    options = OwnPastOptions
+    NETWORKS = EXTRACTOR
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
@@ -52,10 +67,7 @@ class OwnPastTerm(Term):
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:
-        train = opt["train"]
         problems = []
-        if train[cls.KEY].get("type") != ContrasLoss.__name__:
-            problems += loss_problems(opt, cls.KEY, NegativeLoss)
         if not opt.get("network_extractor"):
             problems.append(
                 f"network_extractor: missing, train.{cls.KEY} sees images through it; give {{type: VGG19}} or a VQGAN"
@@ -64,35 +76,23 @@ class OwnPastTerm(Term):
             problems.append(
                 "path.pretrain_network_extractor: missing; features of a random network mean nothing"
             )
-        iterations, decays = _listed(train.get("neg_iter", 1000)), _listed(train.get("neg_decay", 0.1))
-        if not iterations or not all(type(each) is int and each > 0 for each in iterations):
+        options = cls.options.read(opt["train"])
+        models, decays = len(_listed(options.neg_iter)), len(_listed(options.neg_decay))
+        if decays not in (1, models):
             problems.append(
-                f"train.neg_iter: {train['neg_iter']!r} must be a number of iterations above 0, or a list of such"
-            )
-        if not decays or not all(isinstance(each, Number) and 0 <= each <= 1 for each in decays):
-            problems.append(
-                f"train.neg_decay: {train['neg_decay']!r} is the share of the old negative model, from 0 to 1, or a "
-                "list of such"
-            )
-        if len(decays) not in (1, len(iterations)):
-            problems.append(
-                f"train.neg_decay: {len(decays)} entries for {len(iterations)} negative models (train.neg_iter)"
-            )
-        if not 0 <= train.get("neg_start", 0.1) <= 1:
-            problems.append(
-                f"train.neg_start: {train['neg_start']} is the share of a random network, from 0 to 1"
+                f"train.neg_decay: {decays} entries for {models} negative models (train.neg_iter)"
             )
         return problems
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.extractor = setup.frozen("extractor")
-        self.iterations: list[int] = _listed(self.train.get("neg_iter", 1000))
-        self.decays: list[float] = _listed(self.train.get("neg_decay", 0.1))
+        self.iterations: list[int] = _listed(self.options.neg_iter)
+        self.decays: list[float] = _listed(self.options.neg_decay)
         self.decays *= len(self.iterations) // len(self.decays)
         self.negatives = nn.ModuleList(setup.new_student() for _ in self.iterations)
         for net in self.negatives:
-            blend_weights(net, setup.student, self.train.get("neg_start", 0.1))
+            blend_weights(net, setup.student, self.options.neg_start)
         loss = next(part for part in self.loss.modules() if isinstance(part, ContrasLoss | NegativeLoss))
         self.levels = len(loss.weights)
         self.with_positive = isinstance(loss, ContrasLoss)

@@ -6,7 +6,7 @@ No code was released; the mixers are our reading of the paper's summary (docs/me
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,31 @@ from kdsr.distill.step import Step
 from kdsr.distill.tap_options import missing_taps, tap_pairs, tap_problems
 from kdsr.distill.term import TERM_REGISTRY, Setup, Shapes, Term
 from kdsr.losses.fitnet_loss import FitNetLoss
-from kdsr.terms.features import loss_problems
+from kdsr.runtime.declarations import Options, Section, loss, option
+from kdsr.terms.features import PAIRS, TapOptions
 from kdsr.terms.mipkd_mixers import BlockMixing, FeatureMixing, draw_mask
 
-Number = (int, float)
 FEATURES, BLOCKS = "feature_mixing", "block_mixing"
 
 
-def _ratio_problems(train: Mapping[str, Any], key: str) -> list[str]:
-    ratio = train.get(key, 0.5)
-    return [] if 0 <= ratio <= 1 else [f"train.{key}: {ratio} is no probability, from 0 to 1"]
+class FeatureMixingOptions(TapOptions):
+    fm_opt: Section | None = loss("The teacher's features, decoded from mixtures, `l_fm`.", FitNetLoss)
+    fm_aux_opt: Section | None = loss(
+        "The teacher's features, decoded from its own latents, `l_fm_aux`.", FitNetLoss
+    )
+    mix_ratio: float = option(
+        0.5, "Probability that an element of a mixture is the teacher's.", lowest=0, highest=1
+    )
+
+
+class BlockMixingOptions(Options):
+    bm_opt: Section | None = loss("Loss of the mixed network against the teacher's output, `l_bm`.")
+    blocks: list | Section | None = option(
+        None, f"Blocks of the student and the teacher's that may replace them: {PAIRS}."
+    )
+    block_ratio: float = option(
+        0.5, "Probability that a block is the teacher's, drawn for each block and step.", lowest=0, highest=1
+    )
 
 
 @TERM_REGISTRY.register()
@@ -34,33 +49,20 @@ class FeatureMixingTerm(Term):
 
     Student and teacher are encoded to a latent of the teacher's width; of a random mixture, element by element, a
     decoder makes the teacher's feature. With ``fm_aux_opt`` the decoder also learns from the teacher's own latent,
-    ``l_fm_aux = ‖D(E_T(F_T)) − F_T‖_1``. ``mix_ratio`` (0.5): probability that an element is the teacher's.
+    ``l_fm_aux = ‖D(E_T(F_T)) − F_T‖_1``.
     """
 
     KEY = "fm_opt"
-    TRAIN_KEYS: ClassVar[dict[str, Any]] = {
-        KEY: (dict, type(None)),
-        "fm_aux_opt": (dict, type(None)),
-        "taps": (list, dict, type(None)),
-        "mix_ratio": Number,
-    }
+    options = FeatureMixingOptions
     NEEDS = frozenset({"teacher", "taps"})
-
-    @classmethod
-    def problems(cls, opt: dict[str, Any]) -> list[str]:
-        problems = _ratio_problems(opt["train"], "mix_ratio")
-        for key in (cls.KEY, "fm_aux_opt"):
-            if opt["train"].get(key):
-                problems += loss_problems(opt, key, FitNetLoss)
-        return problems
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.auxiliary_loss = setup.loss("fm_aux_opt")
-        self.ratio = self.train.get("mix_ratio", 0.5)
+        self.ratio = self.options.mix_ratio
 
     def tap_groups(self) -> dict[str, TapGroup]:
-        return {FEATURES: TapGroup("train.taps", tap_pairs(self.train["taps"]), adapt=False)}
+        return {FEATURES: TapGroup("train.taps", tap_pairs(self.options.taps), adapt=False)}
 
     def passes(self, shapes: Mapping[str, Shapes]) -> dict[str, nn.Module]:
         ours, theirs = zip(*shapes[FEATURES], strict=True)
@@ -86,33 +88,24 @@ class FeatureMixingTerm(Term):
 
 @TERM_REGISTRY.register()
 class BlockMixingTerm(Term):
-    """``l_bm = ‖out_mixed − T(x)‖_1``: a second pass of the student in which blocks are, at random, the teacher's.
-
-    ``blocks``: ``[{student: layers.0, teacher: layers.1}, ...]``; ``block_ratio`` (0.5): probability that a block is
-    the teacher's.
-    """
+    """``l_bm = ‖out_mixed − T(x)‖_1``: a second pass of the student in which blocks are, at random, the teacher's."""
 
     KEY = "bm_opt"
-    TRAIN_KEYS: ClassVar[dict[str, Any]] = {
-        KEY: (dict, type(None)),
-        "blocks": (list, dict, type(None)),
-        "block_ratio": Number,
-    }
+    options = BlockMixingOptions
     NEEDS = frozenset({"teacher_output"})
     COMPARES_IMAGES = True
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:
         blocks = opt["train"].get("blocks")
-        problems = _ratio_problems(opt["train"], "block_ratio")
         if blocks is None:
-            return [*problems, missing_taps(opt, "blocks", [cls.KEY])]
-        return problems + tap_problems(blocks, "train.blocks", "blocks")
+            return [missing_taps(opt, "blocks", [cls.KEY])]
+        return tap_problems(blocks, "train.blocks", "blocks")
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.pairs = tap_pairs(self.train["blocks"])
-        self.ratio = self.train.get("block_ratio", 0.5)
+        self.pairs = tap_pairs(self.options.blocks)
+        self.ratio = self.options.block_ratio
 
     def passes(self, shapes: Mapping[str, Shapes]) -> dict[str, nn.Module]:
         student, teacher = self.setup.student, self.setup.frozen("t")

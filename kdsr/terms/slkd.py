@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from basicsr.utils import get_root_logger
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdsr.distill.adapters import TapGroup, resized_like
 from kdsr.distill.step import Step
@@ -17,10 +17,16 @@ from kdsr.distill.tap_options import missing_taps, tap_pairs, tap_problems
 from kdsr.distill.term import TERM_REGISTRY, Setup, Term
 from kdsr.distill.weight_files import weight_files
 from kdsr.losses.slkd_loss import EdgeTextureLoss, NaturalSceneLoss
-from kdsr.terms.features import loss_problems
+from kdsr.runtime.declarations import Network, Options, Section, loss, option
+from kdsr.terms.features import PAIRS
 
 CLEAN = "clean"  # the teacher's view of the ground truth
-_TAPS = (list, dict, type(None))
+
+
+class SpatialKLOptions(Options):
+    kl_opt: Section | None = loss(
+        "Where in the image each channel is bright (`SpatialKLLoss`), against the teacher's output, `l_kl`."
+    )
 
 
 @TERM_REGISTRY.register()
@@ -28,7 +34,7 @@ class SpatialKLTerm(Term):
     """``l_kl``: the student's output is bright where the teacher's is (``SpatialKLLoss``)."""
 
     KEY = "kl_opt"
-    TRAIN_KEYS = {KEY: (dict, type(None))}
+    options = SpatialKLOptions
     NEEDS = frozenset({"teacher_output"})
 
     def losses(self, step: Step) -> dict[str, Tensor]:
@@ -40,25 +46,21 @@ class _LevelsTerm(Term):
 
     Attributes:
         TAPS: That option, of ``train``.
-        LOSS: What compares them.
         TEACHER: The key of the network whose features they are compared with; ``t`` where it is not given.
     """
 
     TAPS: ClassVar[str]
-    LOSS: ClassVar[type[nn.Module]]
     TEACHER: ClassVar[str] = "t"
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:
         taps = opt["train"].get(cls.TAPS)
         if not taps:
-            missing = [missing_taps(opt, cls.TAPS, [cls.KEY], cls.TEACHER)]
-        else:
-            missing = tap_problems(taps, f"train.{cls.TAPS}")
-        return loss_problems(opt, cls.KEY, cls.LOSS) + missing
+            return [missing_taps(opt, cls.TAPS, [cls.KEY], cls.TEACHER)]
+        return tap_problems(taps, f"train.{cls.TAPS}")
 
     def tap_groups(self) -> dict[str, TapGroup]:
-        return {self.KEY: TapGroup(f"train.{self.TAPS}", tap_pairs(self.train[self.TAPS]))}
+        return {self.KEY: TapGroup(f"train.{self.TAPS}", tap_pairs(getattr(self.options, self.TAPS)))}
 
     def levels(self, step: Step) -> tuple[list[Tensor], list[Tensor]]:
         """The student's adapted features in the sizes of the teacher's, and the teacher's."""
@@ -66,16 +68,30 @@ class _LevelsTerm(Term):
         return resized_like(step.student_features[self.KEY], wanted), wanted
 
 
+class NaturalSceneOptions(Options):
+    nc_opt: Section | None = loss(
+        "Natural scene statistics of encoder features, against Teacher A's, `l_nc`.", NaturalSceneLoss
+    )
+    encoder_taps: list | Section | None = option(None, f"Features of `nc_opt`: {PAIRS}.")
+
+
 @TERM_REGISTRY.register()
 class NaturalSceneTerm(_LevelsTerm):
     """``l_nc``: at ``encoder_taps``, natural scene statistics as in Teacher A, which sees the degraded images."""
 
-    KEY, TAPS, LOSS = "nc_opt", "encoder_taps", NaturalSceneLoss
-    TRAIN_KEYS = {KEY: (dict, type(None)), TAPS: _TAPS}
+    KEY, TAPS = "nc_opt", "encoder_taps"
+    options = NaturalSceneOptions
     NEEDS = frozenset({"teacher"})
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         return {"l_nc": self.loss(*self.levels(step))}
+
+
+class EdgeTextureOptions(Options):
+    et_opt: Section | None = loss(
+        "Edges and texture of decoder features, against Teacher B's, `l_et`.", EdgeTextureLoss
+    )
+    decoder_taps: list | Section | None = option(None, f"Features of `et_opt`: {PAIRS}.")
 
 
 @TERM_REGISTRY.register()
@@ -86,9 +102,11 @@ class EdgeTextureTerm(_LevelsTerm):
     one batch with the degraded images.
     """
 
-    KEY, TAPS, LOSS, TEACHER = "et_opt", "decoder_taps", EdgeTextureLoss, "tb"
-    TRAIN_KEYS = {KEY: (dict, type(None)), TAPS: _TAPS}
-    NETWORK_KEYS = frozenset({"tb"})
+    KEY, TAPS, TEACHER = "et_opt", "decoder_taps", "tb"
+    options = EdgeTextureOptions
+    NETWORKS = {
+        "tb": Network("Teacher B of `et_opt`, which sees the clean images; without it Teacher A does.")
+    }
     NEEDS = frozenset({"teacher", "gt"})
 
     @classmethod

@@ -86,12 +86,15 @@ def test_too_few_images_for_a_batch() -> None:
 @pytest.mark.parametrize(
     ("stages", "problem"),
     [
-        ({"after": 3}, "expected a list of sections"),
-        ([{"gt_size": 64}], "d.progressive.0: expected a section with after"),
-        ([{"after": 3, "gtsize": 64}], "d.progressive.0: expected a section with after"),
+        ({"after": 3}, "expected a list or null"),
+        ([{"gt_size": 64}], "d.progressive.0.after: is required"),
+        ([{"after": 3, "gtsize": 64}], "d.progressive.0.gtsize: unknown key; did you mean gt_size?"),
         ([{"after": 3}, {"after": 3}], "d.progressive.1.after: 3 must be greater than 3"),
-        ([{"after": 3, "gt_size": 0}], "d.progressive.0.gt_size: 0 is not a positive whole number"),
-        ([{"after": 3, "batch_size_per_gpu": True}], "d.progressive.0.batch_size_per_gpu: True is no"),
+        ([{"after": 3, "gt_size": 0}], "d.progressive.0.gt_size: 0 is below 1"),
+        (
+            [{"after": 3, "batch_size_per_gpu": True}],
+            "d.progressive.0.batch_size_per_gpu: expected a whole number, got True",
+        ),
     ],
 )
 def test_invalid_schedules(stages: object, problem: str) -> None:

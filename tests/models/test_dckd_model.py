@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsr.models.dckd_model import DCKDModel
+from kdsr.options.check import check
 from kdsr.terms.dckd import history_step
 
 
@@ -176,7 +178,7 @@ def test_negatives_are_degraded_copies_and_the_clean_input(model: DCKDModel) -> 
     assert negatives.shape == (3 * 2, 3, 32, 32)
     torch.testing.assert_close(negatives[4:], clean)
     assert (negatives[:2] - clean).abs().mean() > 1e-4
-    model.opt["train"]["clean_negative"] = False
+    contrast.options = replace(contrast.options, clean_negative=False)
     assert contrast.negatives(now).shape[0] == 2 * 2
 
 
@@ -214,7 +216,7 @@ def test_inconsistent_options(dckd_options: dict[str, Any]) -> None:
     assert DCKDModel.check_options(dckd_options) == []
     dckd_options["network_vqgan"] = None
     dckd_options["train"].update(num_neg=0, clean_negative=False, step=[1, 0], history_source="teacher")
-    problems = DCKDModel.check_options(dckd_options)
+    problems = check(dckd_options, True)
     assert {problem.split(":")[0] for problem in problems} == {
-        "network_vqgan", "train.num_neg", "train.step", "train.history_source",
+        "network_vqgan", "train.num_neg", "train.step.1", "train.history_source",
     }  # fmt: skip

@@ -143,7 +143,7 @@ def test_facd_trains_and_logs_its_bound(facd_options: Options, capsys: pytest.Ca
         ({"taps": [{"student": "bdy.0", "teacher": "body.1"}]}, "has no module 'bdy.0'; did you mean body.0"),
         ({"taps": {"student": ["body.0"], "teacher": []}}, "1 modules of the student and 0 of the teacher"),
         ({"taps": None}, "train.taps: missing, train.facd_opt needs it; add"),
-        ({"gate": "sotf"}, "train.gate: 'sotf' is not known"),
+        ({"gate": "sotf"}, "train.gate: 'sotf' is neither hard nor soft nor off"),
         ({"gate_temperature": 0}, "train.gate_temperature: 0 is not above 0"),
     ],
 )

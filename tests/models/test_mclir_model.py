@@ -140,11 +140,11 @@ def test_a_teacher_may_be_there(options: Options, tmp_path: Path) -> None:
             {"neg_opt": {"type": "NegativeLoss", "weights": [1]}},
             "5 levels of features and the loss has 1 weights",
         ),
-        ({"neg_iter": 0}, "train.neg_iter: 0 must be a number of iterations above 0"),
-        ({"neg_iter": [2, "3"]}, "train.neg_iter: [2, '3'] must be a number of iterations above 0"),
-        ({"neg_decay": 1.5}, "train.neg_decay: 1.5 is the share of the old negative model"),
+        ({"neg_iter": 0}, "train.neg_iter: 0 is below 1"),
+        ({"neg_iter": [2, "3"]}, "train.neg_iter.1: expected a whole number, got the text '3'"),
+        ({"neg_decay": 1.5}, "train.neg_decay: 1.5 is above 1"),
         ({"neg_decay": [0.1, 0.1, 0.1]}, "train.neg_decay: 3 entries for 2 negative models"),
-        ({"neg_start": 2}, "train.neg_start: 2 is the share of a random network"),
+        ({"neg_start": 2}, "train.neg_start: 2 is above 1"),
     ],
 )
 def test_options_that_cannot_be_run(

@@ -199,8 +199,8 @@ def test_mixers_are_in_the_state_and_not_in_the_students_file(options: Options) 
             {"fm_opt": {"type": "FACDLoss"}},
             "train.fm_opt.type: FACDLoss does not compare what this term does; use FitNetLoss",
         ),
-        ({"mix_ratio": 1.5}, "train.mix_ratio: 1.5 is no probability, from 0 to 1"),
-        ({"block_ratio": -1}, "train.block_ratio: -1 is no probability"),
+        ({"mix_ratio": 1.5}, "train.mix_ratio: 1.5 is above 1"),
+        ({"block_ratio": -1}, "train.block_ratio: -1 is below 0"),
     ],
 )
 def test_options_that_cannot_be_run(

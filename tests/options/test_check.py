@@ -12,8 +12,9 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from kdsr.options.check import check
 from kdsr.options.parse import parse_options
-from kdsr.options.signatures import check_call, nearest
+from kdsr.options.signatures import check_call
 from kdsr.runtime.errors import OptionError
+from kdsr.runtime.suggestions import nearest
 from small_runs import problems_after
 
 
@@ -38,7 +39,7 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         ("train.optim_g.type", "Adm", "train.optim_g.type: 'Adm' is not known; did you mean Adam"),
         ("train.mum_neg", 3, "train.mum_neg: unknown key; did you mean num_neg?"),
         ("train.noisy", {"prop": 0.5}, "train.noisy.prop: unknown key; did you mean prob?"),
-        ("train.scheduler.gama", 0.5, "train.scheduler.gama: MultiStepRestartLR has no such parameter"),
+        ("train.scheduler.gama", 0.5, "train.scheduler.gama: MultiStepLR has no such parameter"),
         ("train.scheduler.type", "Cosine", "train.scheduler.type: 'Cosine' is not known; "),
         ("train.cl_opt.type", "ContrastLoss", "'ContrastLoss' is not known; did you mean ContrasLoss?"),
         ("train.cl_opt.wieghts", [1], "train.cl_opt.wieghts: ContrasLoss has no such parameter; did you mean"),
@@ -56,7 +57,7 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         ("val.metrics.psnr.better", "more", "'more' is neither higher nor lower"),
         ("datasets.train.gt_sise", 8, "datasets.train.gt_sise: unknown key; did you mean gt_size?"),
         ("datasets.train.type", "PairedDataset", "'PairedDataset' is not known; did you mean PairedImageDataset or"),
-        ("datasets.train.io_backend.type", "dsik", "'dsik' is not known; did you mean disk?"),
+        ("datasets.train.io_backend.type", "dsik", "'dsik' is neither disk nor lmdb; did you mean disk?"),
         ("datasets.test", {"name": "x"}, "datasets.test: training knows sets named train"),
         ("precision", {"ampp": "bf16"}, "precision.ampp: unknown key; did you mean amp?"),
         ("dist_params", {"backnd": "gloo"}, "dist_params.backnd: unknown key; did you mean backend?"),
@@ -75,7 +76,7 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         # values
         ("train.total_iter", 0, "train.total_iter: 0 is below 1"),
         ("val.val_freq", 0, "val.val_freq: 0 is below 1"),
-        ("val.tile", 0, "val.tile: 0 is below 1; give the side of a tile"),
+        ("val.tile", 0, "val.tile: 0 is below 1"),
         ("val.tile", 1.5, "val.tile: expected a whole number or null, got 1.5"),
         ("val.tile_overlap", -1, "val.tile_overlap: -1 is below 0"),
         ("val", {"val_freq": 9, "tile": 64, "tile_overlap": 64}, "val.tile_overlap: 64 leaves nothing of tiles of 64"),
@@ -86,7 +87,7 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         ("datasets.train.prefetch_mode", "cuda", "pin_memory: must be true for prefetch_mode: cuda"),
         ("datasets.val_2", {"name": "held_out"}, "datasets.val_2.name: held_out names datasets.val too"),
         ("train.scheduler.milestones", "x", "train.scheduler.milestones: expected a list, got the text 'x'"),
-        ("train.scheduler.milestones", ["x"], "train.scheduler.milestones.0: expected a number"),
+        ("train.scheduler.milestones", ["x"], "train.scheduler.milestones.0: expected a whole number"),
         ("train.scheduler.restarts", [0, 5], "restart_weights: 1 weights for 2 restarts"),
         # what must be there
         ("name", ..., "name: is required"),
@@ -98,7 +99,7 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         ("train.total_iter", ..., "train.total_iter: is required"),
         ("train.optim_g.type", ..., "train.optim_g.type: is required"),
         ("train.optim_g.lr", ..., "train.optim_g.lr: is required"),
-        ("train.scheduler.milestones", ..., "train.scheduler.milestones: is required by MultiStepRestartLR"),
+        ("train.scheduler.milestones", ..., "train.scheduler.milestones: is required by MultiStepLR"),
         ("network_g.num_in_ch", ..., "network_g.num_in_ch: is required by EDSR"),
         ("val.val_freq", ..., "val.val_freq: is required"),
         ("val.metrics.psnr.crop_border", ..., "crop_border: is required by calculate_psnr"),

@@ -81,9 +81,9 @@ def test_what_needs_it(model_type: str, train: Options, keys: dict[str, str]) ->
 
 def test_every_declaration_names_an_option() -> None:
     for key, term in all_terms().items():
-        assert key in term.TRAIN_KEYS
+        assert key in term.options.declared()
         assert {"teacher", "teacher_output", "taps", "gt"} >= term.NEEDS
-        assert set(term.keys_with_gt({key: {"type": "ContrasLoss"}})) <= set(term.TRAIN_KEYS)
+        assert set(term.keys_with_gt({key: {"type": "ContrasLoss"}})) <= set(term.options.declared())
 
 
 @pytest.mark.parametrize("kind", ["LQImageDataset", "SingleImageDataset"])

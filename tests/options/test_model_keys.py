@@ -9,6 +9,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from kdsr.models.kd_model import KDModel
 from kdsr.options.check import check
+from kdsr.runtime.declarations import Section, option
 
 Options = dict[str, Any]
 
@@ -41,8 +42,11 @@ def test_who_reads_a_key(run_options: Options, model_type: str, place: str, valu
 
 
 def test_a_model_of_the_users_own_is_named_too(run_options: Options) -> None:
+    class OwnOptions(KDModel.train_options):  # type: ignore[name-defined]
+        own_opt: Section = option(None, "A loss.")
+
     class OwnModel(KDModel):
-        TRAIN_KEYS = {"own_opt": dict}
+        train_options = OwnOptions
 
     MODEL_REGISTRY._obj_map["OwnModel"] = OwnModel
     try:

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from kdsr.models.image_metrics import better_of, calculate_metric
 from kdsr.models.trainer import LoopInterface
-from kdsr.options import declarations as tables
 from kdsr.options.check import check
 from kdsr.options.check_data import keys_of_dataset
 from kdsr.options.model_keys import ModelKeys, readers_of
 from kdsr.options.parse import parse_options
-from kdsr.options.signatures import check_value
-from kdsr.runtime.option_values import Allowed
-from kdsr.runtime.precision import Precision
+from kdsr.options.stock import STOCK_METRICS
+from kdsr.runtime.declarations import Option, check_value
+from kdsr.runtime.distributed import DistOptions
+from kdsr.runtime.precision import PrecisionOptions
 from small_runs import problems_after
 
 Options = dict[str, Any]
@@ -34,34 +34,38 @@ QUICK = settings(
 )
 
 
-def flat(table: Mapping[str, Any], place: str) -> Iterator[tuple[str, Allowed]]:
-    for key, wanted in table.items():
+def flat(declared: Mapping[str, Option], place: str) -> Iterator[tuple[str, Option]]:
+    for key, wanted in declared.items():
         here = f"{place}.{key}" if place else key
-        if isinstance(wanted, Mapping):
-            yield from flat(wanted, here)
-        elif isinstance(wanted, Allowed):
+        if wanted.section is not None and dict in wanted.kinds:
+            yield from flat(wanted.section.declared(), here)
+        else:
             yield here, wanted
 
 
-def declared() -> dict[str, Allowed]:
-    """Every key whose values are limited, by its place in an option file."""
-    metric = {"val.metrics.psnr": tables.STOCK_METRICS["calculate_psnr"] | {"better": tables.BETTER}}
+def declared() -> dict[str, Option]:
+    """Every declared option, by its place in an option file."""
+    keys = ModelKeys(MODEL_REGISTRY.get("DCKDModel"))
     sections = {
-        "": ModelKeys(MODEL_REGISTRY.get("DCKDModel")).top,
-        "train": ModelKeys(MODEL_REGISTRY.get("DCKDModel")).train,
-        "val": ModelKeys(MODEL_REGISTRY.get("DCKDModel")).val,
-        "logger": tables.LOGGER | tables.OUR_LOGGER,
-        "dist_params": tables.DIST_PARAMS,
-        "precision": Precision.KEYS,
+        "": {key: wanted for key, wanted in keys.top.items() if key != "num_gpu"},
+        "train": keys.train,
+        "val": keys.val,
+        "logger": keys.logger,
+        "dist_params": DistOptions.declared(),
+        "precision": PrecisionOptions.declared(),
         "datasets.train": keys_of_dataset("PairedImageDataset"),
-        **metric,
+        "val.metrics.psnr": STOCK_METRICS["calculate_psnr"].declared(),
     }
     return dict(pair for place, table in sections.items() for pair in flat(table, place))
 
 
 DECLARED = declared()
 WORDS = {place: allowed for place, allowed in DECLARED.items() if allowed.choices}
-NUMBERS = {place: allowed for place, allowed in DECLARED.items() if int in allowed.kinds}
+NUMBERS = {
+    place: allowed
+    for place, allowed in DECLARED.items()
+    if int in allowed.kinds and bool not in allowed.kinds
+}
 
 
 def names(problems: list[str], place: str) -> bool:
@@ -107,15 +111,15 @@ def test_numbers_out_of_bounds_are_refused(run_options: Options, place: str, val
         ("datasets.train.color", "y", "datasets.val.color: is rgb, but datasets.train is y"),
         ("datasets.train.mean", [0.5, 0.5, 0.5], "datasets.train.std: is required by mean"),
         ("datasets.train.std", [1, 1], "datasets.train.std: 2 numbers for images of 3 channels"),
-        ("datasets.train.std", [1, 0, 1], "datasets.train.std: [1, 0, 1] must all be above 0"),
+        ("datasets.train.std", [1, 0, 1], "datasets.train.std.1: 0 is not above 0"),
         ("datasets.train.std", [1, "x", 1], "datasets.train.std.1: expected a number"),
         ("datasets.train.use_shuffle", False, "use_shuffle: training sets are always shuffled"),
         ("datasets.train.dataset_enlarge_ratio", 0.5, "0.5 would leave the same images out of every epoch"),
-        ("datasets.train.io_backend.type", "LMDB", "'LMDB' is not known; did you mean lmdb?"),
+        ("datasets.train.io_backend.type", "LMDB", "'LMDB' is neither disk nor lmdb; did you mean lmdb?"),
         ("datasets.train.io_backend.db_paths", ["x"], "io_backend.db_paths: is filled in by the data set"),
         ("datasets.train.io_backend.client_keys", ["lq", "gt"], "io_backend.client_keys: belongs to an LMDB"),
         ("datasets.train.filename_tmpl", "x4", "filename_tmpl: 'x4' must be like"),
-        ("datasets.train.progressive", [{"after": float("inf")}], "0.after: inf is not a positive whole number"),
+        ("datasets.train.progressive", [{"after": float("inf")}], "progressive.0.after: expected a whole number, "),
         ("datasets.train_2", {"name": "more"}, "datasets.train_2: training knows sets named train or val, val_NAME"),
         ("datasets.val.name", "../x", "datasets.val.name: '../x' becomes part of the name of a file"),
         ("name", "..", "name: '..' is not the name of a new folder"),

@@ -167,6 +167,7 @@ MORE = """\
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 from kdsr.models.kd_model import KDModel
+from kdsr.runtime.declarations import loss
 from torch import nn
 
 
@@ -190,9 +191,13 @@ class MyPairs(PairedImageDataset):
     pass
 
 
+class MyOptions(KDModel.train_options):
+    my_opt: dict | None = loss("My loss, `l_mine`.")
+
+
 @MODEL_REGISTRY.register()
 class MyModel(KDModel):
-    TRAIN_KEYS = {"my_opt": (dict, type(None))}
+    train_options = MyOptions
 
     def init_training_settings(self):
         super().init_training_settings()

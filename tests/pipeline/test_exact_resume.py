@@ -136,18 +136,23 @@ import copy
 import torch
 from kdsr.distill.moving_average import blend_weights
 from kdsr.distill.term import TERM_REGISTRY, Term
+from kdsr.runtime.declarations import Options, loss, option
+
+class OwnOptions(Options):
+    own_path_opt: dict | None = loss("A loss.")
+    own_noise: float = option(0.1, "Standard deviation.")
 
 @TERM_REGISTRY.register()
 class OwnPathTerm(Term):
     KEY = "own_path_opt"
-    TRAIN_KEYS = {KEY: (dict, type(None)), "own_noise": (int, float)}
+    options = OwnOptions
 
     def __init__(self, setup):
         super().__init__(setup)
         self.slow = copy.deepcopy(setup.student).eval().requires_grad_(False)
 
     def before_student(self, step):
-        noise = torch.rand(step.lq.shape, generator=step.generator) * self.train.get("own_noise", 0.1)
+        noise = torch.rand(step.lq.shape, generator=step.generator) * self.options.own_noise
         step.kept[self.KEY] = self.slow(step.lq + noise.to(step.lq))
 
     def losses(self, step):

@@ -139,11 +139,10 @@ DATA = """
 import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY
+from kdsr.data.dataset_options import PairedImageOptions
 
 class Base(PairedImageDataset):
-    OPTION_KEYS = {
-        "dataroot_gt": str, "dataroot_lq": str, "gt_size": int, "use_hflip": bool, "use_rot": bool,
-    }
+    options = PairedImageOptions
 
 @DATASET_REGISTRY.register()
 class RaisingSet(Base):

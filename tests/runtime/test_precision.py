@@ -14,7 +14,7 @@ YES, NO = torch.tensor(True), torch.tensor(False)
 
 
 def test_unknown_arithmetic_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"precision\.amp: 'fp8' is not known; use bf16 or fp16"):
+    with pytest.raises(OptionError, match=r"precision\.amp: 'fp8' is neither bf16 nor fp16"):
         Precision({"amp": "fp8"}, CPU)
 
 

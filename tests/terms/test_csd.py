@@ -117,7 +117,7 @@ def test_a_models_own_vqgan_serves(
         ({"path": {"pretrain_network_t": "teacher.pth"}}, "path.pretrain_network_extractor: missing"),
         ({"batch": 1}, "train.csd_opt: contrasts a sample with the inputs of the others of its batch"),
         ({"csd_negatives": 3}, "set it to 4 or more"),
-        ({"csd_negatives": 0}, "train.csd_negatives: 0 is no number of negatives"),
+        ({"csd_negatives": 0}, "train.csd_negatives: 0 is below 1"),
         (
             {"csd_opt": {"type": "FACDLoss"}},
             "train.csd_opt.type: FACDLoss does not compare what this term does",

@@ -6,13 +6,14 @@ import pytest
 import torch
 from skimage import data
 
+from kdsr.runtime.declarations import check_section
+from kdsr.terms.dckd import ContrastOptions
 from kdsr.terms.dckd_degradations import (
     DegradationPlan,
     apply_plan,
     degrade,
     gaussian_blur,
     gaussian_noise,
-    probability_problems,
     resize,
 )
 
@@ -166,6 +167,9 @@ def test_bf16_autocast_does_not_round_the_negatives():
 
 def test_what_is_no_probability_is_named():
     good = {"gaussian_blur_prob": 0, "resize_prob": 0.5, "gaussian_noise_prob": 1, "num_neg": 4}
-    assert probability_problems(good) == []
-    problems = probability_problems(good | {"resize_prob": 1.5, "gray_noise_prob": "half"})
+    problems: list[str] = []
+    check_section(good, ContrastOptions.declared(), "train", problems)
+    assert problems == []
+    wrong = good | {"resize_prob": 1.5, "gray_noise_prob": "half"}
+    check_section(wrong, ContrastOptions.declared(), "train", problems)
     assert [problem.split(":")[0] for problem in problems] == ["train.resize_prob", "train.gray_noise_prob"]

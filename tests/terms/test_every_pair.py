@@ -139,7 +139,7 @@ def switched_on(options: Options, term: type[Term]) -> None:
     train, taps = options["train"], TAPS[options["network_g"]["type"]]
     train.setdefault(term.KEY, {"type": LOSSES[term.KEY]} if term.KEY in LOSSES else dict(L1))
     for option in ("taps", "encoder_taps", "decoder_taps", "blocks"):
-        if option in term.TRAIN_KEYS:
+        if option in term.options.declared():
             train.setdefault(option, taps)
     if term.KEY in ("csd_opt", "neg_opt"):
         with_extractor(options)

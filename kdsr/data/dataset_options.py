@@ -1,0 +1,136 @@
+"""Declares the options of data sets: those of any set, and those of BasicSR's. Classes of kdsr declare their own."""
+
+from __future__ import annotations
+
+from kdsr.runtime.declarations import Options, option
+
+
+class StageOptions(Options):
+    after: int = option(None, "Iterations before the stage begins.", lowest=1, required="always")
+    gt_size: int = option(None, "Side of the GT patches from then on.", lowest=1)
+    batch_size_per_gpu: int = option(None, "Images per step and process from then on.", lowest=1)
+
+
+class BackendOptions(Options):
+    type: str = option(
+        None, "Where the images are: in a folder or in an LMDB.", required="always", choices=("disk", "lmdb")
+    )
+    db_paths: list | str = option(None, "Filled in by the data set.")
+    client_keys: list | str = option(None, "Filled in by the data set.")
+
+
+class DatasetOptions(Options):
+    """Options of any data set. Above the highest numbers a machine only starts processes, or a digit slipped in."""
+
+    name: str = option(
+        None,
+        "In logs and in `metrics.csv`; for validation and tests also the folder of saved images.",
+        required="always",
+        one_name=True,
+    )
+    type: str = option(None, "Class of the data set.")
+    io_backend: BackendOptions = option(
+        None,
+        "`{type: disk}` or `{type: lmdb}`; `ImageFolderDataset` and `LQImageDataset` can tell by the name of the root.",
+    )
+    batch_size_per_gpu: int = option(
+        None, "Training: images per step and process.", lowest=1, highest=100_000, required="train"
+    )
+    num_worker_per_gpu: int = option(
+        None,
+        "Training: processes that load images; 0: the main process loads them.",
+        lowest=0,
+        highest=256,
+        required="train",
+    )
+    dataset_enlarge_ratio: float = option(
+        1, "Training: passes over the images in one epoch, 1 or more, each with other crops.", above=0
+    )
+    progressive: list[StageOptions] | None = option(
+        None,
+        "Training: stages with other patches and batches: "
+        "`[{after: 92000, gt_size: 160, batch_size_per_gpu: 5}, ...]`.",
+    )
+    on_bad_image: str = option(
+        "stop",
+        "Training: whether an image that cannot be read stops the run or is skipped; validation and tests always stop.",
+        choices=("stop", "skip"),
+    )
+    prefetch_mode: str | None = option(
+        None,
+        "Training: `cuda` copies batches to the GPU ahead (needs `pin_memory: true`); `cpu` is the same as null.",
+        choices=("cpu", "cuda"),
+    )
+    num_prefetch_queue: int = option(
+        None,
+        "Accepted from BasicSR's files for `prefetch_mode: cpu`; has no effect.",
+        lowest=1,
+        highest=1000,
+    )
+    pin_memory: bool = option(False, "Whether batches are in page-locked memory, faster to copy to a GPU.")
+    persistent_workers: bool = option(False, "Training: whether workers live on between epochs.")
+    use_shuffle: bool = option(
+        True, "Accepted from BasicSR's older files; training sets are always shuffled."
+    )
+
+
+class StockImageOptions(DatasetOptions):
+    """Options that all of BasicSR's image data sets have."""
+
+    dataroot_lq: str = option(None, "Folder or `.lmdb` of the LQ images.", required="always")
+    io_backend: BackendOptions = option(None, "`{type: disk}` or `{type: lmdb}`.", required="always")
+    meta_info_file: str | None = option(
+        None,
+        "Text file with the names of the images to use, one a line, relative to `dataroot_gt`; of an LMDB, too.",
+    )
+    color: str | None = option(  # rgb, as null: BasicSR asks for y alone
+        None,
+        "`y`: the Y channel (of YCbCr) alone; `rgb` or null: three channels. The same for all sets of a run.",
+        choices=("y", "rgb"),
+    )
+    mean: list[float] | None = option(
+        None,
+        "Normalisation, one number or one per channel (RGB), with `std`: the network gets `(image - mean) / std`; "
+        "metrics and saved images are of the image itself.",
+    )
+    std: list[float] | None = option(None, "See `mean`.", above=0)
+
+
+class PairedImageOptions(StockImageOptions):
+    dataroot_gt: str = option(None, "Folder or `.lmdb` of the ground truth.", required="always")
+    filename_tmpl: str = option(
+        "{}",
+        "LQ name from the GT name, for example `'{}x4'`; not for LMDBs, whose images pair by equal keys.",
+    )
+    gt_size: int = option(
+        None,
+        "Training: side of the square GT patches; a multiple of `scale`.",
+        lowest=1,
+        required="train",
+    )
+    use_hflip: bool = option(None, "Training: whether patches are flipped at random.", required="train")
+    use_rot: bool = option(
+        None,
+        "Training: whether patches are flipped vertically and transposed at random.",
+        required="train",
+    )
+
+
+# BasicSR's classes; ours have an attribute `options`
+STOCK_DATASETS: dict[str, type[DatasetOptions]] = {
+    "PairedImageDataset": PairedImageOptions,
+    "SingleImageDataset": StockImageOptions,
+}
+WITHOUT_GT = ("SingleImageDataset",)  # ours have an attribute GIVES_GT
+
+
+class FolderOptions(DatasetOptions):
+    """Options of kdsr's data sets without pairs."""
+
+    gt_size: int | None = option(
+        None,
+        "Training: side of the square patches; of a set without ground truth the side that its GT patches would have.",
+        lowest=1,
+    )
+    use_hflip: bool = option(True, "Training: whether patches are flipped at random.")
+    use_rot: bool = option(True, "Training: whether patches are flipped vertically and transposed at random.")

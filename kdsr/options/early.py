@@ -1,0 +1,109 @@
+"""Finds misspelt keys before torch and BasicSR are imported, which takes seconds.
+
+The names of the options are read from the source of the package: the fields of the classes that derive from
+``Options``. A key that none of them has is misspelt, unless ``import_modules`` brings options of the user's own.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kdsr.options.command_line import read_arguments
+from kdsr.options.files import load
+from kdsr.runtime.suggestions import nearest
+
+# the class of which all that declare options of a section derive; those of train derive from Options itself
+_SECTIONS = {
+    "TopOptions": "",
+    "StockPathOptions": "path",
+    "StockValOptions": "val",
+    "StockLoggerOptions": "logger",
+    "DistOptions": "dist_params",
+    "PrecisionOptions": "precision",
+    "DatasetOptions": "datasets",
+}
+_PER_NETWORK = "NetworkPathOptions"  # pretrain_network_g and so on
+
+
+def misspelt(argv: Sequence[str] | None, is_train: bool) -> list[str]:
+    """What is misspelt in the option file that a command line names; empty where that cannot be told early.
+
+    Args:
+        argv: The arguments; those of the process by default.
+        is_train: Training, or testing.
+
+    Raises:
+        OptionError: The option file cannot be read.
+        SystemExit: With exit code 2, when a flag is not known or no option file is named.
+    """
+    args = read_arguments(is_train, argv)
+    if os.path.isdir(os.path.expanduser(args.opt)):
+        return []
+    opt = load(args.opt, args.force_yml)
+    names, known = _declared()
+    if opt.get("import_modules") or opt.get("model_type") not in known:
+        return []
+    found = []
+    for place, section in _sections(opt, known):
+        kind = place.split(".")[0]
+        valid = names.get(kind, names["train"])
+        networks = [key for key in opt if key.startswith("network_")] if kind in ("", "path") else []
+        if kind == "path":
+            networks = [
+                f"{name}_{key.removeprefix('network_')}" for key in networks for name in names[_PER_NETWORK]
+            ]
+        beginnings = ("network_",) if kind == "" else tuple(f"{name}_" for name in names[_PER_NETWORK])
+        for key in section:
+            if key not in valid and not (kind in ("", "path") and key.startswith(beginnings)):
+                here = f"{place}.{key}" if place else key
+                found.append(f"{here}: unknown key; {nearest(key, {*valid, *networks})}")
+    return found
+
+
+def _sections(opt: dict[str, Any], known: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The declared sections that are there, by their places."""
+    yield "", opt
+    for section in (*_SECTIONS.values(), "train"):
+        below = opt.get(section)
+        if section not in ("", "datasets") and isinstance(below, dict):
+            yield section, below
+    datasets = opt.get("datasets")
+    for key, dataset in datasets.items() if isinstance(datasets, dict) else ():
+        if isinstance(dataset, dict) and dataset.get("type") in known:
+            yield f"datasets.{key}", dataset
+
+
+@cache
+def _declared() -> tuple[dict[str, set[str]], set[str]]:
+    """The names of the declared options, by section; and the names of classes and of BasicSR's that are declared."""
+    bases: dict[str, list[str]] = {}
+    fields: dict[str, set[str]] = {}
+    known: set[str] = set()
+    for file in Path(__file__).resolve().parents[1].rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        if "Options)" not in text and "Model)" not in text:
+            continue
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
+                lines = [each.target for each in node.body if isinstance(each, ast.AnnAssign)]
+                fields[node.name] = {target.id for target in lines if isinstance(target, ast.Name)}
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict):  # STOCK_MODELS, ...
+                known |= {str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)}
+
+    def ancestors(name: str) -> list[str]:
+        return [name, *(above for base in bases.get(name, ()) for above in ancestors(base))]
+
+    names: dict[str, set[str]] = {_PER_NETWORK: fields[_PER_NETWORK], "train": set()}
+    for name, own in fields.items():
+        above = ancestors(name)
+        if above[-1] == "Options":
+            section = next((_SECTIONS[base] for base in above if base in _SECTIONS), "train")
+            names.setdefault(section, set()).update(own)
+    names[""].add("precision")
+    return names, known | set(bases)
