@@ -11,13 +11,13 @@ def schema(
     folder: Path = typer.Argument(Path("."), help="checkout of kdsr", exists=True, file_okay=False),
 ) -> None:
     """Write options/schema.json, for editors, and docs/option_reference.md."""
+    import kdsr  # noqa: F401  first: makes BasicSR importable
     from kdsr.options.json_schema import as_text, json_schema
     from kdsr.options.reference import reference
-    from kdsr.runtime.atomic_files import atomic_write
 
     for name, text in (
         ("options/schema.json", as_text(json_schema())),
         ("docs/option_reference.md", reference()),
     ):
-        atomic_write(folder / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+        (folder / name).write_text(text, encoding="utf-8")
         typer.echo(folder / name)
