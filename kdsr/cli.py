@@ -26,7 +26,10 @@ COMMANDS: _Commands = {
     "new": ("tools.new:new", "Write the option file of a method, a backbone, a data set and a schedule."),
     "list": ("tools.tables:list_templates", "Methods, tasks and backbones that have option files."),
     "show": ("tools.show:show", "Print the resolved options of a file, and where each value comes from."),
-    "schema": ("tools.schema:schema", "Write options/schema.json, for editors, and docs/option_reference.md."),
+    "schema": (
+        "tools.schema:schema",
+        "Write options/schema.json, for editors, and docs/option_reference.md.",
+    ),
     "data": (
         {
             "sample": (

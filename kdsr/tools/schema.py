@@ -11,7 +11,6 @@ def schema(
     folder: Path = typer.Argument(Path("."), help="checkout of kdsr", exists=True, file_okay=False),
 ) -> None:
     """Write options/schema.json, for editors, and docs/option_reference.md."""
-    import kdsr  # noqa: F401  first: makes BasicSR importable
     from kdsr.options.json_schema import as_text, json_schema
     from kdsr.options.reference import reference
 
