@@ -6,12 +6,12 @@ give a categorical distribution over the codes.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from kdsr.losses.levels import check_choice
-from kdsr.losses.mscn import widened
 
 VARIANTS = ("released", "equation_9")
 REDUCTIONS = ("mean", "sum")
@@ -28,7 +28,7 @@ def code_distribution(code_logits: Tensor) -> Tensor:
     Returns:
         (tokens, M), rows sum to 1; in at least float32.
     """
-    return widened(code_logits).softmax(1)
+    return code_logits.softmax(1, dtype=torch.promote_types(code_logits.dtype, torch.float32))
 
 
 def distribution_cross_entropy(
@@ -47,7 +47,7 @@ def distribution_cross_entropy(
         A scalar in nats, at least the teacher's entropy (0 at best) with ``equation_9``.
     """
     target = code_distribution(teacher_logits.detach())
-    logits = widened(student_logits) if variant == "equation_9" else code_distribution(student_logits)
+    logits = student_logits.to(target.dtype) if variant == "equation_9" else code_distribution(student_logits)
     return F.cross_entropy(logits, target, reduction=reduction)
 
 
