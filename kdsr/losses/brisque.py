@@ -1,4 +1,4 @@
-"""BRISQUE's natural scene statistics: differentiable on feature maps, and the classic 36 numbers of an image.
+"""BRISQUE's natural scene statistics, differentiable on feature maps.
 
 Mittal, Moorthy and Bovik, "No-Reference Image Quality Assessment in the Spatial Domain", IEEE TIP 2012: distortions
 change the distributions of a natural image's MSCN coefficients and of the products of neighbouring ones. Written from
@@ -21,7 +21,6 @@ from kdsr.losses.mscn import interleaved, mscn, row_sums, widened
 
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # (rows down, columns right), in the order of the statistics
 
-SHAPES = (0.2, 10.0)  # range of the generalised Gaussian's shape (as in the authors' search)
 AT_ONCE = 2**17  # largest number of values for which a CPU computes all four directions at once (cache)
 
 
@@ -189,8 +188,8 @@ def natural_scene_statistics(x: Tensor, c: float | Tensor) -> Tensor:
     - 2 to 17: of the products p of neighbours, right (0, 1), below (1, 0), below right (1, 1), above right (-1, 1):
       mean, standard deviation of the negative ones, of the positive ones, ``(E|p|)^2 / E[p^2]``.
 
-    BRISQUE's own features are functions of these, see ``brisque_features``. The denominators of the shape statistics
-    have 1e-6 (y) or 1e-12 (p) added: a flat channel gives 0 with a finite gradient.
+    BRISQUE's own features are functions of these. The denominators of the shape statistics have 1e-6 (y) or 1e-12 (p)
+    added: a flat channel gives 0 with a finite gradient.
 
     Args:
         x: Feature maps (N, C, H, W) of any size.
@@ -206,59 +205,3 @@ def natural_scene_statistics(x: Tensor, c: float | Tensor) -> Tensor:
         [m.square, m.absolute.square() / (m.square + 1e-6)],
         [m.mean, left, right, m.p_absolute.square() / (m.p_square + 1e-12)],
     )
-
-
-def _log_gammas(shape: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.lgamma(1 / shape), torch.lgamma(2 / shape), torch.lgamma(3 / shape)
-
-
-def gamma_ratio(shape: Tensor) -> Tensor:
-    """(E|y|)^2 / E[y^2] of a generalised Gaussian: ``G(2/a)^2 / (G(1/a) G(3/a))``, increasing from 0 to 3/4."""
-    one, two, three = _log_gammas(shape)
-    return torch.exp(2 * two - one - three)
-
-
-def inverse_gamma_ratio(ratio: Tensor) -> Tensor:
-    """The inverse of ``gamma_ratio``: a shape in [0.2, 10] (float64), differentiable.
-
-    Ratios outside this range give an end of it, without gradient.
-    """
-    low, high = (torch.full_like(ratio, math.log(end)).detach() for end in SHAPES)
-    for _ in range(48):  # bisection to 1e-14
-        middle = (low + high) / 2
-        below = gamma_ratio(middle.exp()) < ratio.detach()
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    shape = ((low + high) / 2).exp()
-    one, two, three = (torch.digamma(k / shape) * k for k in (1, 2, 3))
-    value = gamma_ratio(shape)
-    slope = value * (one + three - 2 * two) / shape.square()
-    ends = [gamma_ratio(torch.full_like(shape, end)) for end in SHAPES]
-    inside = (ratio > ends[0]) & (ratio < ends[1])
-    # one Newton step adds the derivative of the inverse function, and changes the value by about 1e-14
-    return shape + torch.where(inside, (ratio - value) / slope, torch.zeros_like(ratio))
-
-
-def brisque_features(luma: Tensor) -> Tensor:
-    """BRISQUE's 36 features of an image (Mittal et al. 2012, Table I), by moment matching.
-
-    Per scale (1, then 1/2 by 2x2 mean): a and sigma^2 of the generalised Gaussian of the MSCN coefficients; then, of
-    the asymmetric generalised Gaussian of each neighbour product (right, below, below right, above right): a, eta,
-    sigma_l^2, sigma_r^2, with eta = (sigma_r - sigma_l) G(2/a) / sqrt(G(1/a) G(3/a)). Shapes a are in [0.2, 10].
-    Pixels without the neighbour are left out; the border does not wrap around.
-
-    Args:
-        luma: (N, C, H, W) in [0, 255], usually with C = 1; computed in float64.
-
-    Returns:
-        (N, C, 36) in float64.
-    """
-    m = _moments(luma.double(), 1.0)
-    tiny = torch.finfo(m.square.dtype).tiny
-    shape = inverse_gamma_ratio(m.absolute.square() / m.square.clamp_min(tiny))
-    left, right = m.left.clamp_min(tiny).sqrt(), m.right.clamp_min(tiny).sqrt()
-    # (g^3 + 1)(g + 1) / (g^2 + 1)^2 for g = left / right, also if right is 0
-    skew = (left**3 + right**3) * (left + right) / (m.left + m.right).square().clamp_min(tiny)
-    p_shape = inverse_gamma_ratio(skew * m.p_absolute.square() / m.p_square.clamp_min(tiny))
-    one, two, three = _log_gammas(p_shape)
-    eta = (right - left) * torch.exp(two - (one + three) / 2)
-    return _in_order([shape, m.square], [p_shape, eta, m.left, m.right])

@@ -130,12 +130,9 @@ class ContrasLoss(nn.Module):
         ratio: str = "batch",
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("d_func", d_func, DISTANCES),
-            ("reduction", reduction, ("mean",)),
-            ("ratio", ratio, RATIOS),
-        ):
-            check_choice("ContrasLoss", name, value, known)
+        check_choice("ContrasLoss", "d_func", d_func, DISTANCES)
+        check_choice("ContrasLoss", "reduction", reduction, ("mean",))
+        check_choice("ContrasLoss", "ratio", ratio, RATIOS)
         self.loss_weight = loss_weight
         self.weights = tuple(float(weight) for weight in weights)
         self.distance = d_func

@@ -67,8 +67,8 @@ class CELoss(nn.Module):
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = "mean", variant: str = "released") -> None:
         super().__init__()
-        for name, value, known in (("reduction", reduction, REDUCTIONS), ("variant", variant, VARIANTS)):
-            check_choice("CELoss", name, value, known)
+        check_choice("CELoss", "reduction", reduction, REDUCTIONS)
+        check_choice("CELoss", "variant", variant, VARIANTS)
         self.loss_weight = loss_weight
         self.reduction = reduction
         self.variant = variant

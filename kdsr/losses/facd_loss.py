@@ -57,9 +57,7 @@ def pairwise_distance(maps: Tensor, candidates: Tensor) -> Tensor:
     Returns:
         (N, M), in [0, 2 / sqrt(C)], in at least float32.
     """
-    student, teacher = (
-        F.normalize(widened(x), dim=1, eps=1e-6) for x in (maps, candidates.detach())
-    )  # fmt: skip
+    student, teacher = (F.normalize(widened(x), dim=1, eps=1e-6) for x in (maps, candidates.detach()))
     return _PairwiseDistance.apply(student, teacher)
 
 

@@ -1,4 +1,4 @@
-"""PIQE's block criteria: soft and differentiable on feature maps, and the classic decisions on an image.
+"""PIQE's block criteria, soft and differentiable on feature maps.
 
 Venkatanath et al., "Blind image quality evaluation using perception based features" (PIQE), NCC 2015: active blocks of
 the MSCN map can be noticeably distorted (blocking, blur: an edge has a flat segment) or noisy (the centre is like the
@@ -18,8 +18,6 @@ are unbiased (n - 1), and the border is replicated at the bottom and right up to
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,15 +29,6 @@ BLOCK = 16
 ACTIVE_VARIANCE = 0.1
 SEGMENT_DEVIATION = 0.1
 SMALLEST_BLOCK = 4  # needed for edge segments and for columns around the centre
-
-
-class PiqeBlocks(NamedTuple):
-    """The classic decisions, (N, C, rows, columns) of blocks each; distorted and noisy blocks are active ones."""
-
-    variance: Tensor
-    active: Tensor
-    distorted: Tensor
-    noisy: Tensor
 
 
 def block_size(stride: int, full: int = BLOCK) -> int:
@@ -179,17 +168,3 @@ def edge_texture_statistics(
     noisy = mask * torch.sigmoid(_noise(deviations, 1e-3) / (5 * softness))
     numbers = torch.cat([torch.stack([variance, mask]), edges, torch.stack([distorted, noisy])])
     return numbers.permute(1, 4, 0, 2, 3)
-
-
-@torch.no_grad()
-def piqe_blocks(luma: Tensor) -> PiqeBlocks:
-    """The classic decisions of PIQE on 16x16 blocks, see the module's docstring.
-
-    Args:
-        luma: (N, C, H, W) in [0, 255], usually with C = 1; computed in float64.
-    """
-    variances, lowest = _Variances.apply(mscn(_padded(luma.double(), BLOCK), 1.0), BLOCK)
-    active = variances[0] >= ACTIVE_VARIANCE
-    distorted = (lowest.amin(0) < SEGMENT_DEVIATION**2) & active
-    noisy = (_noise(variances.sqrt(), 1e-12) > 0) & active
-    return PiqeBlocks(*(numbers.movedim(3, 1) for numbers in (variances[0], active, distorted, noisy)))

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import cv2
 import torch
@@ -129,10 +130,8 @@ def natural_scene_distance(student: Sequence[Tensor], teacher: Sequence[Tensor])
         ValueError: Numbers of levels or shapes differ.
     """
     check_levels("L_NC", student, teacher, channels=True)
-    terms = [
-        statistics_distance(s, t, natural_scene_statistics) for s, t in zip(student, teacher, strict=True)
-    ]
-    return torch.stack(terms).sum()
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([statistics_distance(s, t, natural_scene_statistics) for s, t in pairs]).sum()
 
 
 def edge_texture_distance(
@@ -146,8 +145,8 @@ def edge_texture_distance(
     """``L_ET``: the sum over levels of the mean absolute difference of P.
 
     Args:
-        student: The student's decoder features, adapted: one (N, C, H, W) per level.
-        teacher: Teacher B's features, same shapes, without gradient.
+        student: The student's decoder features, as in ``natural_scene_distance``.
+        teacher: Teacher B's features.
         strides: Stride of each level relative to the image: 1, 2, 4, ...
         full_block: Side of the blocks at stride 1; else ``max(4, full_block // stride)``.
         softness: Width of the soft thresholds.
@@ -161,11 +160,7 @@ def edge_texture_distance(
     terms = []
     for s, t, stride in zip(student, teacher, strides, strict=True):
         block = block_size(stride, full_block)
-
-        def statistics(x: Tensor, c: Tensor, block: int = block) -> Tensor:
-            return edge_texture_statistics(x, c, block=block, softness=softness)
-
-        terms.append(statistics_distance(s, t, statistics))
+        terms.append(statistics_distance(s, t, partial(edge_texture_statistics, block=block, softness=softness)))
     return torch.stack(terms).sum()
 
 

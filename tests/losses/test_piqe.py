@@ -1,14 +1,27 @@
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import skimage.color
 import skimage.data
 import torch
 from scipy import ndimage
+from torch import Tensor
 from torch.autograd import gradcheck
 
-from kdsr.losses.piqe import _Variances, block_size, edge_texture_statistics, piqe_blocks
+from kdsr.losses.mscn import mscn
+from kdsr.losses.piqe import (
+    ACTIVE_VARIANCE,
+    BLOCK,
+    SEGMENT_DEVIATION,
+    _noise,
+    _padded,
+    _Variances,
+    block_size,
+    edge_texture_statistics,
+)
 
 
 def luma(name: str) -> np.ndarray:
@@ -22,6 +35,32 @@ def degraded(name: str, how: str) -> np.ndarray:
         noise = np.random.default_rng(0).normal(scale=25, size=image.shape)
         return np.clip(np.round(image + noise), 0, 255)
     return ndimage.gaussian_filter(image, 2) if how == "blurred" else image
+
+
+# ----- PIQE's decisions, from the variances that the statistics are computed from
+
+
+class PiqeBlocks(NamedTuple):
+    """The classic decisions, (N, C, rows, columns) of blocks each; distorted and noisy blocks are active ones."""
+
+    variance: Tensor
+    active: Tensor
+    distorted: Tensor
+    noisy: Tensor
+
+
+@torch.no_grad()
+def piqe_blocks(luma: Tensor) -> PiqeBlocks:
+    """The classic decisions of PIQE on 16x16 blocks.
+
+    Args:
+        luma: (N, C, H, W) in [0, 255], usually with C = 1; computed in float64.
+    """
+    variances, lowest = _Variances.apply(mscn(_padded(luma.double(), BLOCK), 1.0), BLOCK)
+    active = variances[0] >= ACTIVE_VARIANCE
+    distorted = (lowest.amin(0) < SEGMENT_DEVIATION**2) & active
+    noisy = (_noise(variances.sqrt(), 1e-12) > 0) & active
+    return PiqeBlocks(*(numbers.movedim(3, 1) for numbers in (variances[0], active, distorted, noisy)))
 
 
 # ----- PIQE's decisions once more, block by block with numpy -------------------------------------------------
@@ -93,7 +132,6 @@ def test_hard_limit_of_the_soft_version_is_the_classic_one(name):
 
 def test_numbers_of_one_block_by_hand():
     # MSCN of one 4x4 block is taken as it comes; everything after it is written out here
-    from kdsr.losses.mscn import mscn
 
     torch.manual_seed(0)
     x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
