@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,11 @@ def require_multiple(x: Tensor, multiple: int, network: str) -> None:
         raise DataError(
             f"{network}: image sides must be multiples of {multiple}, not {height}x{width} pixels"
         )
+
+
+def is_whole(values: Any, least: float = -math.inf) -> bool:
+    """Whether a value is a list of whole numbers of at least ``least``."""
+    return isinstance(values, list | tuple) and all(type(value) is int and value >= least for value in values)
 
 
 def minimum_problems(options: Mapping[str, Any], **minimum: int) -> list[str]:

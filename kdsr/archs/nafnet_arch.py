@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from kdsr.archs.arch_checks import minimum_problems, require_multiple
+from kdsr.archs.arch_checks import is_whole, minimum_problems, require_multiple
 from kdsr.runtime.errors import OptionError
 
 
@@ -28,7 +28,7 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # NAFNet's features are channels-last, so that the permutations do not copy.
+        # NAFNet's and Restormer's features are channels-last, so that the permutations do not copy.
         y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
         return y.permute(0, 3, 1, 2)
 
@@ -127,9 +127,7 @@ class NAFNet(nn.Module):
         for key, numbers in (("enc_blk_nums", down), ("dec_blk_nums", up)):
             if not isinstance(numbers, list | tuple):
                 return found  # the type check reports it
-            if any(
-                isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers
-            ):
+            if not is_whole(numbers, 0):
                 found.append(f"{key}: must be whole numbers of at least 0, not {list(numbers)}")
         if len(down) != len(up):
             found.append(f"dec_blk_nums: has {len(up)} levels, but enc_blk_nums has {len(down)}")
@@ -219,9 +217,7 @@ class NAFNetLocal(NAFNet):
         """Problems of the constructor's options that its signature does not show."""
         found = super().option_problems(options)
         size = options.get("train_size", (1, 3, 256, 256))
-        if isinstance(size, list | tuple) and (
-            len(size) < 2 or any(not isinstance(side, int) or side < 1 for side in size[-2:])
-        ):
+        if isinstance(size, list | tuple) and not (len(size) > 1 and is_whole(size[-2:], 1)):
             found.append(f"train_size: must end in the height and width of a patch, not {list(size)}")
         return found
 

@@ -14,8 +14,8 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from kdsr.archs.arch_checks import minimum_problems, require_multiple
-from kdsr.archs.restormer_blocks import PatchEmbed, Resample, TransformerBlock
+from kdsr.archs.arch_checks import is_whole, minimum_problems, require_multiple
+from kdsr.archs.restormer_blocks import TransformerBlock, patch_embed, resample
 from kdsr.runtime.errors import OptionError
 
 _LAYER_NORMS = ("WithBias", "BiasFree")
@@ -68,21 +68,21 @@ class Restormer(nn.Module):
             shape = (channels, heads[index], ffn_expansion_factor, bias, LayerNorm_type)
             return nn.Sequential(*(TransformerBlock(*shape) for _ in range(number)))
 
-        self.patch_embed = PatchEmbed(inp_channels, dim)
+        self.patch_embed = patch_embed(inp_channels, dim)
         self.encoder_level1 = level(0, dim, num_blocks[0])
-        self.down1_2 = Resample(dim, up=False)
+        self.down1_2 = resample(dim, up=False)
         self.encoder_level2 = level(1, 2 * dim, num_blocks[1])
-        self.down2_3 = Resample(2 * dim, up=False)
+        self.down2_3 = resample(2 * dim, up=False)
         self.encoder_level3 = level(2, 4 * dim, num_blocks[2])
-        self.down3_4 = Resample(4 * dim, up=False)
+        self.down3_4 = resample(4 * dim, up=False)
         self.latent = level(3, 8 * dim, num_blocks[3])
-        self.up4_3 = Resample(8 * dim, up=True)
+        self.up4_3 = resample(8 * dim, up=True)
         self.reduce_chan_level3 = nn.Conv2d(8 * dim, 4 * dim, 1, bias=bias)
         self.decoder_level3 = level(2, 4 * dim, num_blocks[2])
-        self.up3_2 = Resample(4 * dim, up=True)
+        self.up3_2 = resample(4 * dim, up=True)
         self.reduce_chan_level2 = nn.Conv2d(4 * dim, 2 * dim, 1, bias=bias)
         self.decoder_level2 = level(1, 2 * dim, num_blocks[1])
-        self.up2_1 = Resample(2 * dim, up=True)  # concatenated without reduction: 2 * dim channels
+        self.up2_1 = resample(2 * dim, up=True)  # concatenated without reduction: 2 * dim channels
         self.decoder_level1 = level(0, 2 * dim, num_blocks[0])
         self.refinement = level(0, 2 * dim, num_refinement_blocks)
         self.dual_pixel_task = dual_pixel_task
@@ -97,13 +97,7 @@ class Restormer(nn.Module):
         dim = options.get("dim", 48)
         for key, lowest in (("num_blocks", 0), ("heads", 1)):
             numbers = options.get(key)
-            if isinstance(numbers, list | tuple) and (
-                len(numbers) != 4
-                or any(
-                    isinstance(number, bool) or not isinstance(number, int) or number < lowest
-                    for number in numbers
-                )
-            ):
+            if isinstance(numbers, list | tuple) and (len(numbers) != 4 or not is_whole(numbers, lowest)):
                 found.append(f"{key}: must be four whole numbers of at least {lowest}, not {list(numbers)}")
         kind = options.get("LayerNorm_type", "WithBias")
         if isinstance(kind, str) and kind not in _LAYER_NORMS:

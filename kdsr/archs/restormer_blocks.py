@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdsr.archs.nafnet_arch import LayerNorm2d
+
 _EPS = 1e-5
-
-
-class WithBias(nn.Module):
-    """Layer normalisation over the channels of each pixel, (N, C, H, W) -> same."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Restormer's features are channels-last, so that the permutations do not copy.
-        y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, _EPS)
-        return y.permute(0, 3, 1, 2)
 
 
 class BiasFree(nn.Module):
@@ -36,15 +26,10 @@ class BiasFree(nn.Module):
         return (rows * torch.rsqrt(variance + _EPS) * self.weight).permute(0, 3, 1, 2)
 
 
-class LayerNorm(nn.Module):
+def layer_norm(channels: int, kind: str) -> nn.Module:
     """Either kind, with the parameter name of the published weights."""
-
-    def __init__(self, channels: int, kind: str) -> None:
-        super().__init__()
-        self.body = BiasFree(channels) if kind == "BiasFree" else WithBias(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+    norm = BiasFree(channels) if kind == "BiasFree" else LayerNorm2d(channels, _EPS)
+    return nn.Sequential(OrderedDict(body=norm))
 
 
 class Attention(nn.Module):
@@ -105,11 +90,11 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Norm and attention, norm and feed-forward, each with a skip connection, (N, C, H, W) -> same."""
 
-    def __init__(self, channels: int, heads: int, expansion: float, bias: bool, layer_norm: str) -> None:
+    def __init__(self, channels: int, heads: int, expansion: float, bias: bool, norm: str) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(channels, layer_norm)
+        self.norm1 = layer_norm(channels, norm)
         self.attn = Attention(channels, heads, bias)
-        self.norm2 = LayerNorm(channels, layer_norm)
+        self.norm2 = layer_norm(channels, norm)
         self.ffn = FeedForward(channels, expansion, bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,26 +102,14 @@ class TransformerBlock(nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
-class PatchEmbed(nn.Module):
-    """The first convolution, (N, inp_channels, H, W) -> (N, dim, H, W)."""
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
-        # without bias, as in the published weights, regardless of the option
-        self.proj = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+def patch_embed(in_channels: int, channels: int) -> nn.Module:
+    """The first convolution, without bias as in the published weights, regardless of the option."""
+    return nn.Sequential(OrderedDict(proj=nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)))
 
 
-class Resample(nn.Module):
+def resample(channels: int, up: bool) -> nn.Module:
     """(N, C, H, W) -> (N, 2C, H/2, W/2), or with ``up`` -> (N, C/2, 2H, 2W)."""
-
-    def __init__(self, channels: int, up: bool) -> None:
-        super().__init__()
-        wide = channels * 2 if up else channels // 2
-        shuffle = nn.PixelShuffle(2) if up else nn.PixelUnshuffle(2)
-        self.body = nn.Sequential(nn.Conv2d(channels, wide, 3, padding=1, bias=False), shuffle)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+    wide = channels * 2 if up else channels // 2
+    shuffle = nn.PixelShuffle(2) if up else nn.PixelUnshuffle(2)
+    conv = nn.Conv2d(channels, wide, 3, padding=1, bias=False)
+    return nn.Sequential(OrderedDict(body=nn.Sequential(conv, shuffle)))

@@ -6,96 +6,16 @@ in distillation: DCKD (arXiv 2412.08939). Files of taming-transformers load by n
 
 from __future__ import annotations
 
-import difflib
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from kdsr.archs.vqgan_blocks import Decoder, Encoder, level_has_attention
+from kdsr.archs.arch_checks import minimum_problems
+from kdsr.archs.vqgan_blocks import DDConfig, Decoder, Encoder, is_number
 from kdsr.runtime.errors import DataError, OptionError
-
-
-@dataclass(frozen=True)
-class DDConfig:
-    """taming-transformers' ``ddconfig``: the shape of encoder and decoder.
-
-    Args:
-        ch: Width of the first level; level i has ``ch * ch_mult[i]`` channels.
-        ch_mult: One factor per level; the image is halved between levels.
-        num_res_blocks: Residual blocks per level of the encoder (the decoder has one more).
-        z_channels: Channels of the encoding before ``quant_conv``.
-        resolution: Side of the images it was designed for: says with ``attn_resolutions`` which levels have
-            attention. Images of other sizes are welcome.
-        attn_resolutions: Sides of the feature maps with attention.
-        in_channels: Channels of the image.
-        out_ch: Channels of the reconstruction.
-        dropout: Dropout rate in the residual blocks.
-        double_z: Must be false (a KL autoencoder's option).
-        norm_groups: Groups of the normalisation, 32 in taming-transformers. A network of 32 channels needs fewer:
-            with one channel per group the mean of every channel is lost, and with it the image's brightness.
-    """
-
-    ch: int
-    ch_mult: Sequence[int]
-    num_res_blocks: int
-    z_channels: int
-    resolution: int
-    attn_resolutions: Sequence[int] = field(default_factory=list)
-    in_channels: int = 3
-    out_ch: int = 3
-    dropout: float = 0.0
-    double_z: bool = False
-    norm_groups: int = 32
-
-    @classmethod
-    def problems(cls, options: Mapping[str, Any]) -> list[str]:
-        """All that is wrong with a ``ddconfig`` of an option file, one line each."""
-        known = [entry.name for entry in fields(cls)]
-        required = known[: known.index("attn_resolutions")]
-        found = []
-        for key in options:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=2)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
-                found.append(f"ddconfig.{key}: no such key; {hint}")
-        found += [f"ddconfig.{key}: missing" for key in required if key not in options]
-        lists = ("ch_mult", "attn_resolutions")
-        found += [
-            f"ddconfig.{key}: is a list of whole numbers" for key in lists if not _whole(options.get(key, []))
-        ]
-        numbers = [key for key in known if key not in {*lists, "dropout", "double_z"}]
-        found += [
-            f"ddconfig.{key}: is a whole number" for key in numbers if not _whole([options.get(key, 1)])
-        ]
-        if found:
-            return found
-        found += [f"ddconfig.{key}: must be at least 1" for key in numbers if options.get(key, 1) < 1]
-        found += [
-            f"ddconfig.{key}: its numbers must be at least 1"
-            for key in lists
-            if min(options.get(key) or [1]) < 1
-        ]
-        dropout = options.get("dropout", 0.0)
-        if not _number(dropout) or not 0 <= dropout < 1:
-            found.append(f"ddconfig.dropout: is a rate from 0 to below 1, not {dropout!r}")
-        if found:
-            return found
-        if options.get("double_z"):
-            found.append("ddconfig.double_z: must be false, a VQGAN has codes and no variances")
-        if not options["ch_mult"]:
-            found.append("ddconfig.ch_mult: needs at least one level")
-        groups = options.get("norm_groups", cls.norm_groups)
-        for width in sorted({options["ch"], *(options["ch"] * factor for factor in options["ch_mult"])}):
-            if width % groups:
-                found.append(
-                    f"ddconfig: ch and every ch * ch_mult must be a multiple of {groups}, not {width}"
-                )
-        return found
 
 
 def _initialise(module: nn.Module) -> None:
@@ -104,14 +24,6 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-
-
-def _whole(values: Any) -> bool:
-    return isinstance(values, list | tuple) and all(type(value) is int for value in values)
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 class Reconstruction(NamedTuple):
@@ -186,38 +98,25 @@ class VQGAN(nn.Module):
         config = DDConfig(**ddconfig)
         self.low, self.high = float(input_range[0]), float(input_range[1])
         self.multiple_of = 2 ** (len(config.ch_mult) - 1)
-        shape: dict[str, Any] = {
-            "ch": config.ch,
-            "ch_mult": config.ch_mult,
-            "num_res_blocks": config.num_res_blocks,
-            "attention": level_has_attention(config.resolution, len(config.ch_mult), config.attn_resolutions),
-            "dropout": config.dropout,
-            "z_channels": config.z_channels,
-            "norm_groups": config.norm_groups,
-        }
-        self.encoder = Encoder(in_channels=config.in_channels, **shape)
+        self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.z_channels, embed_dim, 1)
         self.quantize = Codebook(n_embed, embed_dim)
         if decoder:
             self.post_quant_conv = nn.Conv2d(embed_dim, config.z_channels, 1)
-            self.decoder = Decoder(out_ch=config.out_ch, **shape)
+            self.decoder = Decoder(config)
         self.apply(_initialise)
 
     @classmethod
     def option_problems(cls, options: Mapping[str, Any]) -> list[str]:
         """Problems of the constructor's options that its signature does not show."""
-        found = [
-            f"{key}: must be at least 1, not {options[key]}"
-            for key in ("embed_dim", "n_embed")
-            if _whole([options.get(key)]) and options[key] < 1
-        ]
+        found = minimum_problems(options, embed_dim=1, n_embed=1)
         ddconfig = options.get("ddconfig", {})
         if not isinstance(ddconfig, Mapping):
             found.append(f"ddconfig: is a section, not {ddconfig!r}")
         elif "ddconfig" in options:
             found += DDConfig.problems(ddconfig)
         low_high = options.get("input_range", (0.0, 1.0))
-        pair = isinstance(low_high, list | tuple) and len(low_high) == 2 and all(map(_number, low_high))
+        pair = isinstance(low_high, list | tuple) and len(low_high) == 2 and all(map(is_number, low_high))
         if not (pair and low_high[0] < low_high[1]):
             found.append(f"input_range: is [low, high], two numbers, not {low_high}")
         return found

@@ -5,10 +5,101 @@ Esser et al., "Taming Transformers for High-Resolution Image Synthesis", CVPR 20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kdsr.archs.arch_checks import is_whole
+from kdsr.runtime.suggestions import nearest
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class DDConfig:
+    """taming-transformers' ``ddconfig``: the shape of encoder and decoder.
+
+    Args:
+        ch: Width of the first level; level i has ``ch * ch_mult[i]`` channels.
+        ch_mult: One factor per level; the image is halved between levels.
+        num_res_blocks: Residual blocks per level of the encoder (the decoder has one more).
+        z_channels: Channels of the encoding before ``quant_conv``.
+        resolution: Side of the images it was designed for: says with ``attn_resolutions`` which levels have
+            attention. Images of other sizes are welcome.
+        attn_resolutions: Sides of the feature maps with attention.
+        in_channels: Channels of the image.
+        out_ch: Channels of the reconstruction.
+        dropout: Dropout rate in the residual blocks.
+        double_z: Must be false (a KL autoencoder's option).
+        norm_groups: Groups of the normalisation, 32 in taming-transformers. A network of 32 channels needs fewer:
+            with one channel per group the mean of every channel is lost, and with it the image's brightness.
+    """
+
+    ch: int
+    ch_mult: Sequence[int]
+    num_res_blocks: int
+    z_channels: int
+    resolution: int
+    attn_resolutions: Sequence[int] = field(default_factory=list)
+    in_channels: int = 3
+    out_ch: int = 3
+    dropout: float = 0.0
+    double_z: bool = False
+    norm_groups: int = 32
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, finest first."""
+        return [self.ch * factor for factor in self.ch_mult]
+
+    def attention(self, level: int) -> bool:
+        """Whether a level has attention: by ``resolution``, not by the image's size."""
+        return self.resolution // 2**level in self.attn_resolutions
+
+    @classmethod
+    def problems(cls, options: Mapping[str, Any]) -> list[str]:
+        """All that is wrong with a ``ddconfig`` of an option file, one line each."""
+        known = [entry.name for entry in fields(cls)]
+        required = known[: known.index("attn_resolutions")]
+        found = [f"ddconfig.{key}: no such key; {nearest(key, known)}" for key in options if key not in known]
+        found += [f"ddconfig.{key}: missing" for key in required if key not in options]
+        lists = ("ch_mult", "attn_resolutions")
+        for key in lists:
+            if not is_whole(options.get(key, [])):
+                found.append(f"ddconfig.{key}: is a list of whole numbers")
+        numbers = [key for key in known if key not in {*lists, "dropout", "double_z"}]
+        for key in numbers:
+            if not is_whole([options.get(key, 1)]):
+                found.append(f"ddconfig.{key}: is a whole number")
+        if found:
+            return found
+        found += [f"ddconfig.{key}: must be at least 1" for key in numbers if options.get(key, 1) < 1]
+        for key in lists:
+            if min(options.get(key) or [1]) < 1:
+                found.append(f"ddconfig.{key}: its numbers must be at least 1")
+        dropout = options.get("dropout", 0.0)
+        if not is_number(dropout) or not 0 <= dropout < 1:
+            found.append(f"ddconfig.dropout: is a rate from 0 to below 1, not {dropout!r}")
+        if found:
+            return found
+        if options.get("double_z"):
+            found.append("ddconfig.double_z: must be false, a VQGAN has codes and no variances")
+        if not options["ch_mult"]:
+            found.append("ddconfig.ch_mult: needs at least one level")
+        groups = options.get("norm_groups", cls.norm_groups)
+        for width in sorted({options["ch"], *(options["ch"] * factor for factor in options["ch_mult"])}):
+            if width % groups:
+                found.append(
+                    f"ddconfig: ch and every ch * ch_mult must be a multiple of {groups}, not {width}"
+                )
+        return found
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -52,26 +143,20 @@ class Attention(nn.Module):
         return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
 
 
-class Downsample(nn.Module):
+def _downsample(channels: int) -> nn.Module:
     """Halves height and width (rounding down): one row and column of zeros below and right, then stride 2."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+    return nn.Sequential(
+        OrderedDict(pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(channels, channels, 3, stride=2))
+    )
 
 
-class Upsample(nn.Module):
+def _upsample(channels: int) -> nn.Module:
     """Doubles height and width: nearest neighbour, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    return nn.Sequential(
+        OrderedDict(
+            nearest=nn.UpsamplingNearest2d(scale_factor=2.0), conv=nn.Conv2d(channels, channels, 3, padding=1)
+        )
+    )
 
 
 class Level(nn.Module):
@@ -93,8 +178,8 @@ class Level(nn.Module):
         widths = [in_channels] + [channels] * (blocks - 1)
         self.block = nn.ModuleList(ResidualBlock(width, channels, dropout, groups) for width in widths)
         self.attn = nn.ModuleList(Attention(channels, groups) for _ in range(blocks if attention else 0))
-        self.downsample = Downsample(channels) if downsample else None
-        self.upsample = Upsample(channels) if upsample else None
+        self.downsample = _downsample(channels) if downsample else None
+        self.upsample = _upsample(channels) if upsample else None
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Gives the level's output and that of its first residual block, before attention."""
@@ -125,44 +210,21 @@ class Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(h)))
 
 
-def level_has_attention(resolution: int, levels: int, attn_resolutions: Sequence[int]) -> list[bool]:
-    """Which levels have attention: by the resolution the network is configured for, not by the image's size.
-
-    Args:
-        resolution: Side of the images that the network was designed for.
-        levels: Number of resolutions, each half the one before.
-        attn_resolutions: Sides of the feature maps that get attention.
-    """
-    return [resolution // 2**level in attn_resolutions for level in range(levels)]
-
-
 class Encoder(nn.Module):
     """(N, in_channels, H, W) -> (N, z_channels, H / f, W / f), with f = 2 ** (levels - 1)."""
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attention: Sequence[bool],
-        dropout: float,
-        z_channels: int,
-        norm_groups: int,
-    ) -> None:
+    def __init__(self, config: DDConfig) -> None:
         super().__init__()
-        widths = [ch * factor for factor in ch_mult]
-        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        widths, shape = config.widths, (config.dropout, config.norm_groups)
+        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        befores, last = [config.ch, *widths], len(widths) - 1
         self.down = nn.ModuleList(
-            Level(
-                before, width, num_res_blocks, has, dropout, norm_groups, downsample=index < len(widths) - 1
-            )
-            for index, (before, width, has) in enumerate(zip([ch, *widths], widths, attention, strict=False))
+            Level(befores[i], width, config.num_res_blocks, config.attention(i), *shape, downsample=i < last)
+            for i, width in enumerate(widths)
         )
-        self.mid = Middle(widths[-1], dropout, norm_groups)
-        self.norm_out = _norm(widths[-1], norm_groups)
-        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
+        self.mid = Middle(widths[-1], *shape)
+        self.norm_out = _norm(widths[-1], config.norm_groups)
+        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Gives the encoding and, per level, the output of its first residual block."""
@@ -180,29 +242,18 @@ class Decoder(nn.Module):
     Its levels are indexed as the encoder's: 0 is the full resolution.
     """
 
-    def __init__(
-        self,
-        *,
-        out_ch: int,
-        ch: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attention: Sequence[bool],
-        dropout: float,
-        z_channels: int,
-        norm_groups: int,
-    ) -> None:
+    def __init__(self, config: DDConfig) -> None:
         super().__init__()
-        widths = [ch * factor for factor in ch_mult]
-        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], dropout, norm_groups)
+        widths, shape = config.widths, (config.dropout, config.norm_groups)
+        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], *shape)
         befores = [*widths[1:], widths[-1]]  # a level's input is the output of the next lower resolution
         self.up = nn.ModuleList(
-            Level(before, width, num_res_blocks + 1, has, dropout, norm_groups, upsample=index > 0)
-            for index, (before, width, has) in enumerate(zip(befores, widths, attention, strict=True))
+            Level(befores[i], width, config.num_res_blocks + 1, config.attention(i), *shape, upsample=i > 0)
+            for i, width in enumerate(widths)
         )
-        self.norm_out = _norm(widths[0], norm_groups)
-        self.conv_out = nn.Conv2d(widths[0], out_ch, 3, padding=1)
+        self.norm_out = _norm(widths[0], config.norm_groups)
+        self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
