@@ -56,20 +56,6 @@ def target_folders(layout: Layout, source: str, scales: tuple[int, ...], cut: bo
     return {GT: f"{stem}_HR{ending}"} | {scale: f"{stem}_LR_bicubic/X{scale}{ending}" for scale in scales}
 
 
-def _cutting(scales: tuple[int, ...], layout: Layout, crop: int, step: int, thresh: int) -> Cutting:
-    multiple = math.lcm(*scales)
-    if layout is Layout.benchmark:
-        multiple = math.lcm(*scales, BENCHMARK_MULTIPLE)
-        if crop:
-            raise OptionError("--crop: benchmark images are not cut; use another --layout")
-    if crop < 0 or crop % multiple:
-        raise OptionError(f"--crop {crop}: must be 0 (whole images) or a multiple of {multiple}")
-    step = step or max(crop // 2 // multiple, 1) * multiple
-    if crop and (step <= 0 or step % multiple):
-        raise OptionError(f"--step {step}: must be a positive multiple of {multiple}")
-    return Cutting(scales, multiple, crop, step if crop else 0, thresh)
-
-
 def sample(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("datasets/sample"),
     scales: Annotated[str, typer.Option(help="Factors of the LQ images.")] = "2,3,4",
@@ -108,7 +94,12 @@ def sr(
 ) -> None:
     """Make GT and LQ folders (Matlab's bicubic) from folders of images, such as DIV2K or T91."""
     factors = parse_scales(scales)
-    cutting = _cutting(factors, layout, crop, step, thresh)
+    multiple = math.lcm(*factors)
+    if layout is Layout.benchmark:
+        multiple = math.lcm(multiple, BENCHMARK_MULTIPLE)
+        if crop:
+            raise OptionError("--crop: benchmark images are not cut; use another --layout")
+    cutting = Cutting(factors, multiple, crop, step, thresh)
     if layout is Layout.div2k and len(sources) > 1:
         raise OptionError("--layout div2k names its folders after SRC: give only one")
     # not resolve(): the link's name counts, not its target's

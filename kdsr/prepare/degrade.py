@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import Field, fields
 from typing import Annotated, Any
 
 import typer
@@ -21,22 +21,30 @@ from kdsr.prepare.synthetic_rain import Rain
 from kdsr.runtime.errors import OptionError
 from kdsr.runtime.suggestions import nearest
 
-TASKS: dict[str, Any] = {kind.name: kind for kind in (Rain, Blur, Haze, Noise)}
-OPTIONS_OF = {task: tuple(field.name for field in fields(kind)) for task, kind in TASKS.items()}
+TASKS: dict[str, type[Degradation]] = {kind.name: kind for kind in (Rain, Blur, Haze, Noise)}
+OPTIONS_OF = {task: tuple(entry.name for entry in fields(kind)) for task, kind in TASKS.items()}
 
 
-def _option(kind: type[Degradation], field: str, help_text: str, *flags: str) -> Any:
-    """The command-line option for a field of a degradation."""
-    default = getattr(kind, field)
+def _option(task: str, entry: Field[Any]) -> inspect.Parameter:
+    """The command-line option for a field of a task's degradation; None if it is not given."""
+    default: Any = entry.default
     is_range = isinstance(default, tuple)
     shown = ",".join(f"{end:g}" for end in dict.fromkeys(default)) if is_range else str(default or "")
-    return typer.Option(
-        *flags,
+    option = typer.Option(
+        *([f"--{_dashed(entry.name)}"] if isinstance(default, bool) else []),  # without --no-…
         metavar="LOW,HIGH" if is_range else None,
-        help=help_text,
+        help=entry.metadata["help"],
         show_default=shown or False,
-        rich_help_panel=f"--task {kind.name}",
+        rich_help_panel=f"--task {task}",
     )
+    kind = str if is_range else entry.metadata["option"] or type(default)
+    return inspect.Parameter(
+        entry.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def parse_range(option: str, text: str) -> Range:
@@ -65,9 +73,9 @@ def build(task: str, options: dict[str, Any]) -> Degradation:
     if task not in TASKS:
         raise OptionError(f"--task {task!r}: {nearest(task, TASKS)}")
     given = {name: value for name, value in options.items() if value is not None}
-    unknown = [f"--{name.replace('_', '-')}" for name in given if name not in OPTIONS_OF[task]]
+    unknown = [f"--{_dashed(name)}" for name in given if name not in OPTIONS_OF[task]]
     if unknown:
-        known = ", ".join(f"--{name.replace('_', '-')}" for name in OPTIONS_OF[task])
+        known = ", ".join(f"--{_dashed(name)}" for name in OPTIONS_OF[task])
         raise OptionError(f"{', '.join(unknown)}: not an option of --task {task}, which has {known}")
     if "kernels" in given:
         unused = [f"--{name}" for name in ("size", "shake") if name in given]
@@ -114,72 +122,21 @@ def degrade(
     lmdb: pairs.Lmdb = False,
     workers: pairs.Workers = pairs.CORES,
     force: pairs.Force = False,
-    angle: Annotated[
-        str | None, _option(Rain, "angle", "Degrees from the vertical; positive falls to the right.")
-    ] = None,
-    length: Annotated[
-        str | None, _option(Rain, "length", "Length of the nearest streaks, in pixels.")
-    ] = None,
-    width: Annotated[str | None, _option(Rain, "width", "Width of the nearest streaks, in pixels.")] = None,
-    density: Annotated[str | None, _option(Rain, "density", "Mean number of streaks over a pixel.")] = None,
-    strength: Annotated[
-        str | None, _option(Rain, "strength", "Mean brightness of the nearest streaks, 0 to 1.")
-    ] = None,
-    veil: Annotated[str | None, _option(Rain, "veil", "Brightness of the mist, 0 to 1.")] = None,
-    layers: Annotated[int | None, _option(Rain, "layers", "Number of distances, 1 to 10.")] = None,
-    size: Annotated[str | None, _option(Blur, "size", "Extent of a camera shake, in pixels.")] = None,
-    shake: Annotated[
-        str | None, _option(Blur, "shake", "0: a straight line; 1: random motion dominates.")
-    ] = None,
-    kernels: Annotated[
-        list[Path] | None,
-        _option(
-            Blur,
-            "kernels",
-            "Measured kernels instead: a folder or file (image, .npy, .mat); may be repeated.",
-        ),
-    ] = None,
-    turn: Annotated[
-        bool | None, _option(Blur, "turn", "Randomly rotate and mirror measured kernels.", "--turn")
-    ] = None,
-    linear_light: Annotated[
-        bool | None, _option(Blur, "linear_light", "Blur linear light, not sRGB values.", "--linear-light")
-    ] = None,
-    airlight: Annotated[str | None, _option(Haze, "airlight", "Brightness of the haze, 0 to 1.")] = None,
-    tint: Annotated[float | None, _option(Haze, "tint", "Largest deviation of its channels.")] = None,
-    beta: Annotated[
-        str | None, _option(Haze, "beta", "Scattering coefficient; the farthest point has depth 1.")
-    ] = None,
-    gradient: Annotated[
-        str | None, _option(Haze, "gradient", "Share of a vertical ramp in a random depth, 0 to 1.")
-    ] = None,
-    depth: Annotated[
-        Path | None,
-        _option(
-            Haze,
-            "depth",
-            "Folder of depth maps instead (grey or .npy, brighter is farther), named as the images.",
-        ),
-    ] = None,
-    sigma: Annotated[str | None, _option(Noise, "sigma", "Standard deviation, in units of 0 to 255.")] = None,
+    **settings: Any,
 ) -> None:
     """Degrade folders of clean images: rain, motion blur, haze or noise.
 
     OUT gets the clean and the degraded images under equal names, and parameters.jsonl, with the parameters that were
     drawn for each image.
     """
-    given = locals()
-    degradation = build(task, {name: given[name] for names in OPTIONS_OF.values() for name in names})
+    degradation = build(task, settings)
     folders = {GT: _folder("--gt", gt), LQ: _folder("--lq", lq)}
     if gt == lq:
         raise OptionError(f"--gt and --lq are both {gt!r}; give two names")
-    if crop < 0:
-        raise OptionError(f"--crop {crop}: must be 0 (whole images) or positive")
-    cutting = Cutting((), 1, crop, (step or max(crop // 2, 1)) if crop else 0, thresh)
     pairs.make(
         sources,
         out,
-        cutting,
+        Cutting((), 1, crop, step, thresh),
         folders,
         lmdb=lmdb,
         min_size=min_size,
@@ -189,3 +146,14 @@ def degrade(
         check_names=degradation.check_names if isinstance(degradation, Haze) else None,
     )
     typer.echo(f"{out}: the parameters of each image are in {PARAMETERS}")
+
+
+def _with_settings() -> inspect.Signature:
+    """The signature of ``degrade`` with an option for each field of the degradations, as typer reads it."""
+    written = inspect.signature(degrade, eval_str=True)
+    *fixed, _ = written.parameters.values()
+    drawn = [_option(task, entry) for task, kind in TASKS.items() for entry in fields(kind)]
+    return written.replace(parameters=[*fixed, *drawn])
+
+
+degrade.__signature__ = _with_settings()  # type: ignore[attr-defined]

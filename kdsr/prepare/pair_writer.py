@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import cv2
 from basicsr.utils.lmdb_util import LmdbMaker
 
 from kdsr.data.image_files import read_image
 from kdsr.data.resize import mod_crop
-from kdsr.prepare.sub_images import GT, Cutting, Image, cut, encode_png
+from kdsr.prepare.sub_images import GT, Cutting, cut, encode_png
+from kdsr.prepare.synthesis import Seeded
 from kdsr.runtime.errors import DataError, OptionError
 
 PARAMETERS = "parameters.jsonl"
@@ -56,15 +57,6 @@ class Written:
 Shape = tuple[int, ...]
 
 
-class Degrade(Protocol):
-    """Makes the LQ image of a photograph, of the same size; also returns the parameters as JSON values."""
-
-    @property
-    def settings(self) -> dict[str, Any]: ...
-
-    def __call__(self, name: str, image: Image) -> tuple[Image, dict[str, Any]]: ...
-
-
 class _Made(NamedTuple):
     """Names and shapes of the images of one photograph (none if too small), and its degradation."""
 
@@ -77,9 +69,8 @@ def _write_one(
     cutting: Cutting,
     folders: dict[int, str],
     min_size: int,
-    degrade: Degrade | None,
+    degrade: Seeded | None,
 ) -> _Made:
-    """Writes the images of one photograph."""
     image = read_image(photograph.path)
     if photograph.window is not None:
         top, left, height, width = photograph.window
@@ -150,15 +141,7 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def check_names(photographs: Iterable[Photograph], lmdb: bool) -> None:
-    """Refuses photographs whose results would overwrite each other or be misread by BasicSR.
-
-    Args:
-        photographs: The sources.
-        lmdb: Whether LMDBs are made; their keys are ASCII without dots and spaces.
-
-    Raises:
-        DataError: Two photographs have the same name, or a name is not a valid key.
-    """
+    """Raises a ``DataError`` for photographs whose results would overwrite each other or be misread by BasicSR."""
     seen: dict[str, Path] = {}
     for photograph in photographs:
         name, path = photograph.name, photograph.path
@@ -171,21 +154,11 @@ def check_names(photographs: Iterable[Photograph], lmdb: bool) -> None:
 
 
 def check_apart(sources: Iterable[Path], targets: Iterable[Path]) -> None:
-    """Refuses to replace a folder that contains the originals.
-
-    Args:
-        sources: Files or folders.
-        targets: Folders that will be created or replaced.
-
-    Raises:
-        OptionError: A source is a target, is inside one, or contains one.
-    """
+    """Raises an ``OptionError`` if a source (file or folder) is a target, is inside one, or contains one."""
     places = [(target, target.resolve()) for target in targets]
     for source in sources:
-        for real in {
-            source.resolve(),
-            source.parent.resolve() / source.name,
-        }:  # a link, and what it points to
+        # a link, and what it points to
+        for real in {source.resolve(), source.parent.resolve() / source.name}:
             for target, place in places:
                 if real.is_relative_to(place) or place.is_relative_to(real):
                     raise OptionError(
@@ -193,7 +166,8 @@ def check_apart(sources: Iterable[Path], targets: Iterable[Path]) -> None:
                     )
 
 
-def _is_taken(path: Path) -> bool:
+def is_taken(path: Path) -> bool:
+    """Whether a path is a file, or a folder that is not empty."""
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
@@ -204,7 +178,7 @@ def write_pairs(
     folders: dict[int, str],
     *,
     lmdbs: dict[int, str] | None = None,
-    degrade: Degrade | None = None,
+    degrade: Seeded | None = None,
     min_size: int = 1,
     workers: int = 1,
     force: bool = False,
@@ -238,7 +212,7 @@ def write_pairs(
     if degrade is not None:
         targets += [PARAMETERS, SETTINGS]
     for target in targets:
-        if not force and _is_taken(out / target):
+        if not force and is_taken(out / target):
             raise OptionError(f"{out / target} exists already; add --force to replace it")
     with temporary_folder(out) as temporary:
         for folder in folders.values():

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from kdsr.data.image_files import list_folder
 from kdsr.data.image_info import UnfitImage, probe
 from kdsr.data.image_losses import describe_left_out, describe_losses
-from kdsr.prepare.pair_writer import Degrade, Photograph, check_apart, write_pairs
+from kdsr.prepare.pair_writer import Photograph, check_apart, write_pairs
 from kdsr.prepare.sub_images import Cutting
+from kdsr.prepare.synthesis import Seeded
 from kdsr.runtime.errors import DataError
 
 CORES = os.cpu_count() or 1
@@ -31,10 +32,6 @@ MinSize = Annotated[
 Lmdb = Annotated[bool, typer.Option("--lmdb", help="Make LMDBs as well.")]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace folders that exist.")]
-
-
-def _lmdb_name(folder: str) -> str:
-    return folder.replace("/", "_") + ".lmdb"
 
 
 def check_depths(paths: Sequence[Path]) -> None:
@@ -71,25 +68,17 @@ def make(
     min_size: int,
     workers: int,
     force: bool,
-    degrade: Degrade | None = None,
+    degrade: Seeded | None = None,
     check_names: Callable[[list[str]], None] | None = None,
 ) -> None:
     """Writes the pairs of all images of the sources with a progress bar, and prints a summary.
 
-    Args:
-        sources: Folders.
-        out: Output folder.
-        cutting: Scales and sizes.
-        folders: As in :func:`kdsr.prepare.pair_writer.write_pairs`.
-        lmdb: Also makes an LMDB of each folder.
-        min_size: Images with a smaller side are left out and listed.
-        workers: Number of processes.
-        force: Replaces existing folders.
-        degrade: Makes the LQ image of the ground truth's size.
-        check_names: Called with the images' names before anything is written.
+    ``check_names`` is called with the images' names before anything is written; the other arguments are those of
+    :func:`kdsr.prepare.pair_writer.write_pairs`.
     """
-    lmdbs = {scale: _lmdb_name(folder) for scale, folder in folders.items()} if lmdb else None
-    check_apart(sources, [out / folder for folder in (*folders.values(), *(lmdbs or {}).values())])
+    lmdbs = {scale: f"{folder.replace('/', '_')}.lmdb" for scale, folder in folders.items()} if lmdb else {}
+    targets = [*folders.values(), *lmdbs.values()]
+    check_apart(sources, [out / target for target in targets])
     photographs = []
     for source in sources:
         listing = list_folder(source)
@@ -116,8 +105,7 @@ def make(
             force=force,
             progress=bar.update,
         )
-    made = ", ".join([*folders.values(), *(lmdbs or {}).values()])
-    typer.echo(f"{out}: {written.pairs} pairs of {written.photographs} images in {made}")
+    typer.echo(f"{out}: {written.pairs} pairs of {written.photographs} images in {', '.join(targets)}")
     if written.too_small:
         listed = ", ".join(written.too_small[:5]) + (", …" if len(written.too_small) > 5 else "")
         least = max(min_size, cutting.multiple_of)

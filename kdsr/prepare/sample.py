@@ -16,13 +16,14 @@ import skimage
 from kdsr.data.image_files import list_images
 from kdsr.prepare.pair_writer import (
     SETTINGS,
-    Degrade,
     Photograph,
+    is_taken,
     replace_folder,
     temporary_folder,
     write_pairs,
 )
 from kdsr.prepare.sub_images import GT, LQ, Cutting
+from kdsr.prepare.synthesis import Seeded
 from kdsr.runtime.errors import DataError, OptionError
 
 MANIFEST = "manifest.json"
@@ -158,7 +159,7 @@ def make_sample(
     request = _request(scales, sources)
     if is_complete(out, request):
         return False
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+    if is_taken(out) and not (out / MANIFEST).is_file():
         raise OptionError(f"{out} exists and was not made by this command; choose another --out")
     multiple = math.lcm(*scales)
     cuttings = {
@@ -185,7 +186,7 @@ def make_sample(
     return True
 
 
-def degrade_sample(sample: Path, out: Path, degrade: Degrade) -> None:
+def degrade_sample(sample: Path, out: Path, degrade: Seeded) -> None:
     """Degrades each image of a sample data set, as ``kdsr data degrade`` does.
 
     ``out`` gets ``train`` and ``val``, each with ``GT``, ``LQ`` and the parameters. The result of an earlier call with
@@ -202,7 +203,7 @@ def degrade_sample(sample: Path, out: Path, degrade: Degrade) -> None:
     for split in ("train", "val"):
         folder = out / split
         ours = _settings(folder) == degrade.settings
-        if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        if is_taken(folder) and not ours:
             raise OptionError(f"{folder} exists and was not made with these settings; move it away")
         photographs = [Photograph(path.stem, path) for path in list_images(sample / split / "GT")]
         write_pairs(photographs, Cutting((), 1), folder, {GT: "GT", LQ: "LQ"}, degrade=degrade, force=ours)

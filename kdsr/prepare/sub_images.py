@@ -27,13 +27,12 @@ class Cutting:
         multiple_of: Height and width of the ground truth are cropped to a multiple of this, a multiple of every scale.
         crop: Side of the square sub-images, a multiple of ``multiple_of``; 0 for whole images. A photograph is not cut
             in a dimension in which it is smaller.
-        step: Distance of neighbouring sub-images, a multiple of ``multiple_of``.
+        step: Distance of neighbouring sub-images, a multiple of ``multiple_of``; 0: about half of ``crop``.
         thresh: A remainder at the right or lower border up to this size is dropped; a larger one gets a sub-image that
             ends at the border.
 
     Raises:
-        OptionError: A size is not a multiple of every scale, so that GT and LQ would not be aligned; or ``crop`` is
-            positive and ``step`` is not.
+        OptionError: A size is not such a multiple, so that GT and LQ would not be aligned.
     """
 
     scales: tuple[int, ...]
@@ -48,19 +47,20 @@ class Cutting:
             raise OptionError(
                 f"Images are cropped to multiples of {self.multiple_of}: must be a multiple of {multiple}"
             )
-        listed = ", ".join(map(str, self.scales))
-        for name, size in (("crop", self.crop), ("step", self.step)):
-            if size < 0 or size % multiple:
-                raise OptionError(f"{name} {size}: scales {listed} need a multiple of {multiple}")
-        if self.crop and not self.step:
-            raise OptionError(f"step 0: crop {self.crop} needs a positive step")
+        scales = f" for scales {', '.join(map(str, self.scales))}" if self.scales else ""
+        for name, what, size in (("crop", "whole images", self.crop), ("step", "half of crop", self.step)):
+            if size < 0 or size % self.multiple_of:
+                raise OptionError(
+                    f"{name} {size}: must be 0 ({what}) or a multiple of {self.multiple_of}{scales}"
+                )
 
     def starts(self, length: int) -> list[int]:
         """Start positions of sub-images along a dimension of ``length`` pixels."""
         if self.crop == 0 or length <= self.crop:
             return [0]
         last = length - self.crop
-        starts = list(range(0, last + 1, self.step))
+        half = max(self.crop // 2 // self.multiple_of, 1) * self.multiple_of
+        starts = list(range(0, last + 1, self.step or half))
         if last - starts[-1] > self.thresh:
             starts.append(last)
         return starts

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,45 +25,51 @@ Range = tuple[float, float]  # both ends included
 Parameters = dict[str, Any]  # JSON values
 
 
-class Degradation(Protocol):
-    """Draws parameters from its ranges and applies them.
+def setting(default: Any, text: str, limits: Range | None = None, option: Any = None) -> Any:
+    """A field of a degradation.
 
-    ``name`` of the class is the task. An image is (H, W) or (H, W, C), uint8; the result has its shape.
+    Args:
+        default: Its default: a range, a number, a switch or None.
+        text: Help text of its command-line option.
+        limits: Smallest and largest valid value.
+        option: Type of the command-line option, if the default does not show it.
+    """
+    return field(default=default, metadata={"help": text, "limits": limits, "option": option})
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Base of the degradations, frozen dataclasses whose fields are :func:`setting` s; ``name`` is the task.
+
+    Raises:
+        OptionError: A value is outside its limits.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value, limits = getattr(self, entry.name), entry.metadata["limits"]
+            if limits is not None:
+                check_range(entry.name, value if isinstance(value, tuple) else (value, value), *limits)
 
     def __call__(
         self, image: Image, generator: np.random.Generator, name: str = ""
     ) -> tuple[Image, Parameters]:
-        """Degrades an image; ``name`` selects its depth map."""
-        ...
+        """Degrades an image, (H, W) or (H, W, C), uint8, to one of its shape; ``name`` selects its depth map."""
+        raise NotImplementedError
 
 
-def check_range(
-    name: str, limits: Range, least: float = -math.inf, most: float = math.inf, *, above: bool = False
-) -> None:
-    """Refuses a range that is reversed, not finite, or not within ``[least, most]``.
-
-    Args:
-        name: Its name in messages.
-        limits: The range.
-        least: Smallest valid value.
-        most: Largest valid value.
-        above: Excludes ``least`` itself.
-
-    Raises:
-        OptionError: The range is invalid.
-    """
+def check_range(name: str, limits: Range, least: float, most: float) -> None:
+    """Raises an ``OptionError`` for a range that is reversed, not finite, or not within ``[least, most]``."""
     low, high = limits
     shown = f"{name} {low:g}" if low == high else f"{name} {low:g},{high:g}"
     if not (math.isfinite(low) and math.isfinite(high)):
         raise OptionError(f"{shown}: give finite numbers")
     if low > high:
         raise OptionError(f"{shown}: the range is reversed; give {high:g},{low:g}")
-    if low < least or (above and low == least):
-        raise OptionError(f"{shown}: must {'be above' if above else 'not be below'} {least:g}")
+    if low < least:
+        raise OptionError(f"{shown}: must not be below {least:g}")
     if high > most:
         raise OptionError(f"{shown}: must not be above {most:g}")
 
@@ -134,5 +140,4 @@ class Seeded:
     @property
     def settings(self) -> Parameters:
         """Everything that determines a result except the image and its name."""
-        ranges = plain(asdict(self.degradation))  # type: ignore[call-overload]
-        return {"task": self.degradation.name, "seed": self.seed, **ranges}
+        return {"task": self.degradation.name, "seed": self.seed, **plain(asdict(self.degradation))}

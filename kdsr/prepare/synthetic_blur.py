@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import cv2
@@ -16,7 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsr.prepare.blur_kernels import NamedKernel
-from kdsr.prepare.synthesis import Floats, Image, Parameters, Range, as_8bit, as_float, check_range, draw
+from kdsr.prepare.synthesis import (
+    Degradation,
+    Floats,
+    Image,
+    Parameters,
+    Range,
+    as_8bit,
+    as_float,
+    draw,
+    setting,
+)
 from kdsr.runtime.errors import DataError, OptionError
 
 _STEPS = 256  # points of the path
@@ -118,27 +129,22 @@ def blur(image: NDArray[Any], kernel: Floats) -> Floats:
 
 
 @dataclass(frozen=True, eq=False)
-class Blur:
-    """Motion blur with a random kernel per image.
-
-    Args:
-        size: Largest distance between two points of the path of a camera shake, in pixels.
-        shake: Randomness of the path, 0 (a straight line) to 1.
-        kernels: Measured kernels (:func:`kdsr.prepare.blur_kernels.read_kernels`) to choose from instead.
-        turn: Randomly rotates (by multiples of 90 degrees) and mirrors measured kernels.
-        linear_light: Blurs light instead of sRGB values: highlights leave brighter traces.
-    """
+class Blur(Degradation):
+    """Motion blur with a random kernel per image, of a synthetic camera shake or measured."""
 
     name: ClassVar[str] = "blur"
-    size: Range = (5.0, 31.0)
-    shake: Range = (0.0, 1.0)
-    kernels: tuple[NamedKernel, ...] | None = None
-    turn: bool = False
-    linear_light: bool = False
+    size: Range = setting((5.0, 31.0), "Extent of a camera shake, in pixels.", (0, 1000))
+    shake: Range = setting((0.0, 1.0), "0: a straight line; 1: random motion dominates.", (0, 1))
+    kernels: tuple[NamedKernel, ...] | None = setting(  # from read_kernels
+        None,
+        "Measured kernels instead: a folder or file (image, .npy, .mat); may be repeated.",
+        option=list[Path],
+    )
+    turn: bool = setting(False, "Randomly rotate and mirror measured kernels.")
+    linear_light: bool = setting(False, "Blur linear light, not sRGB values.")
 
     def __post_init__(self) -> None:
-        check_range("size", self.size, 0, 1000)
-        check_range("shake", self.shake, 0, 1)
+        super().__post_init__()
         if self.turn and self.kernels is None:
             raise OptionError("turn: only for measured kernels")
 

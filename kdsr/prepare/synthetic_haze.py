@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,16 @@ from numpy.typing import NDArray
 
 from kdsr.data.image_files import EXTENSIONS, cannot_read, decode
 from kdsr.prepare.synthesis import (
+    Degradation,
     Floats,
     Image,
     Parameters,
     Range,
     as_8bit,
     as_float,
-    check_range,
     draw,
     per_channel,
+    setting,
 )
 from kdsr.runtime.errors import DataError
 
@@ -130,29 +132,22 @@ def find_depth_maps(folder: Path) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class Haze:
-    """Haze with random airlight, density and depth per image.
-
-    Args:
-        airlight: Brightness of A, in [0, 1].
-        tint: Largest deviation of a channel of A from that brightness.
-        beta: Scattering coefficient; depth is in [0, 1], so the farthest transmission is exp(-beta).
-        gradient: Weight of the vertical ramp in a random depth, in [0, 1].
-        depth: Depth maps by image name, from :func:`find_depth_maps`; None for random depth.
-    """
+class Haze(Degradation):
+    """Haze with random airlight A, density and depth per image."""
 
     name: ClassVar[str] = "haze"
-    airlight: Range = (0.7, 1.0)
-    tint: float = 0.02
-    beta: Range = (0.6, 1.8)
-    gradient: Range = (0.3, 0.8)
-    depth: dict[str, Path] | None = None
-
-    def __post_init__(self) -> None:
-        check_range("airlight", self.airlight, 0, 1)
-        check_range("tint", (self.tint, self.tint), 0, 1)
-        check_range("beta", self.beta, 0)
-        check_range("gradient", self.gradient, 0, 1)
+    airlight: Range = setting((0.7, 1.0), "Brightness of the haze, 0 to 1.", (0, 1))
+    tint: float = setting(0.02, "Largest deviation of its channels.", (0, 1))
+    # depth is in [0, 1], so the farthest transmission is exp(-beta)
+    beta: Range = setting(
+        (0.6, 1.8), "Scattering coefficient; the farthest point has depth 1.", (0, math.inf)
+    )
+    gradient: Range = setting((0.3, 0.8), "Share of a vertical ramp in a random depth, 0 to 1.", (0, 1))
+    depth: dict[str, Path] | None = setting(  # by image name, from find_depth_maps
+        None,
+        "Folder of depth maps instead (grey or .npy, brighter is farther), named as the images.",
+        option=Path,
+    )
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raises a ``DataError`` that lists images without a depth map."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kdsr.prepare.synthesis import Image, Parameters, Range, check_range, draw
+from kdsr.prepare.synthesis import Degradation, Image, Parameters, Range, draw, setting
 
 
 def add_gaussian_noise(image: Image, sigma: float, generator: np.random.Generator) -> Image:
@@ -26,18 +26,11 @@ def add_gaussian_noise(image: Image, sigma: float, generator: np.random.Generato
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Gaussian noise with a random standard deviation per image.
-
-    Args:
-        sigma: Standard deviation in units of [0, 255].
-    """
+class Noise(Degradation):
+    """Gaussian noise with a random standard deviation per image."""
 
     name: ClassVar[str] = "noise"
-    sigma: Range = (25.0, 25.0)
-
-    def __post_init__(self) -> None:
-        check_range("sigma", self.sigma, 0, 255)
+    sigma: Range = setting((25.0, 25.0), "Standard deviation, in units of 0 to 255.", (0, 255))
 
     def __call__(
         self, image: Image, generator: np.random.Generator, name: str = ""

@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdsr.prepare.synthesis import (
+    Degradation,
     Floats,
     Image,
     Parameters,
     Range,
     as_8bit,
     as_float,
-    check_range,
     draw,
     per_channel,
+    setting,
 )
-from kdsr.runtime.errors import OptionError
 
 # The streaks of a layer are split into groups of slightly different angle, length and width.
 _GROUPS = 3
@@ -98,37 +98,19 @@ def screen(image: NDArray[Any], light: NDArray[Any] | float) -> Floats:
 
 
 @dataclass(frozen=True)
-class Rain:
-    """Rain with random direction, strength and shape per image.
-
-    Args:
-        angle: Degrees from the vertical, in [-90, 90]; positive: drops fall to the right.
-        length: Length of streaks in the nearest layer, in pixels.
-        width: Width of streaks in the nearest layer, in pixels.
-        density: Mean number of streaks per pixel, of all layers together.
-        strength: Mean brightness of streaks in the nearest layer on black, in [0, 1].
-        veil: Brightness of the mist on black, in [0, 1].
-        layers: Number of layers.
-    """
+class Rain(Degradation):
+    """Rain with random direction, strength and shape per image."""
 
     name: ClassVar[str] = "rain"
-    angle: Range = (-40.0, 40.0)
-    length: Range = (14.0, 36.0)
-    width: Range = (1.0, 2.0)
-    density: Range = (0.15, 1.0)
-    strength: Range = (0.1, 0.27)
-    veil: Range = (0.0, 0.05)
-    layers: int = 3
-
-    def __post_init__(self) -> None:
-        check_range("angle", self.angle, -90, 90)
-        check_range("length", self.length, 1, 500)
-        check_range("width", self.width, 0.5, 100)
-        check_range("density", self.density, 0, 100)
-        check_range("strength", self.strength, 0, 1)
-        check_range("veil", self.veil, 0, 1)
-        if not 1 <= self.layers <= 10:
-            raise OptionError(f"layers {self.layers}: give 1 to 10")
+    angle: Range = setting(
+        (-40.0, 40.0), "Degrees from the vertical; positive falls to the right.", (-90, 90)
+    )
+    length: Range = setting((14.0, 36.0), "Length of the nearest streaks, in pixels.", (1, 500))
+    width: Range = setting((1.0, 2.0), "Width of the nearest streaks, in pixels.", (0.5, 100))
+    density: Range = setting((0.15, 1.0), "Mean number of streaks over a pixel.", (0, 100))
+    strength: Range = setting((0.1, 0.27), "Mean brightness of the nearest streaks, 0 to 1.", (0, 1))
+    veil: Range = setting((0.0, 0.05), "Brightness of the mist, 0 to 1.", (0, 1))
+    layers: int = setting(3, "Number of distances, 1 to 10.", (1, 10))
 
     def __call__(
         self, image: Image, generator: np.random.Generator, name: str = ""

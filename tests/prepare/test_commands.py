@@ -153,7 +153,7 @@ def test_sample_does_not_replace_other_folders(tmp_path: Path) -> None:
 
 
 def test_sample_refuses_scales_that_do_not_divide_its_sub_images(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="crop 240: scales 4, 7 need a multiple of 28"):
+    with pytest.raises(OptionError, match=r"crop 240: .* a multiple of 28 for scales 4, 7"):
         run("sample", "--out", tmp_path / "sample", "--scales", "4,7")
     assert list(tmp_path.iterdir()) == []
 
@@ -333,8 +333,8 @@ def test_names_that_an_lmdb_cannot_hold(source: Path, tmp_path: Path, name: str)
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--scales", "4,x"], "--scales '4,x'"),
     (["--scales", "1"], "--scales '1'"),
-    (["--crop", 50], "--crop 50: must be 0 .* or a multiple of 12"),
-    (["--crop", 48, "--step", 10], "--step 10"),
+    (["--crop", 50], "crop 50: must be 0 .* or a multiple of 12"),
+    (["--crop", 48, "--step", 10], "step 10"),
     (["--crop", 48, "--layout", "benchmark"], "are not cut"),
 ])  # fmt: skip
 def test_wrong_arguments(source: Path, tmp_path: Path, arguments: list[object], message: str) -> None:

@@ -25,11 +25,10 @@ def test_starts(length: int, thresh: int, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("scales", "sizes", "message"), [
-    ((7,), (7, 240, 120), "crop 240: scales 7 need a multiple of 7"),
-    ((2, 9), (18, 36, 12), "step 12: scales 2, 9 need a multiple of 18"),
+    ((7,), (7, 240, 120), r"crop 240: .* a multiple of 7 for scales 7"),
+    ((2, 9), (18, 36, 12), r"step 12: .* a multiple of 18 for scales 2, 9"),
     ((2, 3), (4,), "multiples of 4: must be a multiple of 6"),
     ((4,), (0,), "multiples of 0: must be a multiple of 4"),
-    ((4,), (4, 8), "step 0: crop 8 needs a positive step"),
     ((4,), (4, -8, 4), "crop -8"),
 ])  # fmt: skip
 def test_sizes_that_would_not_be_aligned(
