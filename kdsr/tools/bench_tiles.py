@@ -121,12 +121,8 @@ def summary(costs: dict[str, Cost | None]) -> pd.DataFrame:
             table.loc[name] = ["", "", "", "does not fit"]
             continue
         peak = "–" if math.isnan(cost.peak) else f"{cost.peak:,.0f}"
-        table.loc[name] = [
-            str(cost.passes),
-            f"{cost.largest[1]}×{cost.largest[0]}",
-            f"{cost.seconds:.1f}",
-            peak,
-        ]
+        largest = f"{cost.largest[1]}×{cost.largest[0]}"
+        table.loc[name] = [str(cost.passes), largest, f"{cost.seconds:.1f}", peak]
     table.index.name = "tile"
     return table
 

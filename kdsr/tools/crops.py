@@ -64,10 +64,6 @@ def _bare(axes: Axes, colour: str = "#bbbbbb", width: float = 0.6) -> None:
         spine.set_linewidth(width)
 
 
-def _heading(method: Method) -> str:
-    return method.name if method.parameters is None else f"{method.name}\n{method.parameters:,} parameters"
-
-
 def draw(
     photographs: Mapping[str, Image],
     methods: Sequence[Method],
@@ -132,7 +128,8 @@ def draw(
             weight = "bold" if method.competes and psnr == best else "normal"
             axes.set_xlabel(f"{psnr:.2f} / {ssim:.4f}", fontsize=10, fontweight=weight, labelpad=4)
             if row == 0:
-                axes.set_title(_heading(method), fontsize=10, pad=6)
+                size = "" if method.parameters is None else f"\n{method.parameters:,} parameters"
+                axes.set_title(method.name + size, fontsize=10, pad=6)
         if row == 0:
             photo.set_title("photograph", fontsize=10, pad=6)
             reference.set_title("ground truth", fontsize=10, pad=6)
@@ -141,9 +138,8 @@ def draw(
     return figure
 
 
-def write_picture(figure: Figure, path: str | Path) -> Path:
+def write_picture(figure: Figure, path: Path) -> Path:
     """Saves the picture as PNG."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path

@@ -137,9 +137,7 @@ def verdict(scores: pd.DataFrame, method: str, iters: int) -> str:
     each = scores[scores["image"] != report.MEAN].pivot(index="image", columns="method", values="psnr")
     better = int((each[method] > each[SCRATCH]).sum())
     gain = psnr - psnr_alone
-    relation = "ahead of" if gain > 0 else "behind"
-    if abs(gain) < 0.005:
-        relation = "level with"
+    relation = "level with" if abs(gain) < 0.005 else "ahead of" if gain > 0 else "behind"
     return (
         f"After {iters} iterations the {method} student is {relation} the one without a teacher: {gain:+.2f} dB PSNR, "
         f"{ssim - ssim_alone:+.4f} SSIM on average, more PSNR on {better} of {len(each)} photographs. One seed "
@@ -205,11 +203,8 @@ def run_demo(task: Task, out: Path, iters: int | None, echo: Callable[[str], Non
     picture = crops.write_picture(figure, out / "comparison.png")
     images = write_images(out, gt, methods)
 
-    echo("")
-    echo(report.as_text(report.comparison(scores)))
-    echo("")
-    echo(textwrap.fill(verdict(scores, task.method, done), 100))
-    echo("")
+    echo(f"\n{report.as_text(report.comparison(scores))}")
+    echo(f"\n{textwrap.fill(verdict(scores, task.method, done), 100)}\n")
     for label, path in (
         ("picture", picture),
         ("table", table_md),
@@ -257,4 +252,4 @@ def demo(
         raise OptionError(f"--task {task!r}: {nearest(task, TASKS)}")
     if threads is not None:
         torch.set_num_threads(threads)
-    run_demo(TASKS[task], out or TASKS[task].out, iters, lambda line: typer.echo(line))
+    run_demo(TASKS[task], out or TASKS[task].out, iters, typer.echo)

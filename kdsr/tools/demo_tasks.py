@@ -53,10 +53,6 @@ def _rainy_sample() -> None:
     degrade_sample(SAMPLE, RAINY_SAMPLE, Seeded(Rain()))
 
 
-def _as_it_is(lq: Image, scale: int) -> Image:
-    return lq
-
-
 TASKS = {
     "sr": Task(
         title="×4 super-resolution",
@@ -75,7 +71,7 @@ TASKS = {
         data=f"sample photographs with synthetic rain in {RAINY_SAMPLE}",
         prepare=_rainy_sample,
         baseline="rainy",
-        without_network=_as_it_is,
+        without_network=lambda lq, scale: lq,
         out=Path("experiments/demo_rain"),
     ),
 }

@@ -90,19 +90,15 @@ def comparison(scores: pd.DataFrame) -> pd.DataFrame:
         {method: [cells[method, image] for image in images] for method in methods}, index=images
     )
     parameters = scores.groupby("method", sort=False)["parameters"].first()
-    table.loc["parameters"] = [
-        "–" if pd.isna(parameters[method]) else f"{parameters[method]:,}" for method in methods
-    ]
+    table.loc["parameters"] = ["–" if pd.isna(number) else f"{number:,}" for number in parameters[methods]]
     table.index.name = "PSNR (dB) / SSIM"
     return table
 
 
 def _aligned(table: pd.DataFrame) -> list[list[str]]:
     """Header and rows, with the cells of a column padded to the same width."""
-    rows = [
-        [str(table.index.name), *table.columns],
-        *([str(index), *values] for index, values in table.iterrows()),
-    ]
+    rows = [[str(table.index.name), *table.columns]]
+    rows += [[str(index), *values] for index, values in table.iterrows()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
 
@@ -122,11 +118,10 @@ def as_markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def write_table(scores: pd.DataFrame, folder: str | Path, stem: str = "comparison") -> tuple[Path, Path]:
-    """Writes ``stem.csv`` (all values of ``score``) and ``stem.md`` (the comparison)."""
-    folder = Path(folder)
+def write_table(scores: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
+    """Writes ``comparison.csv`` (all values of ``score``) and ``comparison.md``."""
     folder.mkdir(parents=True, exist_ok=True)
-    csv_file, markdown_file = folder / f"{stem}.csv", folder / f"{stem}.md"
+    csv_file, markdown_file = folder / "comparison.csv", folder / "comparison.md"
     scores.to_csv(csv_file, index=False)
     markdown_file.write_text(as_markdown(comparison(scores)), encoding="utf-8")
     return csv_file, markdown_file
