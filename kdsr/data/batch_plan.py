@@ -15,17 +15,11 @@ from kdsr.runtime.declarations import check_value, is_kind
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a training run.
+    """A stage of a training run."""
 
-    Attributes:
-        after: The last iteration before the stage.
-        gt_size: Side of the GT patches; None: the data set's own.
-        batch_size: Images per process.
-    """
-
-    after: int
-    gt_size: int | None
-    batch_size: int
+    after: int  # the last iteration before the stage
+    gt_size: int | None  # side of the GT patches; None: the data set's own
+    batch_size: int  # per process
 
 
 class BatchPlan:
@@ -110,10 +104,7 @@ def patch_sizes(train: Mapping[str, Any]) -> list[tuple[str, int]]:
 class PlannedBatches(Sampler[list[tuple[int, int, int | None]]]):
     """Yields batches as lists of ``(epoch, position, gt_size)``; drops the last incomplete batch of an epoch.
 
-    Args:
-        sampler: Yields the positions.
-        plan: The batch sizes.
-        done: Iterations already made.
+    ``done`` is the number of iterations already made.
     """
 
     def __init__(self, sampler: PositionSampler, plan: BatchPlan, done: int = 0) -> None:

@@ -65,11 +65,8 @@ def _pairs(opt: Mapping[str, Any], gt: Images, lq: Images, problems: list[str]) 
             problems.append(f"meta_info_file: {gt.root} has no {quote(absent)}")
     without_lq = [partner for name, partner in pairs.items() if name in gt_names and partner not in lq_names]
     if without_lq:
-        hint = why_missing(
-            {name: partner for name, partner in pairs.items() if name in gt_names},
-            lq_names,
-            None if gt.is_lmdb else template,
-        )
+        present = {name: partner for name, partner in pairs.items() if name in gt_names}
+        hint = why_missing(present, lq_names, None if gt.is_lmdb else template)
         problems.append(f"dataroot_lq: {lq.root} has no {quote(without_lq)}, which {gt.root} needs{hint}")
     elif listed is None and len(lq.names) != len(gt.names):
         extra = sorted(lq_names - set(pairs.values()))
@@ -169,12 +166,9 @@ def _check_patch(
         )
 
 
-def _check_pairs(opt: Mapping[str, Any], scale: int, training: bool, report: _Report) -> None:
-    problems = report.problems
+def _check_pairs(opt: Mapping[str, Any], scale: int, report: _Report) -> None:
+    problems, training = report.problems, report.training
     gt, lq = open_root(opt, "dataroot_gt", problems), open_root(opt, "dataroot_lq", problems)
-    patch = opt.get("gt_size")
-    if training and isinstance(patch, int) and patch % scale:
-        problems.append(f"gt_size: {patch} is not a multiple of the scale {scale}")
     if gt is None or lq is None:
         return
     all_pairs = _pairs(opt, gt, lq, problems)
@@ -201,9 +195,7 @@ def _check_pairs(opt: Mapping[str, Any], scale: int, training: bool, report: _Re
         _check_patch(opt, gt, [pair[0] for pair in pairs], gt_sizes, problems)
 
 
-def _check_single(
-    opt: Mapping[str, Any], key: str, training: bool, recursive: bool, report: _Report, scale: int = 1
-) -> None:
+def _check_single(opt: Mapping[str, Any], key: str, recursive: bool, report: _Report, scale: int = 1) -> None:
     problems = report.problems
     images = open_root(opt, key, problems, recursive)
     if images is None:
@@ -221,7 +213,7 @@ def _check_single(
     _check_names(images, key, names, report)
     names = spread(names)
     sizes = _sizes(images, key, names, report)
-    if training:
+    if report.training:
         _check_patch(opt, images, names, sizes, problems, scale)
         if opt.get("type") == "SingleImageDataset":
             _check_batch(opt, names, sizes, problems)
@@ -239,11 +231,6 @@ def _check_batch(
             f"batch_size_per_gpu: SingleImageDataset loads whole images, and {listed[0]}, {listed[1]}: they do not fit "
             f"in a batch of {batch}; set 1, or use type: LQImageDataset, which cuts patches of gt_size"
         )
-
-
-def _require_patch(opt: Mapping[str, Any], training: bool, problems: list[str]) -> None:
-    if training and opt.get("gt_size") is None:
-        problems.append("gt_size: is required in training")
 
 
 def check_dataset(
@@ -266,20 +253,25 @@ def check_dataset(
     training = (phase or opt.get("phase")) == "train"
     skips = training and opt.get("on_bad_image") == "skip"
     report = _Report(problems, [] if warnings is None else warnings, training, skips)
-    kind = opt.get("type")
+    kind, patch = opt.get("type"), opt.get("gt_size")
+    if training and kind in ("LQImageDataset", "ImageFolderDataset") and patch is None:
+        problems.append("gt_size: is required in training")
+    if (
+        training
+        and kind in ("PairedImageDataset", "LQImageDataset")
+        and isinstance(patch, int)
+        and patch % scale
+    ):
+        problems.append(f"gt_size: {patch} is not a multiple of the scale {scale}")
     if kind == "PairedImageDataset":
-        _check_pairs(opt, scale, training, report)
+        _check_pairs(opt, scale, report)
     elif kind == "SingleImageDataset":
-        _check_single(opt, "dataroot_lq", training, False, report)
+        _check_single(opt, "dataroot_lq", False, report)
     elif kind == "LQImageDataset":
-        _require_patch(opt, training, problems)
-        if training and isinstance(opt.get("gt_size"), int) and opt["gt_size"] % scale:
-            problems.append(f"gt_size: {opt['gt_size']} is not a multiple of the scale {scale}")
-        _check_single(opt, "dataroot_lq", training, True, report, scale)
+        _check_single(opt, "dataroot_lq", True, report, scale)
     elif kind == "ImageFolderDataset":
-        _require_patch(opt, training, problems)
         multiple = opt.get("multiple_of", 1)
         if not isinstance(multiple, int) or multiple < 1:
             problems.append(f"multiple_of: {multiple} must be a positive whole number")
-        _check_single(opt, "dataroot_gt", training, True, report)
+        _check_single(opt, "dataroot_gt", True, report)
     return problems

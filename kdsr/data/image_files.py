@@ -28,12 +28,7 @@ _OF_ONE_FILE = (
 
 
 class UnreadableImage(DataError):
-    """A single image that is missing, damaged or not an image; ``on_bad_image: skip`` replaces it.
-
-    Args:
-        problems: The message.
-        name: The image's path, or its LMDB and key.
-    """
+    """A single image (``name``) that is missing, damaged or not an image; ``on_bad_image: skip`` replaces it."""
 
     def __init__(self, problems: str | Sequence[str], name: str = "") -> None:
         super().__init__(problems)
@@ -47,15 +42,10 @@ def cannot_read(name: str, error: OSError) -> DataError:
 
 
 def decode(content: bytes | None, flags: int, name: str) -> NDArray[Any]:
-    """Decodes an image file's bytes with OpenCV.
-
-    Args:
-        content: The bytes; None if an LMDB has no such key.
-        flags: OpenCV's ``IMREAD_*``.
-        name: The image's name in messages.
+    """Decodes an image file's bytes with OpenCV (``flags``: ``IMREAD_*``).
 
     Raises:
-        UnreadableImage: It cannot be decoded.
+        UnreadableImage: It cannot be decoded, or ``content`` is None: an LMDB has no such key.
     """
     if content is None:
         raise UnreadableImage(f"Cannot read image {name}: no such key in the LMDB", name)
@@ -108,15 +98,10 @@ def imfrombytes(content: bytes, flag: str = "color", float32: bool = False) -> N
 
 @dataclass(frozen=True)
 class Listing:
-    """The content of a data set's folder, as relative paths, without hidden entries (``.name``).
+    """The content of a data set's folder, as relative paths, without hidden entries (``.name``)."""
 
-    Attributes:
-        images: Files that the data set reads.
-        left_out: Everything else.
-    """
-
-    images: list[str]
-    left_out: list[str]
+    images: list[str]  # files that the data set reads
+    left_out: list[str]  # everything else
 
 
 def list_folder(folder: str | Path, recursive: bool = True) -> Listing:
@@ -167,11 +152,7 @@ def _walk(folder: str, below: str, recursive: bool, above: tuple[str, ...]) -> I
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The images of :func:`list_folder`.
-
-    Raises:
-        DataError: There is no such folder, one cannot be listed, or there is no image.
-    """
+    """The images of :func:`list_folder`, which also raises its errors; a ``DataError`` if there is none."""
     images = list_folder(folder).images
     if not images:
         raise DataError(f"There is no image in {folder}")
@@ -203,13 +184,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def sizes_match(gt: tuple[int, int], lq: tuple[int, int], scale: int, *, allow_remainder: bool) -> bool:
-    """Whether a GT image has ``scale`` times the size of its LQ image.
+    """Whether a GT image has ``scale`` times the size of its LQ image; sizes are (height, width).
 
-    Args:
-        gt: Height and width.
-        lq: Height and width.
-        scale: Upscaling factor.
-        allow_remainder: Accepts GT up to ``scale - 1`` pixels larger, from which LQ was made without cropping.
+    ``allow_remainder`` accepts GT up to ``scale - 1`` pixels larger, from which LQ was made without cropping.
     """
     slack = scale - 1 if allow_remainder else 0
     return all(0 <= size - small * scale <= slack for size, small in zip(gt, lq, strict=True))

@@ -57,11 +57,7 @@ class FolderImages(Dataset):
         return self._shown.format(self.paths[index])
 
     def read(self, index: int) -> np.ndarray:
-        """Reads an image as (H, W, 3), BGR in [0, 1].
-
-        Raises:
-            DataError: It cannot be read.
-        """
+        """Reads an image as (H, W, 3), BGR in [0, 1]; raises a ``DataError`` if it cannot be read."""
         try:
             content = self._client.get(self.paths[index], self.role)
         except OSError as error:
@@ -73,13 +69,8 @@ class FolderImages(Dataset):
 
         Draws random numbers in the order of BasicSR's paired data sets: the same seed gives the same patch.
 
-        Args:
-            index: The image.
-            size: Side of the crop.
-            because: The reason for the size, for the message.
-
         Raises:
-            DataError: The image cannot be read, or is smaller.
+            DataError: The image cannot be read, or is smaller; ``because`` is the reason for the size.
         """
         image = self.read(index)
         height, width = image.shape[:2]

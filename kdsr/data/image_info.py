@@ -33,23 +33,14 @@ class UnfitImage(OSError):
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """An image as OpenCV decodes it.
-
-    Attributes:
-        height: In pixels, upright (EXIF orientation applied).
-        width: In pixels, upright.
-        channels: Stored channels: 1 (grey), 3 (colour), with alpha 2 and 4; a palette counts as its colours.
-        bits: Stored bits per channel.
-        white: Largest possible value of a decoded pixel.
-        losses: Keys of ``LOSSES``.
-    """
+    """An image as OpenCV decodes it. Sizes are in pixels, upright (EXIF orientation applied)."""
 
     height: int
     width: int
-    channels: int
-    bits: int
-    white: int
-    losses: tuple[str, ...] = ()
+    channels: int  # stored: 1 (grey), 3 (colour), with alpha 2 and 4; a palette counts as its colours
+    bits: int  # stored, per channel
+    white: int  # largest possible value of a decoded pixel
+    losses: tuple[str, ...] = ()  # keys of LOSSES
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,10 +48,9 @@ class ImageInfo:
 
 
 def probe(image: str | Path | bytes | IO[bytes]) -> ImageInfo:
-    """Reads the header of an image without decoding pixels.
+    """Reads the header of an image (path, bytes or open file) without decoding pixels.
 
-    Args:
-        image: Path, bytes or open file; the first kilobytes are enough for most formats.
+    The first kilobytes are enough for most formats.
 
     Raises:
         OSError: It cannot be read, or is not an image.

@@ -10,12 +10,9 @@ from kdsr.data.image_roots import quote, spread
 
 
 def describe_losses(infos: Sequence[tuple[str, ImageInfo]], total: int, results: bool = False) -> list[str]:
-    """Warnings about what is lost when images are read.
+    """Warnings about what is lost when images, given by name and header, are read.
 
-    Args:
-        infos: Names and headers.
-        total: Number of images in the data set.
-        results: Whether 8-bit results are written for them.
+    ``total`` is the number of images in the data set; with ``results`` 8-bit results are written for them.
     """
     by_loss = {text: [name for name, info in infos if loss in info.losses] for loss, text in LOSSES.items()}
     if results:
@@ -31,13 +28,7 @@ def describe_losses(infos: Sequence[tuple[str, ImageInfo]], total: int, results:
 
 
 def describe_left_out(root: str, left_out: Sequence[str], recursive: bool = True) -> str:
-    """A warning about entries of a folder that are not read; empty if there are none.
-
-    Args:
-        root: The folder.
-        left_out: From ``list_folder``.
-        recursive: Whether subfolders are read.
-    """
+    """A warning about entries of a folder that are not read (from ``list_folder``); empty if there are none."""
     if not left_out:
         return ""
     what = "files without an image's ending" if recursive else "folders"

@@ -22,21 +22,13 @@ _HEADER = 4096  # bytes of an LMDB's value that are read; most headers are short
 
 @dataclass
 class Images:
-    """The images of one ``dataroot_*``.
+    """The images of one ``dataroot_*``."""
 
-    Attributes:
-        root: The folder or LMDB.
-        names: Paths below it, or keys.
-        info: Reads the header of an image; returns None if it cannot be read.
-        absent: Names in an LMDB's meta_info.txt without an entry in the LMDB.
-        left_out: Entries of the folder that the data set does not read.
-    """
-
-    root: str
-    names: list[str]
-    info: Callable[[str], ImageInfo | None]
-    absent: frozenset[str] = frozenset()
-    left_out: Sequence[str] = ()
+    root: str  # the folder or LMDB
+    names: list[str]  # paths below it, or keys
+    info: Callable[[str], ImageInfo | None]  # reads the header of an image; None if it cannot be read
+    absent: frozenset[str] = frozenset()  # names in an LMDB's meta_info.txt without an entry in the LMDB
+    left_out: Sequence[str] = ()  # entries of the folder that the data set does not read
 
     @property
     def is_lmdb(self) -> bool:
@@ -62,49 +54,35 @@ def spread(items: list[Any]) -> list[Any]:
     return [items[number * len(items) // MOST_FILES] for number in range(MOST_FILES)]
 
 
-def _read_lines(path: str | Path, key: str, problems: list[str]) -> list[str] | None:
+def _read_lines(path: str | Path) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        problems.append(f"{key}: cannot read {path}: {error.strerror or error}")
-    except UnicodeDecodeError:
-        problems.append(f"{key}: cannot read {path}: not UTF-8 text")
-    return None
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path}: not UTF-8 text") from error
 
 
-def _open_lmdb(key: str, root: str, problems: list[str]) -> Images | None:
+def _open_lmdb(root: str) -> Images:
     if not root.endswith(".lmdb"):
-        problems.append(f"{key}: {root} must end in .lmdb for io_backend.type: lmdb")
-        return None
+        raise DataError(f"{root} must end in .lmdb for io_backend.type: lmdb")
     if not os.path.isdir(root):
-        problems.append(f"{key}: there is no LMDB {root}")
-        return None
+        raise DataError(f"there is no LMDB {root}")
     absent = [name for name in ("data.mdb", "meta_info.txt") if not os.path.isfile(os.path.join(root, name))]
     if absent:
-        problems.append(f"{key}: the LMDB {root} has no {' and no '.join(absent)}; create it again")
-        return None
-    lines = _read_lines(Path(root, "meta_info.txt"), key, problems)
-    if lines is None:
-        return None
+        raise DataError(f"the LMDB {root} has no {' and no '.join(absent)}; create it again")
     stated: dict[str, ImageInfo | None] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_read_lines(Path(root, "meta_info.txt")), 1):
         name, dot, _ = line.partition(".")  # BasicSR's key: all before the first dot
         if not dot:
-            problems.append(
-                f"{key}: line {number} of {root}/meta_info.txt names no image; expected"
-                " 'NAME.png (HEIGHT,WIDTH,3) 1'"
+            raise DataError(
+                f"line {number} of {root}/meta_info.txt names no image; expected 'NAME.png (HEIGHT,WIDTH,3) 1'"
             )
-            return None
         shape = _SHAPE.search(line)
         stated[name] = ImageInfo(int(shape[1]), int(shape[2]), int(shape[3]), 8, 255) if shape else None
     if not stated:
-        problems.append(f"{key}: the LMDB {root} is empty")
-        return None
-    try:
-        headers = first_bytes(root, spread(list(stated)), _HEADER)
-    except DataError as error:
-        problems += [f"{key}: {problem}" for problem in error.problems]
-        return None
+        raise DataError(f"the LMDB {root} is empty")
+    headers = first_bytes(root, spread(list(stated)), _HEADER)
 
     def info(name: str) -> ImageInfo | None:
         try:
@@ -118,23 +96,14 @@ def _open_lmdb(key: str, root: str, problems: list[str]) -> Images | None:
     return Images(root, list(stated), info, missing)
 
 
-def _open_folder(
-    key: str, root: str, problems: list[str], recursive: bool = False, listed: bool = False
-) -> Images | None:
+def _open_folder(root: str, recursive: bool, listed: bool) -> Images:
     if not os.path.isdir(root):
-        problems.append(f"{key}: there is no folder {root}")
-        return None
+        raise DataError(f"there is no folder {root}")
     if root.rstrip("/").endswith(".lmdb"):
-        problems.append(f"{key}: {root} is an LMDB; set io_backend.type: lmdb")
-        return None
-    try:
-        listing = list_folder(root, recursive)
-    except DataError as error:
-        problems += [f"{key}: {problem}" for problem in error.problems]
-        return None
+        raise DataError(f"{root} is an LMDB; set io_backend.type: lmdb")
+    listing = list_folder(root, recursive)
     if not listing.images and not listed:  # listed images may all be in subfolders
-        problems.append(f"{key}: there is no image in {root}")
-        return None
+        raise DataError(f"there is no image in {root}")
     return Images(
         root, listing.images, lambda name: probe_on_disk(os.path.join(root, name)), left_out=listing.left_out
     )
@@ -143,16 +112,19 @@ def _open_folder(
 def open_root(
     opt: Mapping[str, Any], key: str, problems: list[str], recursive: bool = False
 ) -> Images | None:
+    """The images of an option ``dataroot_*``; None, with the reason appended to ``problems``, if there are none."""
     root = opt.get(key)
     if not isinstance(root, str):
         return None
     backend = (opt.get("io_backend") or {}).get("type")
     if backend is None:
         backend = "lmdb" if root.endswith(".lmdb") else "disk"
-    if backend == "lmdb":
-        return _open_lmdb(key, root, problems)
     listed = not recursive and isinstance(opt.get("meta_info_file"), str)
-    return _open_folder(key, root, problems, recursive, listed)
+    try:
+        return _open_lmdb(root) if backend == "lmdb" else _open_folder(root, recursive, listed)
+    except DataError as error:
+        problems += [f"{key}: {problem}" for problem in error.problems]
+        return None
 
 
 def listed_names(opt: Mapping[str, Any], problems: list[str]) -> list[str] | None:
@@ -160,8 +132,10 @@ def listed_names(opt: Mapping[str, Any], problems: list[str]) -> list[str] | Non
     listing = opt.get("meta_info_file")
     if not isinstance(listing, str):
         return None
-    lines = _read_lines(listing, "meta_info_file", problems)
-    if lines is None:
+    try:
+        lines = _read_lines(listing)
+    except DataError as error:
+        problems.append(f"meta_info_file: {error}")
         return None
     empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
     if empty and len(empty) < len(lines):
@@ -176,9 +150,7 @@ def listed_names(opt: Mapping[str, Any], problems: list[str]) -> list[str] | Non
 def result_name(path: str, root: str | None) -> str:
     """The name of an image's results: its path below the data root, or its LMDB key, without extension.
 
-    Args:
-        path: The file, or the key.
-        root: ``dataroot_*`` of its data set. For a file outside it, only the file name is used.
+    ``root`` is ``dataroot_*`` of its data set. For a file outside it, only the file name is used.
     """
     root = os.path.expanduser(root) if root else ""
     begin = f"{root.rstrip('/')}/"
@@ -196,14 +168,7 @@ def result_name(path: str, root: str | None) -> str:
 
 
 def same_names(named: Iterable[tuple[str, str]]) -> str | None:
-    """Finds images whose results would overwrite each other.
-
-    Args:
-        named: For each image the name of its results and its name in messages.
-
-    Returns:
-        The problem; None if all names differ.
-    """
+    """The problem of images whose results would overwrite each other, given as (result, name in messages); or None."""
     first: dict[str, str] = {}
     for name, shown in named:
         if name in first:

@@ -34,14 +34,6 @@ def _environment(path: str) -> lmdb.Environment:
     return environment
 
 
-def _get(path: str, key: str) -> bytes | None:
-    try:
-        with _environment(path).begin() as transaction:
-            return transaction.get(key.encode())
-    except lmdb.Error as error:
-        raise DataError(f"Cannot read the key {key!r} of the LMDB {path}: {error}") from error
-
-
 def first_bytes(path: str, keys: Iterable[str], count: int) -> dict[str, bytes | None]:
     """The first ``count`` bytes of each key's value; None for a missing key.
 
@@ -70,20 +62,17 @@ class LmdbClient:
     """Replaces BasicSR's ``FileClient`` with the ``lmdb`` backend; can be pickled.
 
     lmdb refuses to open an LMDB twice in a process, as BasicSR does if two data sets, or GT and LQ, use the same one.
-    Clients of this class share open LMDBs.
-
-    Args:
-        db_paths: LMDBs.
-        client_keys: Their names, in the same order.
+    Clients of this class share open LMDBs. ``client_keys`` are the names of ``db_paths``, in the same order.
     """
 
     def __init__(self, db_paths: Sequence[str], client_keys: Sequence[str]) -> None:
         self._paths = {key: os.path.realpath(path) for key, path in zip(client_keys, db_paths, strict=True)}
 
     def get(self, filepath: str, client_key: str) -> bytes | None:
-        """The value of a key, or None.
-
-        Raises:
-            DataError: The LMDB cannot be opened, or is damaged at this key.
-        """
-        return _get(self._paths[client_key], str(filepath))
+        """The value of a key, or None; a ``DataError`` if the LMDB cannot be opened or is damaged at this key."""
+        path = self._paths[client_key]
+        try:
+            with _environment(path).begin() as transaction:
+                return transaction.get(str(filepath).encode())
+        except lmdb.Error as error:
+            raise DataError(f"Cannot read the key {str(filepath)!r} of the LMDB {path}: {error}") from error

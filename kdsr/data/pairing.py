@@ -61,10 +61,7 @@ def paired_paths_from_folder(
         filename_tmpl: LQ name from GT name, without extensions.
 
     Returns:
-        ``{lq_path, gt_path}`` for each GT image, sorted by name.
-
-    Raises:
-        AssertionError: The folders do not pair.
+        ``{lq_path, gt_path}`` for each GT image, sorted by name; an ``AssertionError`` if the folders do not pair.
     """
     lq_names, gt_names = (list_folder(folder, recursive=False).images for folder in folders)
     assert len(lq_names) == len(gt_names), (

@@ -204,7 +204,7 @@ def _find_problem(dataset: Any, index: int) -> DataError | None:
             return cannot_read(name, error)
         except DataError as error:
             return error
-    return _mismatch(dataset, files, sizes) or _patch_problem(dataset, files, sizes)
+    return _misfit(dataset, files, sizes)
 
 
 def _size_problem(dataset: Any, index: int) -> DataError | None:
@@ -214,38 +214,33 @@ def _size_problem(dataset: Any, index: int) -> DataError | None:
         return None
     sizes = {}
     for role in ("gt", "lq"):
-        path, name = files[role]
-        content = _bytes(dataset, path, role)
         try:
-            sizes[role] = probe(content or b"").size
+            sizes[role] = probe(_bytes(dataset, files[role][0], role) or b"").size
         except OSError:  # decodable by OpenCV, not by Pillow
             return None
-    return _mismatch(dataset, files, sizes)
+    return _misfit(dataset, files, sizes)
 
 
-def _mismatch(
+def _misfit(
     dataset: Any, files: dict[str, tuple[str, str]], sizes: dict[str, tuple[int, int]]
 ) -> DataError | None:
-    scale = _opt(dataset, "scale")
-    if not {"gt", "lq"} <= sizes.keys() or not scale:
+    """The problem if the sizes do not match the scale, or GT is smaller than the patch."""
+    if "gt" not in sizes:
         return None
-    gt, lq = sizes["gt"], sizes["lq"]
-    if sizes_match(gt, lq, scale, allow_remainder=_opt(dataset, "phase") != "train"):
-        return None
-    return DataError(
-        f"GT and LQ do not match scale {scale}: {files['gt'][1]} is {gt[0]}x{gt[1]} (height x width), "
-        f"{files['lq'][1]} is {lq[0]}x{lq[1]}"
+    training, scale, patch = (
+        _opt(dataset, "phase") == "train",
+        _opt(dataset, "scale"),
+        _opt(dataset, "gt_size"),
     )
-
-
-def _patch_problem(
-    dataset: Any, files: dict[str, tuple[str, str]], sizes: dict[str, tuple[int, int]]
-) -> DataError | None:
-    patch = _opt(dataset, "gt_size")
-    if _opt(dataset, "phase") != "train" or not patch or "gt" not in sizes or min(sizes["gt"]) >= patch:
-        return None
-    height, width = sizes["gt"]
-    name = files["gt"][1]
-    return DataError(
-        f"gt_size {patch} is larger than the image {name} ({height}x{width}): lower it or remove the image"
-    )
+    gt, name = sizes["gt"], files["gt"][1]
+    lq = sizes.get("lq")
+    if lq and scale and not sizes_match(gt, lq, scale, allow_remainder=not training):
+        return DataError(
+            f"GT and LQ do not match scale {scale}: {name} is {gt[0]}x{gt[1]} (height x width), "
+            f"{files['lq'][1]} is {lq[0]}x{lq[1]}"
+        )
+    if training and patch and min(gt) < patch:
+        return DataError(
+            f"gt_size {patch} is larger than the image {name} ({gt[0]}x{gt[1]}): lower it or remove the image"
+        )
+    return None
