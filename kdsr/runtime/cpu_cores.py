@@ -12,9 +12,8 @@ from kdsr.runtime.distributed import gather_lists
 def workers_warning(per_process: int, cores: Iterable[frozenset[int]]) -> str | None:
     """A warning if a node has more loader processes than cores, else None.
 
-    Args:
-        per_process: ``num_worker_per_gpu``.
-        cores: For each training process of the node, the cores that it may use.
+    ``cores`` are, for each training process of the node, those that it may use; ``per_process`` is
+    ``num_worker_per_gpu``.
     """
     processes = list(cores)
     available = len(frozenset().union(*processes))
@@ -33,6 +32,5 @@ def cores_of_this_node() -> list[frozenset[int]]:
     """The cores that each process of the run on this node may use. Collective."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     own = frozenset(affinity(0) if affinity else range(os.cpu_count() or 1))
-    return [
-        cores for node, cores in gather_lists([(socket.gethostname(), own)]) if node == socket.gethostname()
-    ]
+    here = socket.gethostname()
+    return [cores for node, cores in gather_lists([(here, own)]) if node == here]

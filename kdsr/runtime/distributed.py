@@ -90,18 +90,18 @@ def _keep_alive(group: dist.ProcessGroup | None) -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
-def _joined() -> bool:
+def is_joined() -> bool:
+    """Whether this process is in a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def leave_distributed(wait: bool) -> None:
     """Destroys the process group; the threads of an open one may abort the process at exit.
 
-    Args:
-        wait: Waits for all ranks first. False after an error, which other ranks may not have had.
+    ``wait`` waits for all ranks first: not after an error, which other ranks may not have had.
     """
     global _host_group
-    if _joined():
+    if is_joined():
         if wait:
             dist.barrier()
         dist.destroy_process_group()
@@ -122,11 +122,7 @@ def host_group() -> dist.ProcessGroup | None:
 
 @contextlib.contextmanager
 def explain_lost_ranks() -> Iterator[None]:
-    """Turns the error of a collective whose other rank has gone into one line.
-
-    Raises:
-        TrainingError: In place of torch's error.
-    """
+    """Turns the error of a collective whose other rank has gone into a ``TrainingError`` of one line."""
     try:
         yield
     except RuntimeError as error:
@@ -159,7 +155,7 @@ def exit_rank(code: int) -> int:
 
 def wrap_ddp(net: nn.Module, device: torch.device, find_unused_parameters: bool = False) -> nn.Module:
     """Wraps a network in DistributedDataParallel on a GPU or CPU; without a process group returns it unchanged."""
-    if not _joined():
+    if not is_joined():
         return net
     device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(
@@ -170,14 +166,14 @@ def wrap_ddp(net: nn.Module, device: torch.device, find_unused_parameters: bool 
 @torch.no_grad()
 def share_weights(net: nn.Module) -> None:
     """Broadcasts rank 0's parameters and buffers, before copies of them are made."""
-    if _joined():
+    if is_joined():
         for tensor in net.state_dict().values():
             dist.broadcast(tensor, src=0)
 
 
 def gather_lists(items: list[Any]) -> list[Any]:
     """Concatenates the lists of all ranks, in rank order, on every rank."""
-    if not _joined():
+    if not is_joined():
         return items
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, items, group=host_group())
@@ -195,7 +191,7 @@ def on_first_rank(function: Callable[[], T]) -> T:
     Raises:
         KdsrError: The function's, on all ranks.
     """
-    if not _joined():
+    if not is_joined():
         return function()
     box: list[Any] = [None, None]
     if dist.get_rank() == 0:
@@ -225,7 +221,7 @@ def gather_batches(batch: torch.Tensor) -> torch.Tensor:
     Raises:
         TrainingError: On every rank, if the shapes differ.
     """
-    if not _joined():
+    if not is_joined():
         return batch.detach()
     shapes = gather_lists([tuple(batch.shape)])
     if len(set(shapes)) > 1:

@@ -10,11 +10,7 @@ _LONGEST = 2000  # characters of a printed message
 
 
 class KdsrError(Exception):
-    """Base of the errors that are printed without a traceback.
-
-    Args:
-        problems: One message or several, printed one per line.
-    """
+    """Base of the errors that are printed without a traceback, one line for each of ``problems``."""
 
     exit_code = 1
     label = "kdsr: error"
@@ -64,10 +60,6 @@ class StoppedEarly(BaseException):
     """This rank was stopped by a signal before the first iteration, when there was nothing to save.
 
     Not an ``Exception``, so that handlers for damaged files do not catch it and skip the newest state.
-
-    Args:
-        number: The signal's number.
-        name: The signal's name.
     """
 
     def __init__(self, number: int, name: str) -> None:
@@ -119,10 +111,7 @@ def report_errors(run: Callable[[], None]) -> int:
     except OSError as error:
         problems, exit_code = [_system_problem(error)], 1
     except BrokenProcessPool:
-        problems, exit_code = (
-            ["a worker process was killed (out of memory?); use fewer --workers"],
-            1,
-        )
+        problems, exit_code = ["a worker process was killed (out of memory?); use fewer --workers"], 1
     except (MemoryError, RuntimeError) as error:
         message = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         if is_out_of_memory(error):

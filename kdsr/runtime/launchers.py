@@ -28,13 +28,8 @@ def _need(name: str, launcher: str) -> str:
 def whole_number(name: str, lowest: int, below: int | None = None) -> int:
     """The whole number in an environment variable; ``lowest`` if it is not set.
 
-    Args:
-        name: The variable's name.
-        lowest: Smallest valid number.
-        below: Upper bound, exclusive; None for none.
-
     Raises:
-        OptionError: The variable has any other value.
+        OptionError: It is no number from ``lowest`` to below ``below``.
     """
     text = os.environ.get(name, str(lowest))
     wanted = f"from {lowest} on" if below is None else f"from {lowest} to {below - 1}"
@@ -87,9 +82,7 @@ def _slurm_to_torch_environment(port: int | None) -> None:
 def to_torch_environment(launcher: str, port: int | None) -> None:
     """Sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from Slurm's variables; checks torchrun's.
 
-    Args:
-        launcher: ``pytorch`` or ``slurm``.
-        port: Slurm only; None derives it from the job and step ids.
+    A ``port`` of None is derived from Slurm's job and step ids.
 
     Raises:
         OptionError: A variable is missing or invalid, or rank 0's address cannot be resolved.
@@ -141,12 +134,7 @@ def select_gpu(backend: str) -> None:
 
 
 def join_error(error: Exception, limit: float | None) -> OptionError:
-    """Explains why a rank could not join the process group.
-
-    Args:
-        error: torch's error.
-        limit: The time limit in seconds; None is torch's default.
-    """
+    """Explains why a rank could not join the process group within ``limit`` seconds (None: torch's default)."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     reason = str(error).strip().splitlines()[0]
     rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]

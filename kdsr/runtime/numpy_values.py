@@ -47,9 +47,6 @@ class _Dtype(NumpyStandIn):
 class _Array(NumpyStandIn):
     array: np.ndarray | None = None
 
-    def __init__(self) -> None:
-        pass
-
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, columns_first, content = state
         self.array = _view(shape, dtype, content, "F" if columns_first else "C")
@@ -91,13 +88,9 @@ _NUMPY: list[tuple[Callable[..., Any], str]] = [
 
 
 def stand_ins(size: int) -> list[tuple[Callable[..., Any], str]]:
-    """Replacements for the functions that pickles of numpy values and of Python's bytes call.
+    """Replacements, with their names, for the functions that pickles of numpy values and of Python's bytes call.
 
-    Args:
-        size: The file's size in bytes, an upper limit for the unpickled bytes.
-
-    Returns:
-        Functions and classes, each with the name that it replaces.
+    ``size`` is the file's in bytes, an upper limit for the unpickled bytes.
     """
     left = size
 
@@ -111,10 +104,7 @@ def stand_ins(size: int) -> list[tuple[Callable[..., Any], str]]:
             raise ValueError("it holds more bytes than the file")
         return text.encode("latin1")
 
-    def no_bytes() -> bytes:
-        return b""
-
-    return [*_NUMPY, (encode, "_codecs.encode"), (no_bytes, "builtins.bytes")]
+    return [*_NUMPY, (encode, "_codecs.encode"), (lambda: b"", "builtins.bytes")]
 
 
 def is_stand_in(value: Any) -> bool:

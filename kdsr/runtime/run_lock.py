@@ -37,11 +37,7 @@ _held: dict[Path, dict[str, Any]] = {}
 
 
 class RunLock:
-    """A lock on the folder of a run, held from ``take`` until ``release`` or the end of the process.
-
-    Args:
-        folder: The run's folder, which may not exist yet.
-    """
+    """A lock on the folder of a run, held from ``take`` until ``release`` or the end of the process."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(os.path.abspath(folder))

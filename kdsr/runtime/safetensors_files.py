@@ -20,11 +20,7 @@ SUFFIX = ".safetensors"
 
 
 class FlatWeights(dict[str, Tensor]):
-    """A state dict read from a safetensors file.
-
-    Attributes:
-        metadata: The text entries of the file's header.
-    """
+    """A state dict read from a safetensors file; ``metadata`` are the text entries of the file's header."""
 
     def __init__(self, weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         super().__init__(weights)
@@ -69,12 +65,9 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def save_safetensors(weights: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Writes a state dict atomically.
+    """Writes a state dict atomically, with ``metadata`` as text in the file's header.
 
-    Args:
-        weights: Tensors on any device, with any strides; tensors that share memory are written separately.
-        path: The file; its folder is created.
-        metadata: Text for the file's header.
+    Tensors may be on any device and have any strides; those that share memory are written separately.
 
     Raises:
         TrainingError: It cannot be written (disk full, no permission).

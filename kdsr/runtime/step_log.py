@@ -13,7 +13,7 @@ import torch.distributed as dist
 from basicsr.utils import get_root_logger
 from torch import Tensor
 
-from kdsr.runtime.distributed import gather_lists
+from kdsr.runtime.distributed import gather_lists, is_joined
 from kdsr.runtime.errors import TrainingError
 from kdsr.runtime.step_guard import StepGuard, StepRecord
 
@@ -31,12 +31,7 @@ class _Failure(NamedTuple):
 
 
 class StepLog:
-    """Logs steps that were not finite, and ends a run with too many in a row.
-
-    Args:
-        guard: The guard that decided about the steps and recorded them.
-        rank: This process's rank.
-    """
+    """Logs steps that were not finite, as recorded by ``guard``, and ends a run with too many in a row."""
 
     def __init__(self, guard: StepGuard, rank: int = 0) -> None:
         self.guard = guard
@@ -47,11 +42,9 @@ class StepLog:
     def check(self, save: Callable[[], Path]) -> None:
         """Logs the steps since the last call that were not finite; ends a run with too many in a row. Collective.
 
-        Args:
-            save: Saves the run, and returns the file of its state.
-
         Raises:
-            TrainingError: ``train.max_nonfinite`` steps in a row; the saved state is from before the first of them.
+            TrainingError: ``train.max_nonfinite`` steps in a row. ``save`` has then saved the state from before the
+                first of them, and returned its file.
         """
         problems = self.read()
         if not problems:
@@ -70,8 +63,7 @@ class StepLog:
     def read(self) -> list[str]:
         """Logs the steps since the last call that were not finite. Collective; one device read if there are none.
 
-        Returns:
-            Lines that say why the run cannot continue; empty if it can.
+        Returns lines that say why the run cannot continue; none if it can.
         """
         counters = [self.guard.skipped, self.guard.in_a_row]
         flags = [step.failed.to(torch.int64) for step in self.guard.records]
@@ -108,12 +100,11 @@ class StepLog:
         causes = "; ".join(_describe(failure, many or failure.rank > 0) for failure in failures)
         line = f"iteration {iteration}: {causes}"
         self._lines.append(line)
+        begin = f"Update skipped, {skipped} so far:"
         if overflow and self.guard.loss_scale is not None:
-            get_root_logger().info(
-                f"Update skipped, {skipped} so far: the gradients overflow fp16, the loss scale is halved; {line}"
-            )
+            get_root_logger().info(f"{begin} the gradients overflow fp16, the loss scale is halved; {line}")
         else:
-            get_root_logger().warning(f"Update skipped, {skipped} so far: not finite in {line}")
+            get_root_logger().warning(f"{begin} not finite in {line}")
 
 
 def _describe(failure: _Failure, many: bool) -> str:
@@ -127,7 +118,7 @@ def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, float]:
     if not values:
         return {}
     stacked = torch.stack([value.float() for value in values.values()])
-    if dist.is_available() and dist.is_initialized():
+    if is_joined():
         dist.all_reduce(stacked)
         stacked /= dist.get_world_size()
     return dict(zip(values, stacked.tolist(), strict=True))

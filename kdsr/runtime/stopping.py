@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from kdsr.runtime.distributed import host_group
+from kdsr.runtime.distributed import host_group, is_joined
 from kdsr.runtime.errors import StoppedEarly
 from kdsr.runtime.suggestions import nearest
 
@@ -30,15 +30,13 @@ _POSSIBLE = (*STOP_SIGNALS, "SIGHUP", "SIGQUIT", "SIGXCPU")
 def signal_problems(names: Any) -> list[str]:
     """Problems with the value of the option ``stop_signals``, each to be appended to the option's name.
 
-    Args:
-        names: The option's value; the type check reports one that is not a list.
+    The type check reports a value that is not a list.
     """
-    problems = []
-    for index, name in enumerate(names if isinstance(names, list) else []):
-        if name not in _POSSIBLE:
-            advice = nearest(str(name), _POSSIBLE)
-            problems.append(f".{index}: {name!r} is not a signal that can stop a run; {advice}")
-    return problems
+    return [
+        f".{index}: {name!r} is not a signal that can stop a run; {nearest(str(name), _POSSIBLE)}"
+        for index, name in enumerate(names if isinstance(names, list) else [])
+        if name not in _POSSIBLE
+    ]
 
 
 class StopRequest:
@@ -46,12 +44,9 @@ class StopRequest:
 
     Until ``training`` is set there is nothing to save: a signal raises :class:`StoppedEarly`, SIGINT
     ``KeyboardInterrupt``. Afterwards the first signal is recorded in ``requested`` and printed to stderr, and only a
-    second SIGINT raises ``KeyboardInterrupt``.
+    second SIGINT raises ``KeyboardInterrupt``. The signals must be the same on all ranks.
 
     Does nothing outside the main thread, where Python allows no handlers.
-
-    Args:
-        signals: Names of signals, the same on all ranks.
     """
 
     def __init__(self, signals: Sequence[str] = STOP_SIGNALS) -> None:
@@ -95,7 +90,7 @@ class StopRequest:
 
         Collective. Costs one message between the hosts and no GPU synchronisation.
         """
-        if not (dist.is_available() and dist.is_initialized()):
+        if not is_joined():
             return self.requested
         # Read once: a signal may arrive in between.
         requested = self.requested

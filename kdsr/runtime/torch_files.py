@@ -49,9 +49,6 @@ _LIGHTNING_PACKAGES = ("pytorch_lightning", "lightning.pytorch", "lightning_fabr
 class _Inert:
     """A stub for a pickled object: ignores its arguments and state."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
-        return object.__new__(cls)
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
@@ -78,9 +75,6 @@ def _lightning_stubs() -> list[tuple[Callable[..., Any], str]]:
 
 def read_torch_file(path: Path) -> dict[str, Any]:
     """Reads a file of ``torch.save``, zip or legacy format, to the CPU.
-
-    Args:
-        path: A file that exists.
 
     Returns:
         Tensors and plain values in dicts, lists and tuples; numpy's numbers as Python's, its arrays read-only;
@@ -148,9 +142,8 @@ def _reason(error: Exception) -> str:
     found = re.search(r"WeightsUnpickler error: *([^\n]+)", message)
     line = found[1] if found else (message.splitlines() or [""])[0]
     line = line.split(" Please use ")[0].strip().rstrip(".")
-    return (
-        line if re.search("[A-Za-z]", line) else type(error).__name__
-    )  # torch's message for text files is "101"
+    # torch's message for text files is "101"
+    return line if re.search("[A-Za-z]", line) else type(error).__name__
 
 
 # ------------------------------------------------------------------------------------------------ the file as a whole
@@ -191,10 +184,8 @@ def _pickled_part(path: Path) -> bytes:
 class _PlainCopy:
     """Copies unpickled values into plain dicts, lists and tuples, and checks each tensor.
 
-    An unpickled ``OrderedDict`` can have attributes that hide its methods, and a tensor can be larger than the file.
-
-    Args:
-        size: The file's size in bytes, an upper limit for tensors' storages.
+    An unpickled ``OrderedDict`` can have attributes that hide its methods, and a tensor can be larger than the file,
+    whose ``size`` in bytes limits tensors' storages.
     """
 
     def __init__(self, size: int) -> None:
