@@ -159,9 +159,6 @@ class AffinityLoss(nn.Module):
         max_positions: Largest number of positions without reduction (default: the paper's 48x48). The time grows with
             its square.
         reduce: Reduction of larger maps: ``pool`` (average) or ``sample`` (every n-th position).
-
-    Raises:
-        OptionError: A value is invalid.
     """
 
     def __init__(self, loss_weight: float = 1.0, max_positions: int = FULL, reduce: str = "pool") -> None:

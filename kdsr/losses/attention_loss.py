@@ -64,9 +64,6 @@ class AttentionTransferLoss(nn.Module):
         loss_weight: Weight of the term (paper: beta / 2 with beta = 1000 / positions of the map; the release
             multiplies ``square`` by 1000).
         distance: ``norm`` or ``square``.
-
-    Raises:
-        OptionError: The distance is unknown.
     """
 
     def __init__(self, loss_weight: float = 1.0, distance: str = "norm") -> None:

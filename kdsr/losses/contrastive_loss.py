@@ -116,9 +116,6 @@ class ContrasLoss(nn.Module):
         weights: Factor per level, finest level first.
         reduction: Only ``mean``.
         ratio: ``batch`` (the release) or ``image``, see ``contrastive_ratio``.
-
-    Raises:
-        OptionError: A value is invalid.
     """
 
     def __init__(

@@ -60,9 +60,6 @@ class CELoss(nn.Module):
         reduction: ``mean`` or ``sum`` over tokens.
         variant: ``released`` by default, for the release's option files, which lack this key; this project's templates
             set ``equation_9``.
-
-    Raises:
-        OptionError: A value is invalid.
     """
 
     def __init__(self, loss_weight: float = 1.0, reduction: str = "mean", variant: str = "released") -> None:

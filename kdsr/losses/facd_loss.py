@@ -143,9 +143,6 @@ class FACDLoss(nn.Module):
         kind: ``infonce`` (the paper's first version) or ``ratio`` (d_pos and d_neg of the second).
         temperature: t of ``infonce`` and of the bound; distances are at most ``2 / sqrt(channels)``.
         eps: Added to the denominator of ``ratio``.
-
-    Raises:
-        OptionError: A value is invalid.
     """
 
     def __init__(

@@ -46,9 +46,6 @@ class FitNetLoss(nn.Module):
     Args:
         loss_weight: Weight of the term.
         criterion: ``l1`` or ``l2``.
-
-    Raises:
-        OptionError: The criterion is unknown.
     """
 
     def __init__(self, loss_weight: float = 1.0, criterion: str = "l1") -> None:

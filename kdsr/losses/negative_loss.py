@@ -66,9 +66,6 @@ class NegativeLoss(nn.Module):
         weights: Factor per level of the extractor, finest level first (release: 0.2, 0.3, 0.5 on three levels of
             VGG16).
         d_func: ``L1`` (release) or ``L2``.
-
-    Raises:
-        OptionError: The distance is unknown.
     """
 
     def __init__(

@@ -160,7 +160,9 @@ def edge_texture_distance(
     terms = []
     for s, t, stride in zip(student, teacher, strides, strict=True):
         block = block_size(stride, full_block)
-        terms.append(statistics_distance(s, t, partial(edge_texture_statistics, block=block, softness=softness)))
+        terms.append(
+            statistics_distance(s, t, partial(edge_texture_statistics, block=block, softness=softness))
+        )
     return torch.stack(terms).sum()
 
 
@@ -207,9 +209,6 @@ class EdgeTextureLoss(nn.Module):
         loss_weight: Weight of the term (paper: 0.1).
         block_size: Side of PIQE's blocks at full resolution, even, at least 4.
         softness: Width of the soft thresholds, > 0.
-
-    Raises:
-        OptionError: A value is invalid.
     """
 
     def __init__(self, loss_weight: float = 1.0, block_size: int = BLOCK, softness: float = 0.02) -> None:
@@ -239,9 +238,6 @@ class SpatialKLLoss(nn.Module):
     Args:
         loss_weight: Weight of the term.
         temperature: Temperature of both softmaxes, > 0.
-
-    Raises:
-        OptionError: The temperature is not above 0.
     """
 
     def __init__(self, loss_weight: float = 1.0, temperature: float = 1.0) -> None:
