@@ -157,16 +157,10 @@ def write_images(out: Path, gt: Mapping[str, Image], methods: list[Method]) -> P
 
 
 def run_demo(task: Task, out: Path, iters: int | None, echo: Callable[[str], None]) -> pd.DataFrame:
-    """Makes sample data, trains twice and compares.
+    """Makes sample data, trains twice and compares; returns the scores of ``report.score``.
 
-    Args:
-        task: The demonstration.
-        out: Folder of the runs, the table, the picture and the restored photographs.
-        iters: Iterations of each training; None for the option files' numbers.
-        echo: Called with each line for the user.
-
-    Returns:
-        The scores of ``report.score``.
+    ``out`` gets the runs, the table, the picture and the restored photographs. ``iters`` are the iterations of each
+    training, None for the option files' numbers. ``echo`` is called with each line for the user.
     """
     missing = [str(file) for file in task.files.values() if not file.is_file()]
     if missing:

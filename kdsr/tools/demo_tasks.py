@@ -20,27 +20,16 @@ SAMPLE_SCALES = (2, 3, 4)
 
 @dataclass(frozen=True)
 class Task:
-    """A demonstration.
+    """A demonstration."""
 
-    Attributes:
-        title: Title of the picture.
-        method: Name of the distillation.
-        files: Option files of the trainings by the student's name: ``SCRATCH`` and ``method``.
-        data: Description of the data.
-        prepare: Makes the data.
-        baseline: Name of the image without a network.
-        without_network: Makes this image from an LQ image and the scale.
-        out: Default output folder.
-    """
-
-    title: str
-    method: str
-    files: Mapping[str, Path]
-    data: str
-    prepare: Callable[[], object]
-    baseline: str
-    without_network: Callable[[Image, int], Image]
-    out: Path
+    title: str  # of the picture
+    method: str  # of the distillation
+    files: Mapping[str, Path]  # option files of the trainings by the student's name: SCRATCH and method
+    data: str  # description of the data
+    prepare: Callable[[], object]  # makes the data
+    baseline: str  # name of the image without a network
+    without_network: Callable[[Image, int], Image]  # makes this image from an LQ image and the scale
+    out: Path  # default output folder
 
 
 def _option_files(method: str, ending: str) -> dict[str, Path]:

@@ -24,27 +24,16 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class Method:
-    """One column of a comparison.
-
-    Attributes:
-        name: Its name in table and picture.
-        images: Restored images by photograph.
-        parameters: Number of parameters; None without a network.
-        competes: Whether the picture marks its best values (false for a teacher).
-    """
+    """One column of a comparison."""
 
     name: str
-    images: Mapping[str, Image]
-    parameters: int | None = None
-    competes: bool = True
+    images: Mapping[str, Image]  # restored images by photograph
+    parameters: int | None = None  # number of parameters; None without a network
+    competes: bool = True  # whether the picture marks its best values (not of a teacher)
 
 
 def load_rgb(path: str | Path) -> Image:
-    """Reads an image file as RGB.
-
-    Raises:
-        DataError: The file is missing or not an image.
-    """
+    """Reads an image file as RGB; raises a ``DataError`` if it is missing or not an image."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise DataError(f"{path}: not an image that can be read")

@@ -14,11 +14,9 @@ _MIB = 2**20
 
 
 class Memory:
-    """Peak memory between two calls: of the process on a CPU (Linux only), of torch's allocator on a GPU.
+    """Peak memory of ``device`` between two calls: of the process on a CPU (Linux only), of torch's allocator on a GPU.
 
-    Args:
-        device: The device that is measured.
-        process: The process's folder in ``/proc``.
+    ``process`` is the process's folder in ``/proc``.
     """
 
     def __init__(self, device: torch.device, process: Path = Path("/proc/self")) -> None:

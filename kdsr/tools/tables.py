@@ -52,8 +52,7 @@ TASKS = {
 def tables(options: Path) -> str:
     """Three Markdown tables: methods and losses, methods and tasks, registered names.
 
-    Args:
-        options: The folder with ``_base_`` and ``train``; a backbone is bold if ``train`` has a file for it.
+    ``options`` is the folder with ``_base_`` and ``train``; a backbone is bold if ``train`` has a file for it.
 
     Raises:
         OptionError: A method is not in ``METHODS``, or there is no method.
@@ -129,11 +128,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def replaced(text: str, between: str, name: str) -> str:
-    """Replaces the tables between the markers of a Markdown text.
-
-    Raises:
-        OptionError: The markers do not occur exactly once.
-    """
+    """Replaces the tables of a Markdown text; an ``OptionError`` if their markers do not occur exactly once."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise OptionError(f"{name}: has no markers for the tables; add these two lines:\n{BEGIN}\n{END}")
     return f"{text.partition(BEGIN)[0]}{BEGIN}\n\n{between}\n{END}{text.partition(END)[2]}"
