@@ -37,15 +37,9 @@ def parse_scales(text: str) -> tuple[int, ...]:
 
 
 def target_folders(layout: Layout, source: str, scales: tuple[int, ...], cut: bool) -> dict[int, str]:
-    """The folders of a layout by scale.
+    """The folders of a layout by scale: see the help of ``kdsr data sr``; ``source`` is the name of the source folder.
 
-    Args:
-        layout: ``plain``: GT and LR_x4; ``benchmark``: GTmod12 and LRbicx4; ``div2k`` for the source
-            DIV2K_train_HR: DIV2K_train_HR_sub and DIV2K_train_LR_bicubic/X4_sub (BasicSR's names; ``_whole`` for
-            whole images).
-        source: Name of the source folder.
-        scales: Factors of the LQ images.
-        cut: Whether the images are sub-images.
+    ``div2k`` has BasicSR's names of sub-images (``cut``), and ``_whole`` for whole images.
     """
     if layout is Layout.plain:
         return folder_names(scales)

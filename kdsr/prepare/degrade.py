@@ -60,11 +60,7 @@ def parse_range(option: str, text: str) -> Range:
 
 
 def build(task: str, options: dict[str, Any]) -> Degradation:
-    """Creates the degradation of a task.
-
-    Args:
-        task: A key of ``TASKS``.
-        options: Command-line options by name; None for those not given.
+    """Creates the degradation of a task from command-line options by name, None for those not given.
 
     Raises:
         OptionError: The task, an option or a value is invalid.

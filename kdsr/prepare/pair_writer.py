@@ -32,17 +32,11 @@ _PNG_COMPRESSION = 1
 
 @dataclass(frozen=True)
 class Photograph:
-    """A source image.
+    """A source image."""
 
-    Args:
-        name: Prefix of the names of its results.
-        path: Its file.
-        window: Top, left, height and width of the part that is used; None for the whole image.
-    """
-
-    name: str
+    name: str  # prefix of the names of its results
     path: Path
-    window: tuple[int, int, int, int] | None = None
+    window: tuple[int, int, int, int] | None = None  # top, left, height and width of the used part; None: all
 
 
 @dataclass(frozen=True)
@@ -102,12 +96,9 @@ def _map_processes(
 
 
 def write_lmdb(folder: Path, target: Path, shapes: dict[str, Shape]) -> None:
-    """Packs PNG files unchanged into an LMDB with BasicSR's ``meta_info.txt``.
+    """Packs the PNG files of a folder unchanged into an LMDB with BasicSR's ``meta_info.txt``.
 
-    Args:
-        folder: Contains ``NAME.png``.
-        target: The LMDB's folder, which must not exist; its name ends in ``.lmdb``.
-        shapes: (H, W) or (H, W, C) by name.
+    ``target`` must not exist; its name ends in ``.lmdb``. ``shapes`` are (H, W) or (H, W, C) by name without extension.
     """
     sizes = [(folder / f"{name}.png").stat().st_size for name in shapes]
     # each value starts on a new page; 50 % more for the tree

@@ -32,19 +32,12 @@ _FORMAT = 1  # increased when the same arguments give another result
 
 @dataclass(frozen=True)
 class Source:
-    """A photograph in the wheel.
+    """A photograph in the wheel."""
 
-    Args:
-        file: Its name in ``skimage/data``.
-        split: ``train`` or ``val``.
-        terms: Content, origin and licence, as stated by scikit-image.
-        window: Top, left, height and width of the part that is used; None for the whole image.
-    """
-
-    file: str
-    split: str
-    terms: str
-    window: tuple[int, int, int, int] | None = None
+    file: str  # its name in skimage/data
+    split: str  # train or val
+    terms: str  # content, origin and licence, as stated by scikit-image
+    window: tuple[int, int, int, int] | None = None  # top, left, height and width of the used part; None: all
 
     @property
     def name(self) -> str:
@@ -137,13 +130,7 @@ def make_sample(
     """Writes the sample data set, unless it exists and is complete.
 
     ``out`` gets ``train`` and ``val``, each with ``GT``, ``LR_x2``, … and the same as LMDBs, a ``README.md`` and a
-    manifest with the hash of every file. It is created atomically.
-
-    Args:
-        out: The folder, usually ``datasets/sample``.
-        scales: Factors of the LQ images.
-        workers: Number of processes.
-        progress: Called with 1 after each photograph.
+    manifest with the hash of every file. It is created atomically. ``progress`` is called with 1 after each photograph.
 
     Returns:
         Whether anything was written.
@@ -187,18 +174,10 @@ def make_sample(
 
 
 def degrade_sample(sample: Path, out: Path, degrade: Seeded) -> None:
-    """Degrades each image of a sample data set, as ``kdsr data degrade`` does.
+    """Degrades each image of a data set of :func:`make_sample`, as ``kdsr data degrade`` does.
 
     ``out`` gets ``train`` and ``val``, each with ``GT``, ``LQ`` and the parameters. The result of an earlier call with
-    the same settings is replaced.
-
-    Args:
-        sample: The folder of :func:`make_sample`.
-        out: The folder, usually ``datasets/sample_TASK``.
-        degrade: Makes the LQ images.
-
-    Raises:
-        OptionError: ``out`` holds something else.
+    the same settings is replaced; an ``OptionError`` is raised if ``out`` holds something else.
     """
     for split in ("train", "val"):
         folder = out / split

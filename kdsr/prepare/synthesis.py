@@ -115,12 +115,7 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Seeded:
-    """A degradation whose result depends on the seed and the image's name only.
-
-    Args:
-        degradation: The degradation.
-        seed: Any whole number.
-    """
+    """A degradation whose result depends on the seed and the image's name only."""
 
     degradation: Degradation
     seed: int = 0

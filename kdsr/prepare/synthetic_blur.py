@@ -43,7 +43,6 @@ def camera_path(size: float, shake: float, generator: np.random.Generator) -> ND
     Args:
         size: Largest distance between two points of the path, in pixels.
         shake: From 0, a straight line at constant speed, to 1, where random motion dominates.
-        generator: Source of randomness.
 
     Returns:
         (256, 2), y and x, with mean 0.

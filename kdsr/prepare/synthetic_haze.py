@@ -56,7 +56,6 @@ def smooth_depth(shape: tuple[int, ...], gradient: float, generator: np.random.G
     Args:
         shape: Height and width.
         gradient: Weight of the vertical ramp, 0 to 1; the rest is low-frequency noise.
-        generator: Source of the noise.
 
     Returns:
         (H, W), scaled to [0, 1].

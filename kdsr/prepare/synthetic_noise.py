@@ -19,7 +19,6 @@ def add_gaussian_noise(image: Image, sigma: float, generator: np.random.Generato
     Args:
         image: (H, W) or (H, W, C), uint8.
         sigma: Standard deviation in units of [0, 255].
-        generator: Source of the noise.
     """
     noise = generator.standard_normal(image.shape, dtype=np.float32) * np.float32(sigma)
     return np.rint(np.clip(image + noise, 0, 255)).astype(np.uint8)

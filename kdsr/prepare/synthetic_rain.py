@@ -65,7 +65,6 @@ def streak_field(
         shape: Height and width.
         kernel: The shape, (K, K).
         density: Mean number of streaks per pixel: total area of the streaks divided by the image's.
-        generator: Source of positions and brightness.
 
     Returns:
         (H, W) >= 0, where a single streak of mean brightness has 1 at its centre; and the number of streaks in and
