@@ -184,12 +184,7 @@ class NAFNetLocal(NAFNet):
     The channel attention uses means of windows of 1.5 times the training patch instead of means of the whole image. Up
     to that size it equals NAFNet; the weights are NAFNet's.
 
-    Args:
-        img_channel: See NAFNet, as for the next four.
-        width: Channels of the first level.
-        middle_blk_num: Blocks of the bottleneck.
-        enc_blk_nums: Blocks of the encoder.
-        dec_blk_nums: Blocks of the decoder.
+    Args other than NAFNet's:
         train_size: Shape of the training batch; only its last two numbers (height, width) are used.
     """
 

@@ -30,27 +30,16 @@ _NEEDS_MORE = {"DRUNet": "the level of the noise", "FDnCNN": "the level of the n
 
 
 class Facts(NamedTuple):
-    """Properties of a network according to spandrel.
-
-    Attributes:
-        architecture: Its name.
-        scale: Upscaling factor.
-        channels: Channels of input and output: 1 or 3.
-        multiple_of: Input sides must be multiples of this.
-        minimum: Smallest input side.
-        square: Whether both sides must be equal.
-        not_in: Reduced-precision dtypes that it does not support.
-        reloads: Whether spandrel recognises the network's own state dict.
-    """
+    """Properties of a network according to spandrel."""
 
     architecture: str
     scale: int
-    channels: int
-    multiple_of: int
-    minimum: int
-    square: bool
-    not_in: frozenset[torch.dtype]
-    reloads: bool = True
+    channels: int  # of input and output: 1 or 3
+    multiple_of: int  # input sides must be multiples of this
+    minimum: int  # smallest input side
+    square: bool  # whether both sides must be equal
+    not_in: frozenset[torch.dtype]  # reduced-precision dtypes that it does not support
+    reloads: bool = True  # whether spandrel recognises the network's own state dict
 
 
 class _Fitted(nn.Module):
@@ -176,9 +165,8 @@ def _load(path: str) -> tuple[Any, Facts]:
             f"{path}: holds no weights under a key that spandrel knows (params_ema, params, state_dict, …) or at the "
             f"top level; its first keys are {_listed(found)}"
         )
-    weights = spandrel.canonicalize_state_dict(
-        unwrapped_weights(weights)
-    )  # may remove the prefix of spandrel's netG.
+    # may remove the prefix of spandrel's netG.
+    weights = spandrel.canonicalize_state_dict(unwrapped_weights(weights))
     architecture = spandrel_architecture(weights)
     if architecture is None:
         _refuse_known_type(path, weights)
@@ -246,12 +234,9 @@ def _refusal(descriptor: Any, of_images: bool) -> str | None:
     """Why a network cannot be run on images only, or None."""
     if not of_images:
         return "needs a mask as second input, which data sets do not have"
-    more = next(
-        (_NEEDS_MORE[name] for name in (descriptor.architecture.id, *descriptor.tags) if name in _NEEDS_MORE),
-        None,
-    )
-    if more:
-        return f"needs {more} as second input, which data sets do not have"
+    for name in (descriptor.architecture.id, *descriptor.tags):
+        if name in _NEEDS_MORE:
+            return f"needs {_NEEDS_MORE[name]} as second input, which data sets do not have"
     taken, given = descriptor.input_channels, descriptor.output_channels
     if taken != given or taken not in (1, 3):
         return f"has {taken} input and {given} output channels; both must be 3 (RGB) or 1 (grey)"
