@@ -53,9 +53,7 @@ class Degradation:
             if limits is not None:
                 check_range(entry.name, value if isinstance(value, tuple) else (value, value), *limits)
 
-    def __call__(
-        self, image: Image, generator: np.random.Generator, name: str = ""
-    ) -> tuple[Image, Parameters]:
+    def __call__(self, image: Image, generator: np.random.Generator, name: str) -> tuple[Image, Parameters]:
         """Degrades an image, (H, W) or (H, W, C), uint8, to one of its shape; ``name`` selects its depth map."""
         raise NotImplementedError
 

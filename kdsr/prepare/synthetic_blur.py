@@ -147,9 +147,7 @@ class Blur(Degradation):
         if self.turn and self.kernels is None:
             raise OptionError("turn: only for measured kernels")
 
-    def __call__(
-        self, image: Image, generator: np.random.Generator, name: str = ""
-    ) -> tuple[Image, Parameters]:
+    def __call__(self, image: Image, generator: np.random.Generator, name: str) -> tuple[Image, Parameters]:
         kernel, parameters = self._kernel(generator)
         sharp = as_float(image)
         if self.linear_light:

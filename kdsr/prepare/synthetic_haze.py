@@ -155,9 +155,7 @@ class Haze(Degradation):
             shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
             raise DataError(f"{len(missing)} images have no depth map of the same name: {shown}")
 
-    def __call__(
-        self, image: Image, generator: np.random.Generator, name: str = ""
-    ) -> tuple[Image, Parameters]:
+    def __call__(self, image: Image, generator: np.random.Generator, name: str) -> tuple[Image, Parameters]:
         grey, beta = draw(generator, self.airlight), draw(generator, self.beta)
         channels = image.shape[2] if image.ndim == 3 else 1
         tints = [draw(generator, (-self.tint, self.tint)) for _ in range(channels)]

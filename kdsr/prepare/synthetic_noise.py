@@ -31,8 +31,6 @@ class Noise(Degradation):
     name: ClassVar[str] = "noise"
     sigma: Range = setting((25.0, 25.0), "Standard deviation, in units of 0 to 255.", (0, 255))
 
-    def __call__(
-        self, image: Image, generator: np.random.Generator, name: str = ""
-    ) -> tuple[Image, Parameters]:
+    def __call__(self, image: Image, generator: np.random.Generator, name: str) -> tuple[Image, Parameters]:
         sigma = draw(generator, self.sigma)
         return add_gaussian_noise(image, sigma, generator), {"sigma": sigma}

@@ -111,9 +111,7 @@ class Rain(Degradation):
     veil: Range = setting((0.0, 0.05), "Brightness of the mist, 0 to 1.", (0, 1))
     layers: int = setting(3, "Number of distances, 1 to 10.", (1, 10))
 
-    def __call__(
-        self, image: Image, generator: np.random.Generator, name: str = ""
-    ) -> tuple[Image, Parameters]:
+    def __call__(self, image: Image, generator: np.random.Generator, name: str) -> tuple[Image, Parameters]:
         fields = ("angle", "length", "width", "density", "strength", "veil")
         parameters: Parameters = {field: draw(generator, getattr(self, field)) for field in fields}
         streaks, parameters["layers"] = self._streaks(image.shape[:2], parameters, generator)

@@ -72,14 +72,11 @@ def mean_scores(scores: pd.DataFrame, method: str) -> tuple[float, float]:
 
 def comparison(scores: pd.DataFrame) -> pd.DataFrame:
     """The table as text: rows are photographs, means and parameters; columns are methods."""
-    methods = list(dict.fromkeys(scores["method"]))
-    images = list(dict.fromkeys(scores["image"]))
-    cells = {(row.method, row.image): f"{row.psnr:.2f} / {row.ssim:.4f}" for row in scores.itertuples()}
-    table = pd.DataFrame(
-        {method: [cells[method, image] for image in images] for method in methods}, index=images
-    )
+    cells = [f"{row.psnr:.2f} / {row.ssim:.4f}" for row in scores.itertuples()]
+    table = scores.assign(cell=cells).pivot(index="image", columns="method", values="cell")
+    table = table.loc[scores["image"].unique(), scores["method"].unique()]
     parameters = scores.groupby("method", sort=False)["parameters"].first()
-    table.loc["parameters"] = ["–" if pd.isna(number) else f"{number:,}" for number in parameters[methods]]
+    table.loc["parameters"] = ["–" if pd.isna(number) else f"{number:,}" for number in parameters]
     table.index.name = "PSNR (dB) / SSIM"
     return table
 

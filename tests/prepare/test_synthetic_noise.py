@@ -41,9 +41,9 @@ def test_clipping_takes_half_of_the_noise_on_black() -> None:
 
 def test_sigma_is_drawn_from_its_range() -> None:
     generator = np.random.default_rng(0)
-    drawn = [Noise((10, 50))(GREY[:2, :2], generator)[1]["sigma"] for _ in range(100)]
+    drawn = [Noise((10, 50))(GREY[:2, :2], generator, "")[1]["sigma"] for _ in range(100)]
     assert 10 <= min(drawn) < 14 and 46 < max(drawn) <= 50
-    assert Noise()(GREY[:2, :2], generator)[1] == {"sigma": 25.0}
+    assert Noise()(GREY[:2, :2], generator, "")[1] == {"sigma": 25.0}
 
 
 def test_no_noise_changes_nothing() -> None:
