@@ -47,7 +47,7 @@ def test_sigma_is_drawn_from_its_range() -> None:
 
 
 def test_no_noise_changes_nothing() -> None:
-    np.testing.assert_array_equal(Noise((0, 0))(GREY, np.random.default_rng(0))[0], GREY)
+    np.testing.assert_array_equal(Noise((0, 0))(GREY, np.random.default_rng(0), "")[0], GREY)
 
 
 @pytest.mark.parametrize("sigma", [(-1, 5), (30, 20), (0, 300)])
