@@ -41,12 +41,14 @@ def imported(*command: str, cwd: Path, code: int = 0) -> tuple[set[str], str]:
         (["bench", "--help"], 0),
         (["list", "--help"], 0),
         (["new", "--help"], 0),
+        (["train", "--help"], 0),
+        (["train"], 2),
         (["no_such_command"], 2),
     ],
 )
 def test_the_help_needs_no_torch(arguments: list[str], code: int, tmp_path: Path) -> None:
     modules, printed = imported("-m", "kdsr.cli", *arguments, cwd=tmp_path, code=code)
-    assert "typer" in modules and "Usage: " in printed
+    assert "typer" in modules and "usage: " in printed.lower()
     assert not modules & {"torch", "basicsr", "numpy", "cv2"}
 
 
@@ -79,6 +81,16 @@ def test_option_errors_come_before_what_only_a_run_needs(
     modules, printed = imported(*command, cwd=tmp_path, code=2)
     assert message in printed and "basicsr" in modules
     assert not modules & {"matplotlib", "pandas", "torchvision.models", "scipy", "skimage", "torch._dynamo"}
+
+
+@pytest.mark.parametrize("program", ["kdsr.train", "kdsr.cli"])
+def test_misspelt_keys_need_no_torch(run_options: dict[str, Any], program: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(run_options), encoding="utf-8")
+    command = ["train"] if program == "kdsr.cli" else []
+    command += ["-opt", "run.yml", "--force_yml", "train:totl_iter=4"]
+    modules, printed = imported("-m", program, *command, cwd=tmp_path, code=2)
+    assert "train.totl_iter: " in printed and "total_iter" in printed
+    assert not modules & {"torch", "basicsr", "numpy", "cv2"}
 
 
 REGISTERED = """
