@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdsr.data.dataset_options import MIRRORED, PAIRED
 from kdsr.data.image_files import sizes_match
 from kdsr.data.image_info import ImageInfo, UnfitImage
 from kdsr.data.image_losses import describe_left_out, describe_losses
@@ -148,7 +149,7 @@ def _check_patch(
     scale: int = 1,
 ) -> None:
     size = opt.get("gt_size")
-    if not isinstance(size, int):
+    if not isinstance(size, int) or opt.get("type") in MIRRORED:
         return
     patch = size // scale
     small = [
@@ -233,14 +234,26 @@ def _check_batch(
         )
 
 
+def _check_noise(opt: Mapping[str, Any], training: bool, problems: list[str]) -> None:
+    if opt.get("in_ch") == 2:
+        problems.append("in_ch: 2 is neither 3 (RGB) nor 1 (grey)")
+    if not training and opt.get("sigma_test") is None:
+        problems.append("sigma_test: is required")
+    sigma, kind = opt.get("sigma_range"), opt.get("sigma_type")
+    wanted = {"constant": "a number", "random": "two numbers", "choice": "a list of numbers"}
+    shape = len(sigma) if isinstance(sigma, list) else None
+    fits = {"constant": shape is None, "random": shape == 2, "choice": bool(shape)}
+    if training and not fits.get(str(kind), True):
+        problems.append(f"sigma_range: {sigma} must be {wanted[str(kind)]} for sigma_type: {kind}")
+
+
 def check_dataset(
     opt: Mapping[str, Any], scale: int, phase: str | None = None, warnings: list[str] | None = None
 ) -> list[str]:
     """Checks a data set's files, reading only their headers.
 
     Args:
-        opt: One entry of ``datasets``. Only PairedImageDataset, SingleImageDataset, ImageFolderDataset and
-            LQImageDataset are checked.
+        opt: One entry of ``datasets``. Types other than those of kdsr and BasicSR's for images are not checked.
         scale: Upscaling factor of the run.
         phase: ``train``, ``val`` or ``test``; default: ``opt['phase']``.
         warnings: Warnings are appended: unreadable training images that ``on_bad_image: skip`` replaces, losses in
@@ -254,21 +267,24 @@ def check_dataset(
     skips = training and opt.get("on_bad_image") == "skip"
     report = _Report(problems, [] if warnings is None else warnings, training, skips)
     kind, patch = opt.get("type"), opt.get("gt_size")
-    if training and kind in ("LQImageDataset", "ImageFolderDataset") and patch is None:
+    if training and kind in ("LQImageDataset", "ImageFolderDataset", "Dataset_GaussianDenoising") and patch is None:
         problems.append("gt_size: is required in training")
     if (
         training
-        and kind in ("PairedImageDataset", "LQImageDataset")
+        and kind in (*PAIRED, "LQImageDataset")
         and isinstance(patch, int)
         and patch % scale
     ):
         problems.append(f"gt_size: {patch} is not a multiple of the scale {scale}")
-    if kind == "PairedImageDataset":
+    if kind in PAIRED:
         _check_pairs(opt, scale, report)
     elif kind == "SingleImageDataset":
         _check_single(opt, "dataroot_lq", False, report)
     elif kind == "LQImageDataset":
         _check_single(opt, "dataroot_lq", True, report, scale)
+    elif kind == "Dataset_GaussianDenoising":
+        _check_noise(opt, training, problems)
+        _check_single(opt, "dataroot_gt", True, report)
     elif kind == "ImageFolderDataset":
         multiple = opt.get("multiple_of", 1)
         if not isinstance(multiple, int) or multiple < 1:

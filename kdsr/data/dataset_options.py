@@ -72,6 +72,15 @@ class DatasetOptions(Options):
     use_shuffle: bool = option(
         True, "Accepted from BasicSR's older files; training sets are always shuffled."
     )
+    use_flip: bool = option(None, "NAFNet's name of `use_hflip`.")
+    geometric_augs: bool = option(
+        None, "Restormer's name of `use_hflip` and `use_rot` together, the eight flips and rotations."
+    )
+    iters: list[int] = option(
+        None, "Restormer's stages, with `gt_sizes` and `mini_batch_sizes`: see `progressive`.", lowest=1
+    )
+    gt_sizes: list[int] = option(None, "See `iters`; at most `gt_size`.", lowest=1)
+    mini_batch_sizes: list[int] = option(None, "See `iters`; at most `batch_size_per_gpu`.", lowest=1)
 
 
 class StockImageOptions(DatasetOptions):
@@ -116,11 +125,14 @@ class PairedImageOptions(StockImageOptions):
     )
 
 
-# BasicSR's classes; ours have an attribute `options`
+# BasicSR's classes, and one that derives from them; ours have an attribute `options`
 STOCK_DATASETS: dict[str, type[DatasetOptions]] = {
     "PairedImageDataset": PairedImageOptions,
+    "Dataset_PairedImage": PairedImageOptions,
     "SingleImageDataset": StockImageOptions,
 }
+PAIRED = ("PairedImageDataset", "Dataset_PairedImage")
+MIRRORED = ("Dataset_PairedImage", "Dataset_GaussianDenoising")  # up to a patch, where they are smaller
 WITHOUT_GT = ("SingleImageDataset",)  # ours have an attribute GIVES_GT
 
 

@@ -62,7 +62,10 @@ class FolderImages(Dataset):
             content = self._client.get(self.paths[index], self.role)
         except OSError as error:
             raise cannot_read(self.shown(index), error) from error
-        return decode_color(content, self.shown(index))
+        return self.decoded(content, self.shown(index))
+
+    def decoded(self, content: bytes | None, name: str) -> np.ndarray:
+        return decode_color(content, name)
 
     def patch(self, index: int, size: int, because: str = "") -> np.ndarray:
         """A random square crop, randomly flipped (``use_hflip``) and rotated (``use_rot``).

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from basicsr.archs import build_network
 from basicsr.losses import build_loss
-from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
+from basicsr.models.lr_scheduler import (
+    CosineAnnealingRestartLR,
+    MultiStepRestartLR,
+    get_position_from_periods,
+)
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from kdsr.distill.weight_schedule import ScheduledLoss, is_schedule
 from kdsr.models.pretrained import load_pretrained, log_network
@@ -18,10 +23,38 @@ from kdsr.runtime.errors import OptionError
 from kdsr.runtime.precision import Precision
 from kdsr.runtime.step_guard import fused_where_it_helps, keep_own_kernels
 
+
+class CosineAnnealingRestartCyclicLR(CosineAnnealingRestartLR):
+    """BasicSR's cosine schedule with a learning rate of its own at the end of each period, as in Restormer's code.
+
+    Args:
+        optimizer: Its learning rates are the highest.
+        periods: Iterations of each cosine.
+        restart_weights: Factor of the learning rate above the lowest, per period.
+        eta_mins: The lowest learning rate of each period.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        periods: Sequence[int],
+        restart_weights: Sequence[float] = (1,),
+        eta_mins: Sequence[float] = (0,),
+    ) -> None:
+        self.eta_mins = eta_mins
+        super().__init__(optimizer, periods, restart_weights)
+
+    def get_lr(self) -> list[float]:
+        self.eta_min = self.eta_mins[get_position_from_periods(self.last_epoch, self.cumulative_period)]
+        return super().get_lr()
+
+
 _SCHEDULERS = {
     "MultiStepLR": MultiStepRestartLR,
     "MultiStepRestartLR": MultiStepRestartLR,
     "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
+    "TrueCosineAnnealingLR": CosineAnnealingLR,
+    "CosineAnnealingRestartCyclicLR": CosineAnnealingRestartCyclicLR,
 }
 
 
@@ -96,7 +129,7 @@ class Builder:
         return optimizer
 
     def schedulers(self, optimizers: Iterable[torch.optim.Optimizer]) -> list[Any]:
-        """BasicSR's scheduler ``train.scheduler`` of each optimizer."""
+        """The scheduler ``train.scheduler`` of each optimizer."""
         options = dict(self.opt["train"]["scheduler"])
         kind = _SCHEDULERS[options.pop("type")]
         return [kind(optimizer, **options) for optimizer in optimizers]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import kdsr.terms  # noqa: F401  registers them
 from kdsr.distill.bundle import StudentBundle
+from kdsr.distill.mixup import MixingOptions, mixed
 from kdsr.distill.moving_average import Ema
 from kdsr.distill.step import Step, Teacher, X
 from kdsr.distill.tap_options import tap_problems
@@ -22,14 +23,19 @@ from kdsr.distill.weight_files import weight_files
 from kdsr.models.builder import Builder
 from kdsr.models.pretrained import warm_start
 from kdsr.models.restorer import Restorer
+from kdsr.models.sections import TrainOptions
 from kdsr.models.trainer import LoopInterface, Trainer
 from kdsr.models.validator import Validator
-from kdsr.runtime.declarations import Network
+from kdsr.runtime.declarations import Network, option
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import OptionError
 
 # names of the number of input channels in architectures
 _CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_channel", "in_nc")
+
+
+class KDTrainOptions(TrainOptions):
+    mixing_augs: MixingOptions = option(None, "Mixup of the training images, as in Restormer's code.")
 
 
 @MODEL_REGISTRY.register()
@@ -47,6 +53,7 @@ class KDModel(LoopInterface, SRModel):
     same options under ``model_type: KDModel`` give the same numbers.
     """
 
+    train_options = KDTrainOptions
     NETWORKS = LoopInterface.NETWORKS | {
         "t": Network("The teacher; without one `KDModel` trains from scratch.")
     }
@@ -105,6 +112,7 @@ class KDModel(LoopInterface, SRModel):
     def init_training_settings(self) -> None:
         """Builds what only training needs: the teachers, the terms, the moving average, optimizer and guard."""
         train = self.opt["train"]
+        self.mixing = KDTrainOptions.read(train).mixing_augs
         self.teachers: dict[str, Teacher] = {}
         if self.opt.get("network_t"):
             self.net_t = self.teacher("t").net
@@ -227,7 +235,8 @@ class KDModel(LoopInterface, SRModel):
 
     def begin_step(self, current_iter: int) -> Step:
         ema = self.ema.net if self.ema else None
-        return Step(current_iter, self.lq, self.gt, self.generator, self.net_g, ema)
+        lq, gt = mixed(self.lq, self.gt, self.mixing, self.generator)
+        return Step(current_iter, lq, gt, self.generator, self.net_g, ema)
 
     def run_frozen(self, step: Step) -> None:
         """All that needs no gradient: the terms draw, the teachers run, the terms run networks of their own."""

@@ -29,7 +29,7 @@ class StockTrainOptions(LoopOptions):
     )
     scheduler: Section = option(
         None,
-        "Learning rate schedule: `type`, `MultiStepLR` or `CosineAnnealingRestartLR`, and its arguments.",
+        "Learning rate schedule: `type`, one of those below, and its arguments.",
         required="train",
     )
 
@@ -46,6 +46,10 @@ class TrainOptions(StockTrainOptions):
         None,
         "Maximum 2-norm of the gradients of an optimizer; the norm before clipping is logged as `grad_norm`.",
         above=0,
+    )
+    use_grad_clip: bool = option(
+        None,
+        "NAFNet's and Restormer's name of `clip_grad_norm: 0.01`; true by default in `ImageRestorationModel`.",
     )
     max_nonfinite: int = option(
         10, "Skipped updates in a row (NaN or infinite loss or gradient) that end the run.", lowest=1
@@ -98,6 +102,18 @@ class ValOptions(StockValOptions):
         lowest=0,
         shown_default="32, or half a tile",
     )
+    grids: bool = option(
+        False, "Accepted from NAFNet's files; images are restored whole, or in tiles where `tile` says so."
+    )
+    crop_size_h: int = option(None, "Accepted from NAFNet's files; belongs to `grids`.")
+    crop_size_w: int = option(None, "Likewise.")
+    crop_size_h_ratio: float = option(None, "Likewise.")
+    crop_size_w_ratio: float = option(None, "Likewise.")
+    max_minibatch: int = option(None, "Accepted from NAFNet's and Restormer's files; belongs to `grids`.")
+    use_image: bool = option(
+        True, "Accepted from NAFNet's and Restormer's files; metrics are those of 8-bit images."
+    )
+    rgb2bgr: bool = option(True, "Accepted from NAFNet's and Restormer's files; images keep their colours.")
     self_ensemble: bool = option(
         False,
         "Whether the result is the mean over the eight flips and rotations of the image (x8, '+' in papers): eight "

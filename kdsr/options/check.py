@@ -28,8 +28,8 @@ from kdsr.options.check_logger import check_logger
 from kdsr.options.check_roles import normalisation_warnings
 from kdsr.options.model_keys import ModelKeys, read_by_others, report_idle_keys, resumed_problems
 from kdsr.options.signatures import check_call, find_type, folder_name_problems, options_of, registered
-from kdsr.options.stock import LEARNING_RATE, SCHEDULERS, STOCK_METRICS, MetricOptions
-from kdsr.runtime.declarations import Option, check_kind, check_section, describe
+from kdsr.options.stock import LEARNING_RATE, SCHEDULERS, STOCK_METRICS, STOCK_SCHEDULERS, MetricOptions
+from kdsr.runtime.declarations import Option, Options, check_kind, check_section, describe
 from kdsr.runtime.distributed import DistOptions
 from kdsr.runtime.precision import PrecisionOptions
 from kdsr.runtime.stopping import signal_problems
@@ -162,7 +162,8 @@ def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problem
         if key.startswith("optim_"):
             _check_optimizer(options, place, problems)
         elif key == "scheduler":
-            _check_scheduler(options, train.get("total_iter"), problems)
+            known = SCHEDULERS if keys.ours else STOCK_SCHEDULERS
+            _check_scheduler(options, known, train.get("total_iter"), problems)
         elif key.endswith("_opt") and (keys.strict or str(options.get("type")) in losses):
             loss = find_type(options, losses, place, problems)
             wanted = keys.train[key].losses if key in keys.train else ()
@@ -196,9 +197,11 @@ def _check_optimizer(options: dict[str, Any], place: str, problems: list[str]) -
         check_call(optimizer, options, place, problems, declared=declared)
 
 
-def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[str]) -> None:
+def _check_scheduler(
+    options: dict[str, Any], known: Mapping[str, type[Options]], total_iter: Any, problems: list[str]
+) -> None:
     place = "train.scheduler"
-    scheduler = find_type(options, SCHEDULERS, place, problems, own=False)
+    scheduler = find_type(options, known, place, problems, own=False)
     if scheduler is None:
         return
     before = len(problems)
@@ -207,9 +210,10 @@ def _check_scheduler(options: dict[str, Any], total_iter: Any, problems: list[st
     if len(problems) > before:
         return
     parts = "periods" if "periods" in scheduler.declared() else "restarts"
-    lengths = [len(options.get(key, (1,))) for key in (parts, "restart_weights")]
-    if lengths[0] != lengths[1]:
-        problems.append(f"{place}.restart_weights: {lengths[1]} weights for {lengths[0]} {parts}")
+    count = len(options.get(parts, (1,)))
+    for key in ("restart_weights", "eta_mins"):
+        if key in scheduler.declared() and (found := len(options.get(key, (1,)))) != count:
+            problems.append(f"{place}.{key}: {found} weights for {count} {parts}")
     # past its last period BasicSR's scheduler fails, at the end of a long run
     whole = sum(options.get("periods", ()))
     if parts == "periods" and isinstance(total_iter, int | float) and whole < total_iter - 1:

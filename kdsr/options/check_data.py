@@ -10,7 +10,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 
 from kdsr.data.batch_plan import BatchPlan, progressive_problems
 from kdsr.data.checks import check_dataset
-from kdsr.data.dataset_options import STOCK_DATASETS, DatasetOptions
+from kdsr.data.dataset_options import PAIRED, STOCK_DATASETS, DatasetOptions
 from kdsr.options.check_roles import swap_warning
 from kdsr.options.signatures import find_type, registered
 from kdsr.runtime.declarations import Option, check_kind, check_section, is_kind
@@ -80,7 +80,7 @@ def _check_colors(datasets: dict[str, Any], problems: list[str]) -> None:
 def _look_at_files(
     dataset: dict[str, Any], phase: str, scale: Any, place: str, warnings: list[str]
 ) -> list[str]:
-    if scale is None and dataset["type"] == "PairedImageDataset":
+    if scale is None and dataset["type"] in PAIRED:
         return [f"scale: is required by {place}, a {dataset['type']}"]
     scale = 1 if scale is None else scale
     if not (is_kind(scale, int) and scale >= 1):

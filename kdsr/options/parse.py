@@ -22,6 +22,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from kdsr.models.image_metrics import better_of
 from kdsr.models.sections import LoggerOptions, LoopOptions, StockLoggerOptions, StockValOptions
+from kdsr.options.authors import translate
 from kdsr.options.check import check
 from kdsr.options.check_data import keys_of_dataset
 from kdsr.options.command_line import parse_arguments
@@ -174,7 +175,7 @@ def parse_options(
     if args.debug and isinstance(opt.get("name"), str) and not opt["name"].startswith("debug"):
         opt["name"] = f"debug_{opt['name']}"
     warnings: list[str] = []
-    problems: list[str] = []
+    problems = translate(opt, warnings)
     args.notes = []
     if is_train and describes_test(opt):
         raise OptionError(

@@ -13,7 +13,9 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from kdsr.data.dataset_options import STOCK_DATASETS, StageOptions
 from kdsr.data.image_folder_dataset import ImageFolderDataset
 from kdsr.data.lq_image_dataset import LQImageDataset
+from kdsr.data.restormer_dataset import Dataset_GaussianDenoising
 from kdsr.distill.term import all_terms
+from kdsr.models.kd_model import KDModel
 from kdsr.models.sections import LoggerOptions, NetworkPathOptions, PathOptions, ValOptions
 from kdsr.models.trainer import LoopInterface
 from kdsr.models.vqgan_model import VQGANModel
@@ -106,7 +108,10 @@ def reference() -> str:
     path = PathOptions.declared() | {f"{key}_X": each for key, each in NetworkPathOptions.declared().items()}
     datasets: dict[str, Option] = {}
     of: dict[str, list[str]] = {}
-    kinds = STOCK_DATASETS | {each.__name__: each.options for each in (ImageFolderDataset, LQImageDataset)}
+    kinds = STOCK_DATASETS | {
+        each.__name__: each.options
+        for each in (ImageFolderDataset, LQImageDataset, Dataset_GaussianDenoising)
+    }
     for name, kind in kinds.items():
         declared = kind.declared()
         datasets = declared | datasets
@@ -117,7 +122,7 @@ def reference() -> str:
         for key, names in of.items()
     }
     shared = LoopInterface.train_options.declared()
-    terms: dict[str, Option] = {}
+    terms = {key: each for key, each in KDModel.train_options.declared().items() if key not in shared}
     readers: dict[str, list[str]] = {}
     for key, term in all_terms().items():
         terms |= term.options.declared()

@@ -104,10 +104,30 @@ class CosineOptions(Options):
     eta_min: float = option(0, "Learning rate at the end of a period.", lowest=0)
 
 
-SCHEDULERS: dict[str, type[Options]] = {
+class TrueCosineOptions(Options):
+    T_max: int = option(
+        None, "Iterations of the cosine; the rate rises again after them.", lowest=1, required="always"
+    )
+    eta_min: float = option(0, "Learning rate at its end.", lowest=0)
+
+
+class CyclicOptions(Options):
+    periods: list[int] = option(
+        None, "Iterations of each cosine, `total_iter` in all.", lowest=1, required="always"
+    )
+    restart_weights: list[float] = option([1], "Factor of the initial learning rate, per period.", lowest=0)
+    eta_mins: list[float] = option([0], "Learning rate at the end of each period.", lowest=0)
+
+
+STOCK_SCHEDULERS: dict[str, type[Options]] = {
     "MultiStepLR": MultiStepOptions,
     "MultiStepRestartLR": MultiStepOptions,
     "CosineAnnealingRestartLR": CosineOptions,
+}
+# of the models of kdsr
+SCHEDULERS = STOCK_SCHEDULERS | {
+    "TrueCosineAnnealingLR": TrueCosineOptions,
+    "CosineAnnealingRestartCyclicLR": CyclicOptions,
 }
 # of every optimizer; torch's own annotation says that it may be a tensor, too
 LEARNING_RATE = {"lr": Option("Learning rate.", (int, float), required="always")}

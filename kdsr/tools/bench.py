@@ -27,6 +27,7 @@ from torch import Tensor
 
 from kdsr.distill.step import Step
 from kdsr.models.kd_model import KDModel
+from kdsr.options.authors import translate
 from kdsr.options.check import check
 from kdsr.options.check_geometry import check_geometry
 from kdsr.options.files import load
@@ -123,6 +124,8 @@ def read(file: str | Path, overrides: Sequence[str], device: Device) -> dict[str
         )
     opt = {**load(file, overrides), "path": {}}
     warnings: list[str] = []
+    if problems := translate(opt, warnings):
+        raise OptionError(problems)
     import_user_modules(opt, file, warnings)
     for warning in warnings:
         typer.echo(f"Warning: {warning}", err=True)
