@@ -131,6 +131,19 @@ def as_mclir(options: Options) -> None:
     options["train"].update(neg_opt={"type": "NegativeLoss", "loss_weight": 0.1}, neg_iter=[2, 3])
 
 
+def as_restormer(options: Options) -> None:
+    """Batches are mixed, and the second cycle of the learning rate begins after four iterations."""
+    as_logits(options)
+    options["train"].update(
+        mixing_augs={"mixup": True, "mixup_beta": 1.2, "use_identity": True},
+        use_grad_clip=True,
+        scheduler={
+            "type": "CosineAnnealingRestartCyclicLR", "periods": [4, 6], "restart_weights": [1, 1],
+            "eta_mins": [1e-3, 1e-6],
+        },
+    )  # fmt: skip
+
+
 OWN_TERM = """
 import copy
 import torch
@@ -213,6 +226,8 @@ def stop_at(iteration: int, name: signal.Signals, monkeypatch: pytest.MonkeyPatc
         (as_mipkd, 1, False, (2, 5)),
         (as_mclir, 0, False, (3,)),  # one of the two has just followed
         (as_mclir, 1, False, (5,)),
+        (as_restormer, 0, False, (3, 6)),
+        (as_restormer, 1, True, (4,)),
         (as_vqgan, 1, True, (3,)),  # codes have just been restarted
         (as_vqgan, 3, False, (4,)),
     ],
