@@ -72,15 +72,6 @@ class DatasetOptions(Options):
     use_shuffle: bool = option(
         True, "Accepted from BasicSR's older files; training sets are always shuffled."
     )
-    use_flip: bool = option(None, "NAFNet's name of `use_hflip`.")
-    geometric_augs: bool = option(
-        None, "Restormer's name of `use_hflip` and `use_rot` together, the eight flips and rotations."
-    )
-    iters: list[int] = option(
-        None, "Restormer's stages, with `gt_sizes` and `mini_batch_sizes`: see `progressive`.", lowest=1
-    )
-    gt_sizes: list[int] = option(None, "See `iters`; at most `gt_size`.", lowest=1)
-    mini_batch_sizes: list[int] = option(None, "See `iters`; at most `batch_size_per_gpu`.", lowest=1)
 
 
 class StockImageOptions(DatasetOptions):
@@ -105,7 +96,21 @@ class StockImageOptions(DatasetOptions):
     std: list[float] | None = option(None, "See `mean`.", above=0)
 
 
-class PairedImageOptions(StockImageOptions):
+class AliasOptions(DatasetOptions):
+    """Names in NAFNet's and Restormer's files, which ``kdsr.options.authors`` translates."""
+
+    use_flip: bool = option(None, "NAFNet's name of `use_hflip`.")
+    geometric_augs: bool = option(
+        None, "Restormer's name of `use_hflip` and `use_rot` together, the eight flips and rotations."
+    )
+    iters: list[int] = option(
+        None, "Restormer's stages, with `gt_sizes` and `mini_batch_sizes`: see `progressive`.", lowest=1
+    )
+    gt_sizes: list[int] = option(None, "See `iters`; at most `gt_size`.", lowest=1)
+    mini_batch_sizes: list[int] = option(None, "See `iters`; at most `batch_size_per_gpu`.", lowest=1)
+
+
+class PairedImageOptions(StockImageOptions, AliasOptions):
     dataroot_gt: str = option(None, "Folder or `.lmdb` of the ground truth.", required="always")
     filename_tmpl: str = option(
         "{}",

@@ -14,7 +14,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from numpy.typing import NDArray
 from torchvision.transforms.functional import normalize
 
-from kdsr.data.dataset_options import FolderOptions
+from kdsr.data.dataset_options import AliasOptions, FolderOptions
 from kdsr.data.image_files import decode, decode_color, imfrombytes
 from kdsr.data.image_folder_dataset import FolderImages
 from kdsr.runtime.declarations import option
@@ -63,7 +63,7 @@ class Dataset_PairedImage(PairedImageDataset):  # noqa: N801  Restormer's name
         return {"lq": lq, "gt": gt, **paths}
 
 
-class GaussianOptions(FolderOptions):
+class GaussianOptions(FolderOptions, AliasOptions):
     dataroot_gt: str = option(None, "Folder or `.lmdb` of the clean images.", required="always")
     dataroot_lq: str | None = option(None, "Accepted from Restormer's files; has no effect.")
     filename_tmpl: str = option("{}", "Accepted from Restormer's files; has no effect.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kdsr.data.dataset_options import MIRRORED, PAIRED
 from kdsr.runtime.declarations import is_kind
 
 CLIP_NORM = 0.01  # what use_grad_clip means in both
@@ -47,6 +48,8 @@ def _section(options: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _translate_dataset(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
+    if dataset.get("type") not in {*PAIRED, *MIRRORED}:  # another's own key may have such a name
+        return
     if dataset.get("type") == "Dataset_GaussianDenoising":
         dataset.pop("dataroot_lq", None)  # "none": the noise is added here
     for theirs, ours in (("use_flip", ["use_hflip"]), ("geometric_augs", ["use_hflip", "use_rot"])):
