@@ -24,12 +24,12 @@ def mixed(
         lq: (N, C, H, W).
         gt: (N, C, H·scale, W·scale), or None.
         options: ``train.mixing_augs``.
-        generator: On the CPU. Nothing is drawn where ``mixup`` is off.
+        generator: On the CPU.
 
     Returns:
         The same shapes.
     """
-    if not options.mixup or (options.use_identity and torch.rand((), generator=generator).item() < 0.5):
+    if options.use_identity and torch.rand((), generator=generator).item() < 0.5:
         return lq, gt
     seed = int(torch.randint(2**62, (), generator=generator))  # torch's Beta takes no generator
     share = float(np.random.default_rng(seed).beta(options.mixup_beta, options.mixup_beta))

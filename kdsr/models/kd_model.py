@@ -235,7 +235,9 @@ class KDModel(LoopInterface, SRModel):
 
     def begin_step(self, current_iter: int) -> Step:
         ema = self.ema.net if self.ema else None
-        lq, gt = mixed(self.lq, self.gt, self.mixing, self.generator)
+        lq, gt = self.lq, self.gt
+        if self.mixing.mixup:
+            lq, gt = mixed(lq, gt, self.mixing, self.generator)
         return Step(current_iter, lq, gt, self.generator, self.net_g, ema)
 
     def run_frozen(self, step: Step) -> None:

@@ -43,14 +43,6 @@ def test_every_second_batch_stays() -> None:
     assert (found >= 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
-def test_nothing_is_drawn_where_it_is_off() -> None:
-    generator = torch.Generator().manual_seed(0)
-    before = generator.get_state()
-    lq = torch.rand(2, 3, 4, 4)
-    assert mixed(lq, None, MixingOptions(), generator) == (lq, None)
-    assert torch.equal(generator.get_state(), before)
-
-
 def test_student_and_teacher_see_the_mixed_images(taught_options: dict[str, Any]) -> None:
     taught_options["train"] |= {"mixing_augs": {"mixup": True}, "logits_opt": {"type": "L1Loss"}}
     model = KDModel(complete(taught_options))
@@ -67,3 +59,12 @@ def test_student_and_teacher_see_the_mixed_images(taught_options: dict[str, Any]
         student, teacher = model.net_g(lq), model.net_t(lq)
     torch.testing.assert_close(losses["l_pix"], (student - gt).abs().mean())
     torch.testing.assert_close(losses["l_ts"], (student - teacher).abs().mean())
+
+
+def test_nothing_is_drawn_where_it_is_off(run_options: dict[str, Any]) -> None:
+    run_options["train"]["mixing_augs"] = {"mixup": False, "use_identity": True}
+    model = KDModel(complete(run_options))
+    before = model.generator.get_state()
+    model.feed_data({"lq": torch.rand(2, 3, 8, 8), "gt": torch.rand(2, 3, 32, 32)})
+    model.forward_step(1)
+    assert model.step.lq is model.lq and torch.equal(model.generator.get_state(), before)

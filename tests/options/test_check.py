@@ -55,7 +55,7 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         ("val.metrics.psnr.crop_boder", 4, "val.metrics.psnr.crop_boder: calculate_psnr has no such parameter"),
         ("val.metrics.psnr.type", "psnr", "val.metrics.psnr.type: 'psnr' is not known; "),
         ("val.metrics.psnr.better", "more", "'more' is neither higher nor lower"),
-        ("datasets.train.gt_sise", 8, "datasets.train.gt_sise: unknown key; did you mean gt_size?"),
+        ("datasets.train.gt_sise", 8, "datasets.train.gt_sise: unknown key; did you mean gt_size or gt_sizes?"),
         ("datasets.train.type", "PairedDataset", "'PairedDataset' is not known; did you mean PairedImageDataset or"),
         ("datasets.train.io_backend.type", "dsik", "'dsik' is neither disk nor lmdb; did you mean disk?"),
         ("datasets.test", {"name": "x"}, "datasets.test: training knows sets named train"),

@@ -17,8 +17,8 @@ Options = dict[str, Any]
 @pytest.mark.parametrize(
     ("model_type", "place", "value", "message"),
     [
-        ("VQGANModel", "train.num_neg", 3, "train.num_neg: VQGANModel does not read it; DCKDModel, FACDModel, KDModel"),
-        ("SRModel", "network_vqgan", None, "network_vqgan: SRModel does not read it; DCKDModel, FACDModel, KDModel"),
+        ("VQGANModel", "train.num_neg", 3, "train.num_neg: VQGANModel does not read it; DCKDModel, FACDModel, "),
+        ("SRModel", "network_vqgan", None, "network_vqgan: SRModel does not read it; DCKDModel, FACDModel, "),
         ("SRModel", "path.pretrain_network_t", None, "path.pretrain_network_t: SRModel does not read it; DCKDModel, "),
         ("KDModel", "train.gan_opt", None,
          "train.gan_opt: KDModel does not read it; ESRGANModel, SRGANModel and VQGANModel do"),

@@ -140,7 +140,7 @@ def test_misspelt_keys_are_found_together(tmp_path: Path) -> None:
         "path.pretrian_network_g: unknown key; did you mean pretrain_network_g?",
         "logger.print_frq: unknown key; did you mean print_freq?",
         "train.num_negs: unknown key; did you mean num_neg?",
-        "datasets.train.gt_sise: unknown key; did you mean gt_size?",
+        "datasets.train.gt_sise: unknown key; did you mean gt_size or gt_sizes?",
     ]
 
 
