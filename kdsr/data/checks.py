@@ -267,14 +267,13 @@ def check_dataset(
     skips = training and opt.get("on_bad_image") == "skip"
     report = _Report(problems, [] if warnings is None else warnings, training, skips)
     kind, patch = opt.get("type"), opt.get("gt_size")
-    if training and kind in ("LQImageDataset", "ImageFolderDataset", "Dataset_GaussianDenoising") and patch is None:
-        problems.append("gt_size: is required in training")
     if (
         training
-        and kind in (*PAIRED, "LQImageDataset")
-        and isinstance(patch, int)
-        and patch % scale
+        and kind in ("LQImageDataset", "ImageFolderDataset", "Dataset_GaussianDenoising")
+        and patch is None
     ):
+        problems.append("gt_size: is required in training")
+    if training and kind in (*PAIRED, "LQImageDataset") and isinstance(patch, int) and patch % scale:
         problems.append(f"gt_size: {patch} is not a multiple of the scale {scale}")
     if kind in PAIRED:
         _check_pairs(opt, scale, report)
