@@ -182,9 +182,9 @@ class NAFNetLocal(NAFNet):
     """NAFNet with local statistics (TLC: Chu et al., ECCV 2022, arXiv 2112.04491), as its authors test it.
 
     The channel attention uses means of windows of 1.5 times the training patch instead of means of the whole image. Up
-    to that size it equals NAFNet; the weights are NAFNet's.
+    to that size it equals NAFNet; the weights and the other arguments are NAFNet's.
 
-    Args other than NAFNet's:
+    Args:
         train_size: Shape of the training batch; only its last two numbers (height, width) are used.
     """
 
