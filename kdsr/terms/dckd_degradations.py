@@ -23,7 +23,7 @@ ENLARGE_SCALE = (1.0, 1.5)
 REDUCE_SCALE = (0.5, 1.0)
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 
-_DRAWS = 11
+_DRAWS = 12
 
 
 def _between(limits: tuple[float, float], uniform: float) -> float:
@@ -36,13 +36,13 @@ class DegradationPlan:
 
     Attributes:
         blur: Kernel sizes and sigmas (pixels), vertical then horizontal; None without blur.
-        resize: Scale and interpolation mode; None without resizing.
+        resize: Scale, interpolation mode, and mode of the way back; None without resizing.
         noise_seed: Seed of the noise; None without noise.
         gray_noise_prob: Probability, per sample, that its noise is the same in all channels.
     """
 
     blur: tuple[tuple[int, float], tuple[int, float]] | None = None
-    resize: tuple[float, str] | None = None
+    resize: tuple[float, str, str] | None = None
     noise_seed: int | None = None
     gray_noise_prob: float = 0.0
 
@@ -66,10 +66,10 @@ class DegradationPlan:
         kernels = [KERNEL_SIZES[int(len(KERNEL_SIZES) * value)] for value in u[1:3]]
         sigmas = [_between(BLUR_SIGMA, value) for value in u[3:5]]
         scale = _between(ENLARGE_SCALE if u[6] < ENLARGE_PROB else REDUCE_SCALE, u[7])
-        mode = RESIZE_MODES[int(len(RESIZE_MODES) * u[8])]
+        mode, mode_back = (RESIZE_MODES[int(len(RESIZE_MODES) * value)] for value in (u[8], u[11]))
         return cls(
             blur=((kernels[0], sigmas[0]), (kernels[1], sigmas[1])) if u[0] < blur_prob else None,
-            resize=(scale, mode) if u[5] < resize_prob else None,
+            resize=(scale, mode, mode_back) if u[5] < resize_prob else None,
             noise_seed=int(u[10] * 2**53) if u[9] < noise_prob else None,
             gray_noise_prob=gray_noise_prob,
         )
@@ -127,14 +127,14 @@ def apply_plan(x: Tensor, plan: DegradationPlan) -> Tensor:
     if plan.blur is not None:
         x = gaussian_blur(x, *plan.blur)
     if plan.resize is not None:
-        scale, mode = plan.resize
-        x = resize(x, (max(1, round(size[0] * scale)), max(1, round(size[1] * scale))), mode)
+        scale, mode, _ = plan.resize
+        x = resize(x, (max(1, int(size[0] * scale)), max(1, int(size[1] * scale))), mode)
     if plan.noise_seed is not None:
         field_generator = torch.Generator(x.device).manual_seed(plan.noise_seed)
         x = gaussian_noise(x, plan.gray_noise_prob, field_generator)
     if plan.resize is not None:
-        x = resize(x, size, plan.resize[1])
-    return x.clamp(0, 1)  # bicubic overshoots
+        x = resize(x, size, plan.resize[2])  # not clipped after it, as in the release: bicubic overshoots
+    return x
 
 
 @torch.no_grad()
@@ -160,8 +160,8 @@ def degrade(
         generator: A generator of the CPU; ``num`` plans are drawn from it.
 
     Returns:
-        (num * N, C, H, W) in [0, 1], the N images of copy 0 first. With probabilities 0 the copies equal x to
-        the bit.
+        (num * N, C, H, W), the N images of copy 0 first; in [0, 1] unless a bicubic resize overshoots. With
+        probabilities 0 the copies equal x to the bit.
     """
     plans = [
         DegradationPlan.draw(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from skimage import data
 
 from kdsr.runtime.declarations import check_section
@@ -43,12 +44,13 @@ def test_probabilities_of_zero_give_copies(dtype):
 
 @pytest.mark.parametrize("kind", ["blur_prob", "resize_prob", "noise_prob"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_each_kind_alone_changes_every_image_and_stays_in_range(kind, dtype):
+def test_each_kind_alone_changes_every_image_and_keeps_its_range(kind, dtype):
     x = photographs(3, 47, 33, dtype)
     negatives = degrade(x, num=4, **(OFF | {kind: 1.0}), generator=seeded())
     assert negatives.shape == (12, 3, 47, 33)
     assert negatives.dtype == dtype
-    assert negatives.min() >= 0 and negatives.max() <= 1
+    overshoot = 0.1 if kind == "resize_prob" else 0  # of the bicubic resize
+    assert negatives.min() >= -overshoot and negatives.max() <= 1 + overshoot
     differences = (negatives - torch.cat([x] * 4)).abs().mean((1, 2, 3))
     assert (differences > 1e-4).all() and (differences < 0.15).all()
 
@@ -90,9 +92,10 @@ def test_draws_cover_the_released_ranges():
     scales = torch.tensor([plan.resize[0] for plan in drawn])
     assert 0.5 <= scales.min() < 0.51 and 1.49 < scales.max() <= 1.5
     assert (scales > 1).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    modes = [plan.resize[1] for plan in drawn]
-    for mode in ("area", "bilinear", "bicubic"):
-        assert modes.count(mode) / 4000 == pytest.approx(1 / 3, abs=0.03)
+    modes = [plan.resize[1:] for plan in drawn]
+    for there in ("area", "bilinear", "bicubic"):
+        for back in ("area", "bilinear", "bicubic"):  # drawn independently
+            assert modes.count((there, back)) / 4000 == pytest.approx(1 / 9, abs=0.02)
     noisy = [plan.noise_seed for plan in drawn if plan.noise_seed is not None]
     assert len(noisy) / 4000 == pytest.approx(0.25, abs=0.03)
     assert len(set(noisy)) == len(noisy)
@@ -142,18 +145,30 @@ def test_blur_has_its_sigma_along_each_axis_and_keeps_the_mean():
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 9), (5, 48)])
 def test_images_smaller_than_a_kernel_go_through(height, width):
     x = photographs(2, height, width)
-    plan = DegradationPlan(((11, 2.0), (11, 2.0)), (0.5, "bicubic"), 7, 0.5)
+    plan = DegradationPlan(((11, 2.0), (11, 2.0)), (0.5, "bicubic", "area"), 7, 0.5)
     assert apply_plan(x, plan).shape == x.shape
 
 
 @pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic"])
 def test_reducing_and_enlarging_loses_detail_but_keeps_the_picture(mode):
     x = photographs(2)
-    reduced = apply_plan(x, DegradationPlan(resize=(0.5, mode)))
+    reduced = apply_plan(x, DegradationPlan(resize=(0.5, mode, mode)))
     detail = [(image[..., 1:] - image[..., :-1]).abs().mean() for image in (x, reduced)]
     assert detail[1] < 0.95 * detail[0]
     assert (reduced - x).square().mean() < 0.01
     assert resize(x, (24, 31), mode).shape == (2, 3, 24, 31)
+
+
+def test_resizing_truncates_sizes_uses_two_modes_and_does_not_clip():
+    row = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0], dtype=torch.float64).expand(1, 1, 5, 5)
+    # 5 * 0.75 = 3.75 is cut to 3; the means of pixels 0 to 1, 1 to 3 and 3 to 4
+    there = F.interpolate(row, size=3, mode="area")
+    assert there[0, 0, 0].tolist() == pytest.approx([0, 2 / 3, 1])
+    result = apply_plan(row, DegradationPlan(resize=(0.75, "area", "bicubic")))
+    # Keys' kernel with a = -0.75, border repeated. The first pixel is at (0 + 0.5) * 3 / 5 - 0.5 = -0.2, 1.2 from
+    # the 2/3: weight -0.75 * (1.728 - 7.2 + 9.6 - 4) = -0.096; the others are 0. The last one is its mirror image.
+    assert result[0, 0, :, 0].tolist() == pytest.approx([-0.096 * 2 / 3] * 5)
+    assert result[0, 0, :, -1].tolist() == pytest.approx([1 + 0.096 / 3] * 5)
 
 
 def test_bf16_autocast_does_not_round_the_negatives():
