@@ -29,10 +29,10 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x <= 1, near, np.where(x <= 2, far, 0.0))
 
 
-def _taps(
+def bicubic_taps(
     length: int, out_length: int, scale: float, border: Border
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Source indices and weights of each output pixel, both (out_length, taps); weights sum to 1."""
+    """Source indices and weights of each output pixel along one axis, both (out_length, taps); weights sum to 1."""
     shrink = min(scale, 1.0)
     width = _KERNEL_WIDTH / shrink
     # centre of each output pixel in input coordinates, where pixel 0 covers [-0.5, 0.5]
@@ -52,7 +52,7 @@ def _taps(
 def _resize_rows(
     image: NDArray[np.uint8], out_length: int, scale: float, border: Border
 ) -> NDArray[np.uint8]:
-    index, weight = _taps(len(image), out_length, scale, border)
+    index, weight = bicubic_taps(len(image), out_length, scale, border)
     total = np.zeros((out_length, *image.shape[1:]))
     for tap in range(index.shape[1]):
         total += weight[:, tap].reshape(-1, *[1] * (image.ndim - 1)) * image[index[:, tap]]

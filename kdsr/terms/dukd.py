@@ -7,16 +7,17 @@ where it leaves the release, is in docs/methods.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from kdsr.data.resize import bicubic_taps
 from kdsr.distill.padding import pad_and_restore
 from kdsr.distill.step import Step
 from kdsr.distill.term import TERM_REGISTRY, Setup, Shapes, Term
-from kdsr.runtime.declarations import Options, Section, loss
+from kdsr.runtime.declarations import Options, Section, loss, option
 from kdsr.terms.label_consistency import AugmentationOptions, LabelConsistency
 
 
@@ -28,11 +29,24 @@ def random_crops(images: Tensor, height: int, width: int, generator: torch.Gener
     return torch.stack(crops)
 
 
+@cache
+def _taps(length: int, scale: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    index, weight = bicubic_taps(length, length // scale, 1 / scale, "symmetric")
+    return torch.from_numpy(index).to(device), torch.from_numpy(weight).to(device, dtype)
+
+
 def zoomed_out(lq: Tensor, scale: int) -> Tensor:
-    """``x↓ = bicubic(x, 1/scale)``, in [0, 1]; sides that ``scale`` does not divide lose their last pixels."""
-    height, width = (size // scale for size in lq.shape[2:])
-    whole = lq[..., : height * scale, : width * scale]
-    return F.interpolate(whole.float(), (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    """``x↓``: x, (N, C, H, W), shrunk as Matlab's ``imresize(x, 1/scale)`` does (bicubic, antialiased, mirrored border).
+
+    As in the release nothing is rounded or clipped, so that edges overshoot. Sides that ``scale`` does not divide lose
+    their last pixels.
+    """
+    height, width = (size - size % scale for size in lq.shape[2:])
+    small = lq[..., :height, :width].to(torch.promote_types(lq.dtype, torch.float32))
+    for _ in range(2):  # the columns, then the rows; no matrix product, which a GPU may round to TF32
+        index, weight = _taps(small.shape[3], scale, small.dtype, small.device)
+        small = (small[..., index] * weight).sum(-1).transpose(2, 3)
+    return small
 
 
 class _Restored(nn.Module):
@@ -94,13 +108,15 @@ class ZoomInTerm(_Zoom):
 
 class ZoomOutOptions(Options):
     zoom_out_opt: Section | None = loss("DUKD's loss on shrunk LQ images, `l_zoom_out`; scale 2 and more.")
+    zoom_out_gt_weight: float = option(1.0, "Weight of its half against the LQ image.", lowest=0)
 
 
 @TERM_REGISTRY.register()
 class ZoomOutTerm(_Zoom):
-    """``l_zoom_out = L1(S(x↓), x) + L1(S(x↓), T(x↓))``: x itself is the ground truth of a smaller x↓.
+    """``l_zoom_out = w · L1(S(x↓), x) + L1(S(x↓), T(x↓))``: x itself is the ground truth of a smaller x↓.
 
-    Without a teacher the first half remains.
+    w is ``train.zoom_out_gt_weight`` (1; in the release the weight of the pixel loss). Without a teacher the first half
+    remains.
     """
 
     KEY, NAME = "zoom_out_opt", "zoom_out"
@@ -126,7 +142,7 @@ class ZoomOutTerm(_Zoom):
     def losses(self, step: Step) -> dict[str, Tensor]:
         answer = self.answer(step)
         height, width = answer.shape[2:]
-        loss = self.loss(answer, step.lq[..., :height, :width])
+        loss = self.options.zoom_out_gt_weight * self.loss(answer, step.lq[..., :height, :width])
         if self.NAME in step.teacher_outputs:
             loss = loss + self.loss(answer, step.teacher_outputs[self.NAME])
         return {"l_zoom_out": loss}

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from basicsr.utils import matlab_functions
+from skimage import data
 
+from kdsr.data.resize import imresize
 from kdsr.distill.padding import pad_and_restore
 from kdsr.models.kd_model import KDModel
 from kdsr.options.check import check
@@ -51,12 +54,29 @@ def test_the_whole_image_is_its_only_crop_of_that_size():
     assert torch.equal(random_crops(image, 6, 6, torch.Generator()), image)
 
 
-def test_zooming_out_is_bicubic_without_the_last_odd_pixels():
-    flat = torch.full((1, 3, 10, 9), 0.25)
-    assert torch.allclose(zoomed_out(flat, 4), torch.full((1, 3, 2, 2), 0.25))
-    # a step overshoots in a bicubic filter: what leaves [0, 1] is cut off
-    step = torch.cat([torch.zeros(1, 1, 16, 8), torch.ones(1, 1, 16, 8)], 3)
-    assert zoomed_out(step, 2).min() >= 0 and zoomed_out(step, 2).max() <= 1
+def test_zooming_out_drops_the_last_odd_pixels():
+    assert torch.allclose(zoomed_out(torch.full((1, 3, 10, 9), 0.25), 4), torch.full((1, 3, 2, 2), 0.25))
+
+
+def test_zooming_out_has_matlabs_weights_a_mirrored_border_and_no_clipping():
+    image = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    image[..., 0] = 1
+    # half of Keys' kernel at 0.25, 0.75, 1.25 and 1.75: the weights of the pixels at a distance of 0.5 to 3.5
+    near, next_, third, far = 0.43359375, 0.11328125, -0.03515625, -0.01171875
+    # pixels at 0.5 and 2.5; the mirror image of the first column lies at -1
+    wanted = torch.tensor([near + next_, third + far, 0, 0], dtype=torch.float64).expand(1, 1, 4, 4)
+    torch.testing.assert_close(zoomed_out(image, 2), wanted, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_zooming_out_is_imresize_of_the_release_and_of_our_lq_images(scale: int):
+    picture = data.astronaut()[60:108, 150:198]
+    image = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+    small = zoomed_out(image[None], scale)[0]
+    released = matlab_functions.imresize(image, 1 / scale)  # floating point, as here
+    torch.testing.assert_close(small, released, rtol=0, atol=1e-6)
+    rounded = torch.from_numpy(imresize(picture, 1 / scale)).permute(2, 0, 1)  # twice, to 8 bits
+    assert (small * 255 - rounded).abs().max() < 1.2
 
 
 def test_both_terms_are_those_of_their_parts(options: Options):
@@ -86,6 +106,18 @@ def test_the_gradient_of_each_reaches_all_of_the_student_and_no_teacher(options:
     model.compute_gradients(1)
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.net_g.parameters())
     assert all(parameter.grad is None for parameter in model.net_t.parameters())
+
+
+def test_the_half_of_zooming_out_against_x_may_have_its_own_weight(options: Options):
+    options["train"].update(zoom_in_opt=None, zoom_out_gt_weight=5)
+    model = built(options)
+    student = copy.deepcopy(model.net_g)
+    loss = model.compute_gradients(1)["l_zoom_out"]
+    with torch.no_grad():
+        small = zoomed_out(model.lq, 4)
+        answer = student(small)
+        wanted = 5 * (answer - model.lq).abs().mean() + (answer - model.net_t(small)).abs().mean()
+    torch.testing.assert_close(loss, 0.5 * wanted)
 
 
 def test_views_of_x_size_go_through_the_teacher_in_one_batch_with_x_first(options: Options):
