@@ -73,6 +73,8 @@ def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator
     for key, value in (options.get("path") or {}).items():
         if key.startswith("pretrain_network_") and value:
             yield f"path:{key}={weights / key}.pth"
+    if init := (options.get("path") or {}).get("init_from"):
+        yield f"path:init_from={weights / Path(init).name}"
     for index, pair in enumerate((options.get("train") or {}).get("taps") or ()):
         for role, name in pair.items():
             if re.fullmatch(
@@ -97,6 +99,8 @@ def write_weights(options: dict[str, Any]) -> None:
         if key.startswith("pretrain_network_") and file:
             state = build_network(options[key.removeprefix("pretrain_")]).state_dict()
             torch.save({"params": state, "state_dict": state}, file)
+    if init := (options.get("path") or {}).get("init_from"):
+        torch.save({"params": build_network(options["network_g"]).state_dict()}, init)
 
 
 @pytest.fixture

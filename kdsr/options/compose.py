@@ -1,7 +1,8 @@
 """Composes option files: which pieces of ``options/_base_`` a method, a backbone, a data set and a schedule need.
 
 ``kdsr new`` writes what is composed here. A piece may have a variant for another choice, which then replaces it:
-``methods/FitNet_EDSR.yml``, ``backbones/NAFNet_GoPro.yml``, ``taps/EDSR_FACD.yml``.
+``methods/FitNet_EDSR.yml``, ``methods/DUKD_EDSR_x4.yml``, ``backbones/NAFNet_GoPro.yml``, ``taps/EDSR_FACD.yml``,
+``schedules/SLKD_100_epochs_GoPro.yml``.
 """
 
 from __future__ import annotations
@@ -98,9 +99,13 @@ class Pieces:
         for name, piece in self._all("data").items():
             if scale := self.read(piece).get("scale"):
                 self.data[name.removesuffix(f"_x{scale}"), scale] = piece
-        self.backbones = self._without_variants("backbones", {name for name, _ in self.data})
-        self.methods = self._without_variants("methods", self.backbones)
-        self.schedules = self._all("schedules")
+        sets = {name for name, _ in self.data}
+        self.backbones = self._without_variants("backbones", sets)
+        scales = {f"_x{scale}" for _, scale in self.data}
+        self.methods = self._without_variants(
+            "methods", {b + s for b in self.backbones for s in ("", *scales)}
+        )
+        self.schedules = self._without_variants("schedules", sets)
 
     def read(self, piece: Path) -> dict[str, Any]:
         """A piece's options, its own ``_base_`` merged, references as they stand."""
@@ -113,7 +118,7 @@ class Pieces:
             self._listed[kind] = {piece.stem: piece for piece in sorted((self.folder / kind).glob("*.yml"))}
         return self._listed[kind]
 
-    def _without_variants(self, kind: str, others: Mapping[str, Path] | set[str]) -> dict[str, Path]:
+    def _without_variants(self, kind: str, others: set[str]) -> dict[str, Path]:
         pieces = self._all(kind)
         variants = {f"{name}_{other}" for name in pieces for other in others}
         return {name: piece for name, piece in pieces.items() if name not in variants}
@@ -152,7 +157,8 @@ class Pieces:
         # FitNet_EDSR.yml and NAFNet_GoPro.yml replace FitNet.yml and NAFNet.yml
         network = str((self.read(backbone).get("network_g") or {}).get("type"))
         if not _is_path(choice.method):
-            variants = (f"{choice.method}_{choice.backbone}", f"{choice.method}_{network}")
+            variant = f"{choice.method}_{choice.backbone}"
+            variants = (f"{variant}_x{scale}", variant, f"{choice.method}_{network}")
             method = self._first("methods", *variants) or method
         if not _is_path(choice.backbone):
             backbone = self._first("backbones", f"{choice.backbone}_{choice.data}") or backbone
@@ -176,6 +182,8 @@ class Pieces:
                 f"--schedule {choice.schedule}: does not fit {choice.data}, {both} gt_size, the size of patches; "
                 f"valid: {', '.join(self._fitting_schedules(data))}"
             )
+        if not _is_path(choice.schedule or ""):
+            schedule = self._first("schedules", f"{schedule.stem}_{choice.data}") or schedule
         add((schedule, f"--schedule {choice.schedule}" if choice.schedule else "the usual one"))
         add((method, f"--method {choice.method}"))
         if problems:

@@ -36,7 +36,7 @@ def _taps(length: int, scale: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def zoomed_out(lq: Tensor, scale: int) -> Tensor:
-    """``x↓``: x, (N, C, H, W), shrunk as Matlab's ``imresize(x, 1/scale)`` does (bicubic, antialiased, mirrored border).
+    """``x↓``: x, (N, C, H, W), shrunk as by Matlab's ``imresize(x, 1/scale)``: bicubic, antialiased, mirrored border.
 
     As in the release nothing is rounded or clipped, so that edges overshoot. Sides that ``scale`` does not divide lose
     their last pixels.

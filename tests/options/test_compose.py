@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,15 +42,18 @@ def templates() -> Iterator[tuple[Choice, list[str], str]]:
                     )
                     more = f"train: {{taps: [{pairs}]}}\n"
                 if backbone == "EDSR16":
-                    more += "network_g: {num_block: 16}\n"
+                    more += "network_g: {num_block: 16, res_scale: 1}\n"
                 if method == "FitNet" and backbone != "SwinIR":
                     more = "train: {fitnet_opt: {loss_weight: 0.002}}\n"
-                pieces += ["schedules/SR_250k", f"methods/{method}"]
+                piece = f"DUKD_{backbone}{'_x4' * (backbone == 'EDSR')}" if method == "DUKD" else method
+                pieces += ["schedules/SR_250k", f"methods/{piece}"]
                 yield Choice(method, backbone, "DIV2K", scale), pieces, more
     for method in ("DCKD", "Logits", "SLKD", "Scratch"):
         for backbone, schedule in SCHEDULES.items():
             for task in TASKS:
-                schedule = "SLKD_100_epochs" if method == "SLKD" else SCHEDULES[backbone]
+                schedule = SCHEDULES[backbone]
+                if method == "SLKD":
+                    schedule = "SLKD_100_epochs" + f"_{task}" * (task != "Rain13K")
                 pieces = [
                     f"data/{task}",
                     f"backbones/{backbone}",
@@ -124,6 +130,63 @@ def test_what_does_not_fit_is_refused(choice: Choice, said: list[str]) -> None:
     with pytest.raises(OptionError) as caught:
         PIECES.compose(choice)
     assert [words for words in said if words not in str(caught.value)] == []
+
+
+def composed(choice: Choice, folder: Path) -> dict[str, Any]:
+    file = folder / "composed.yml"
+    file.write_text(PIECES.compose(choice).text(file, OPTIONS))
+    return load(file)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "scale", "pixel", "prob", "zoom_out", "init"),
+    [
+        ("EDSR", 2, 5, 0.3, True, None),
+        ("EDSR", 4, 5, 0.3, True, "experiments/DUKD_EDSR_x2/models/net_g_latest.pth"),
+        ("RCAN", 4, 1, 0, False, None),
+        ("SwinIR", 4, 5, 0.3, False, None),
+    ],
+)
+def test_dukd_has_its_authors_options(
+    backbone: str, scale: int, pixel: float, prob: float, zoom_out: bool, init: str | None, tmp_path: Path
+) -> None:
+    options = composed(Choice("DUKD", backbone, "DIV2K", scale), tmp_path)
+    train = options["train"]
+    assert train["pixel_opt"]["loss_weight"] == pixel and train["noisy"] == {"prob": prob}
+    assert train["logits_opt"]["loss_weight"] == train["zoom_in_opt"]["loss_weight"] == 1
+    assert bool(train["zoom_out_opt"]) == zoom_out
+    if zoom_out:
+        assert train["zoom_out_opt"]["loss_weight"] == 1 and train["zoom_out_gt_weight"] == pixel
+    assert options["path"].get("init_from") == init
+
+
+@pytest.mark.parametrize(
+    ("data", "pairs"), [("Rain13K", 13712), ("GoPro", 2103), ("RESIDE", 13990), ("noise25", 32592)]
+)
+def test_slkd_trains_100_epochs_of_each_data_set(data: str, pairs: int, tmp_path: Path) -> None:
+    options = composed(Choice("SLKD", "NAFNet", data), tmp_path)
+    train = options["train"]
+    assert train["total_iter"] == math.ceil(100 * pairs / options["datasets"]["train"]["batch_size_per_gpu"])
+    assert train["scheduler"]["periods"] == [train["total_iter"]]
+    assert train["optim_g"]["betas"] == [0.9, 0.999]
+    assert composed(Choice("SLKD", "NAFNet", data, schedule="SLKD_100_epochs"), tmp_path)["train"] == train
+
+
+@pytest.mark.parametrize(
+    ("method", "schedule", "iterations", "milestone", "gamma"),
+    [("FAKD", "SR_FAKD_200k", 200000, 150000, 0.5), ("CSD", "SR_CSD_400k", 400000, 200000, 0.1)],
+)
+def test_a_baseline_has_its_authors_schedule_too(
+    method: str, schedule: str, iterations: int, milestone: int, gamma: float, tmp_path: Path
+) -> None:
+    choice = Choice(method, "EDSR16", "DIV2K", 4)
+    assert composed(choice, tmp_path)["train"]["total_iter"] == 250000  # DCKD's, to compare methods
+    options = composed(replace(choice, schedule=schedule), tmp_path)
+    train = options["train"]
+    assert train["total_iter"] == iterations and not train.get("ema_decay")
+    assert train["scheduler"] == {"type": "MultiStepLR", "milestones": [milestone], "gamma": gamma}
+    assert train["optim_g"] == {"type": "Adam", "lr": 1e-4, "weight_decay": 0, "betas": [0.9, 0.999]}
+    assert (options["network_g"]["num_block"], options["network_g"]["res_scale"]) == (16, 1)
 
 
 def test_pieces_of_ones_own(tmp_path: Path) -> None:
