@@ -21,7 +21,7 @@ help:
 	@echo "make demo      sample photographs, a student distilled by DCKD, a table and a picture (about 5 minutes)"
 	@echo "               make demo TASK=rain: deraining, distilled by SLKD"
 	@echo "make test      the tests, without the slow ones;  make test-all: all of them"
-	@echo "make tables    the README's tables of methods and tasks, from the option files and the registries"
+	@echo "make tables    the tables of README.md and docs/recipes.md, from the option files and the registries"
 	@echo "make lint      ruff and mypy;  make format: ruff's formatter"
 	@echo "make venv      only the virtual environment;  make clean: removes it, the sample data and caches"
 
@@ -42,6 +42,7 @@ test-all: venv
 
 tables: venv
 	@$(BIN)/kdsr list --into README.md
+	@$(BIN)/kdsr list --recipes --into docs/recipes.md
 
 lint: venv
 	@$(BIN)/ruff check .

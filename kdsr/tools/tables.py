@@ -15,6 +15,7 @@ import kdsr
 from kdsr.options.compose import Choice, Pieces
 from kdsr.runtime.atomic_files import atomic_write
 from kdsr.runtime.errors import OptionError
+from kdsr.tools.recipes import recipe_table
 
 BEGIN = "<!-- kdsr list: what follows is written by `make tables` -->"
 END = "<!-- kdsr list: end -->"
@@ -139,9 +140,13 @@ def list_templates(
     into: Annotated[
         Path | None, typer.Option(help="Write the tables into this Markdown file, between its markers.")
     ] = None,
+    recipes: Annotated[
+        bool,
+        typer.Option("--recipes", help="Optimizer, schedule, batch and weights of each template instead."),
+    ] = False,
 ) -> None:
     """List methods with their losses, backbones and tasks, and registered names, as Markdown tables."""
-    made = tables(options)
+    made = recipe_table(options) if recipes else tables(options)
     if into is None:
         typer.echo(made, nl=False)
         return
