@@ -14,7 +14,7 @@ UNKNOWN = "–"
 
 _ADAM, _OTHER_ADAM = "Adam 0.9, 0.99", "Adam 0.9, 0.999"
 _SR = (_ADAM, "250k: 1e-4, ×0.1 at 100k, 200k", "16, 192²")
-_FAKD = {
+_FAKD: dict[str, Cells] = {
     "release": (
         _OTHER_ADAM,
         "200k: 1e-4, ×0.5 at 150k",
@@ -24,9 +24,9 @@ _FAKD = {
     )
 }
 _DCKD = "pixel 1, logits 1, cl 0.1, ce 0.001"
-_SLKD = {"paper": (_OTHER_ADAM, "171.4k (100 epochs): cosine", "8, 128²", UNKNOWN,
+_SLKD: dict[str, Cells] = {"paper": (_OTHER_ADAM, "171.4k (100 epochs): cosine", "8, 128²", UNKNOWN,
                    "pixel 1, logits 0.5, kl 0.5, nc 0.1, et 0.1")}  # fmt: skip
-_MIPKD = {"paper": (*[UNKNOWN] * 4, "pixel 1, logits 1, fm 1, bm 0.1")}
+_MIPKD: dict[str, Cells] = {"paper": (*[UNKNOWN] * 4, "pixel 1, logits 1, fm 1, bm 0.1")}
 _NAFNET = ("AdamW 0.9, 0.9, decay 0.001", "200k: 0.001 → 1e-7, cosine", "32, 256²")
 _RESTORMER = "AdamW 0.9, 0.999, decay 1e-4"
 _STAGES = "64, 128²; 40, 160²; 32, 192²; 16, 256²; 8, 320²; 8, 384²"
