@@ -300,6 +300,18 @@ def test_weights_of_the_rivals_are_the_papers(
     assert {key: value["loss_weight"] for key, value in train.items() if key.endswith("_opt")} == weights
 
 
+@pytest.mark.parametrize("method", ["DCKD", "Scratch"])
+@pytest.mark.parametrize(
+    ("backbone", "decay", "betas"), [("NAFNet", 1e-3, [0.9, 0.9]), ("Restormer", 1e-4, [0.9, 0.999])]
+)
+def test_nafnet_and_restormer_train_as_by_their_authors(
+    method: str, backbone: str, decay: float, betas: list[float], tmp_path: Path
+) -> None:
+    train = composed(f"{method}_{backbone}_GoPro", tmp_path)["train"]
+    assert train["clip_grad_norm"] == 0.01 and not train.get("ema_decay")
+    assert (train["optim_g"]["weight_decay"], train["optim_g"]["betas"]) == (decay, betas)
+
+
 def test_the_release_is_the_releases() -> None:
     options = load(ROOT / "train/DCKD_SwinIR_x4_release.yml")
     train = options["train"]
