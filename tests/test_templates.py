@@ -16,6 +16,7 @@ from kdsr import test as test_entry
 from kdsr import train as train_entry
 from kdsr.distill.tap_options import tap_pairs
 from kdsr.distill.taps import module_names
+from kdsr.models.builder import CosineAnnealingRestartCyclicLR
 from kdsr.options.check import check
 from kdsr.options.compose import Pieces
 from kdsr.options.files import interpolate, load, merge, parse_yaml
@@ -310,6 +311,25 @@ def test_nafnet_and_restormer_train_as_by_their_authors(
     train = composed(f"{method}_{backbone}_GoPro", tmp_path)["train"]
     assert train["clip_grad_norm"] == 0.01 and not train.get("ema_decay")
     assert (train["optim_g"]["weight_decay"], train["optim_g"]["betas"]) == (decay, betas)
+    psnr = (method, backbone) == ("Scratch", "NAFNet")  # with a teacher L1, as the DCKD paper states
+    assert train["pixel_opt"] == {
+        "type": "PSNRLoss" if psnr else "L1Loss",
+        "loss_weight": 1.0,
+        "reduction": "mean",
+    }
+    assert "mixing_augs" not in train
+
+
+def test_restormers_learning_rates_and_mixup_are_its_authors(tmp_path: Path) -> None:
+    train = composed("Logits_Restormer_noise25", tmp_path)["train"]
+    assert train["mixing_augs"] == {"mixup": True, "mixup_beta": 1.2, "use_identity": True}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=train["optim_g"]["lr"])
+    settings = {key: value for key, value in train["scheduler"].items() if key != "type"}
+    scheduler = CosineAnnealingRestartCyclicLR(optimizer, **settings)
+    # 3e-4 for 92k iterations; half of a cosine after 104k more; then 1e-6
+    for iteration, rate in {0: 3e-4, 91999: 3e-4, 92000: 3e-4, 196000: 1.505e-4, 300000: 1e-6}.items():
+        scheduler.last_epoch = iteration
+        assert scheduler.get_lr() == pytest.approx([rate])
 
 
 def test_the_release_is_the_releases() -> None:

@@ -95,8 +95,7 @@ def cells(options: dict[str, Any]) -> Cells:
     for stage in data.get("progressive") or []:
         stages.append({**stages[-1], **stage})
     batch = "; ".join(f"{stage['batch_size_per_gpu']}, {stage['gt_size']}²" for stage in stages)
-    clip = train.get("clip_grad_norm") or (0.01 if train.get("use_grad_clip") else None)
-    steadied = [_number(value) for value in (train.get("ema_decay"), clip) if value]
+    steadied = [_number(value) for value in (train.get("ema_decay"), train.get("clip_grad_norm")) if value]
     steadied = steadied if train.get("ema_decay") else ["none", *steadied]
     return optimizer, _rate(train), batch, ", ".join(steadied), ", ".join(_weights(train))
 

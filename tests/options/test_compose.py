@@ -52,13 +52,15 @@ def templates() -> Iterator[tuple[Choice, list[str], str]]:
         for backbone, schedule in SCHEDULES.items():
             for task in TASKS:
                 schedule = SCHEDULES[backbone]
+                if (backbone, task) == ("Restormer", "noise25"):
+                    schedule += "_noise25"
                 if method == "SLKD":
                     schedule = "SLKD_100_epochs" + f"_{task}" * (task != "Rain13K")
                 pieces = [
                     f"data/{task}",
                     f"backbones/{backbone}",
                     f"schedules/{schedule}",
-                    f"methods/{method}",
+                    f"methods/{method}{'_NAFNet' * ((method, backbone) == ('Scratch', 'NAFNet'))}",
                 ]
                 pieces += [f"taps/{backbone}"] if method == "SLKD" else []
                 # SLKD_NAFNet_GoPro had NAFNet, whose teacher measures below what its authors publish for GoPro

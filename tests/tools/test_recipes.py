@@ -34,7 +34,7 @@ def test_every_recipe_of_authors_is_that_of_a_template() -> None:
         ({"scheduler": {"type": "CosineAnnealingRestartCyclicLR", "periods": [92000, 208000],
                         "eta_mins": [1e-4, 1e-6]}}, 1, "250k: 1e-4, from 92k → 1e-6, cosine"),
         ({}, 2, "16, 192²"),
-        ({"use_grad_clip": True}, 3, "0.999, 0.01"),
+        ({"clip_grad_norm": 0.01}, 3, "0.999, 0.01"),
         ({"ema_decay": 0, "clip_grad_norm": 0.5}, 3, "none, 0.5"),
         ({"pixel_opt": {"type": "PSNRLoss", "loss_weight": 2}}, 4, "pixel 2 (PSNRLoss), logits 1"),
     ],
