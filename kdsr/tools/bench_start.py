@@ -38,7 +38,7 @@ def write_inputs(opt: dict[str, Any], paths: dict[str, Any], folder: Path) -> No
         paths[key] = str(folder / f"{name}.pth")
         torch.save(weights if wanted is None else {wanted.replace("auto", "params"): weights}, paths[key])
     draw = np.random.default_rng(0)
-    for name, options in opt["datasets"].items():
+    for name, options in [(name, each) for name, each in opt["datasets"].items() if each]:
         number, side = _IMAGES[name.split("_")[0]]
         for key in [key for key in ("dataroot_gt", "dataroot_lq") if options.get(key)]:
             size = side // (opt.get("scale") or 1) if key == "dataroot_lq" else side

@@ -118,6 +118,8 @@ def with_extractor(options: Options) -> None:
 
 MAKE: dict[str, Callable[[Options], None]] = {
     "KDModel": as_kd,
+    "ImageCleanModel": as_kd,
+    "ImageRestorationModel": as_kd,
     "DCKDModel": as_dckd,
     "FACDModel": as_facd,
     "SLKDModel": as_slkd,
