@@ -42,7 +42,7 @@ LOGGED = {"pixel_opt": "l_pix", "logits_opt": "l_ts", "lcr_opt": "l_lcr", "cl_op
           "vq_opt": "l_codebook", "gan_opt": "l_g_gan", "facd_opt": "l_facd", "nc_opt": "l_nc", "et_opt": "l_et",
           "kl_opt": "l_kl", "fitnet_opt": "l_fitnet", "at_opt": "l_at", "fakd_opt": "l_fakd", "rkd_opt": "l_rkd",
           "csd_opt": "l_csd", "fm_opt": "l_fm", "fm_aux_opt": "l_fm_aux", "bm_opt": "l_bm",
-          "neg_opt": "l_neg"}  # fmt: skip
+          "neg_opt": "l_neg", "wavelet_opt": "l_wavelet"}  # fmt: skip
 
 
 def reductions(options: dict[str, Any], photos: Path, weights: Path) -> Iterator[str]:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from kdsr.distill.step import Step
 from kdsr.distill.term import TERM_REGISTRY, Setup, Term
+from kdsr.losses.frequency_loss import FFTLoss
+from kdsr.losses.masked_loss import MaskedLoss
+from kdsr.losses.wavelet_loss import WaveletLoss
 from kdsr.runtime.declarations import Options, Section, loss
 from kdsr.terms.label_consistency import AugmentationOptions, LabelConsistency
+
+
+class _OutputTerm(Term):
+    """One loss of the student's output: against the ground truth, or else against the teacher's output."""
+
+    NAME: ClassVar[str]
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return {
+            self.NAME: self.loss(
+                step.output, step.ground_truth if "gt" in self.NEEDS else step.teacher_output
+            )
+        }
 
 
 class PixelOptions(Options):
@@ -15,16 +33,13 @@ class PixelOptions(Options):
 
 
 @TERM_REGISTRY.register()
-class PixelTerm(Term):
+class PixelTerm(_OutputTerm):
     """``l_pix = L1(S(x), y)``, or any other pixel loss."""
 
-    KEY = "pixel_opt"
+    KEY, NAME = "pixel_opt", "l_pix"
     options = PixelOptions
     NEEDS = frozenset({"gt"})
     COMPARES_IMAGES = True
-
-    def losses(self, step: Step) -> dict[str, Tensor]:
-        return {"l_pix": self.loss(step.output, step.ground_truth)}
 
 
 class LogitsOptions(Options):
@@ -32,16 +47,72 @@ class LogitsOptions(Options):
 
 
 @TERM_REGISTRY.register()
-class LogitsTerm(Term):
+class LogitsTerm(_OutputTerm):
     """``l_ts = L1(S(x), T(x))``: response distillation (Hinton et al., 2015, with images in place of logits)."""
 
-    KEY = "logits_opt"
+    KEY, NAME = "logits_opt", "l_ts"
     options = LogitsOptions
     NEEDS = frozenset({"teacher_output"})
     COMPARES_IMAGES = True
 
+
+class WaveletOptions(Options):
+    wavelet_opt: Section | None = loss(
+        "MTKD's wavelet loss against the teacher's output, `l_wavelet`.", WaveletLoss
+    )
+
+
+@TERM_REGISTRY.register()
+class WaveletTerm(_OutputTerm):
+    """``l_wavelet``: L1 between the wavelet sub-bands of S(x) and T(x) (MTKD, ECCV 2024)."""
+
+    KEY, NAME = "wavelet_opt", "l_wavelet"
+    options = WaveletOptions
+    NEEDS = frozenset({"teacher_output"})
+
+
+class FrequencyOptions(Options):
+    fft_opt: Section | None = loss("L1 of the spectra against the teacher's output, `l_fft`.", FFTLoss)
+
+
+@TERM_REGISTRY.register()
+class FrequencyTerm(_OutputTerm):
+    """``l_fft``: L1 between the Fourier transforms of S(x) and T(x)."""
+
+    KEY, NAME = "fft_opt", "l_fft"
+    options = FrequencyOptions
+    NEEDS = frozenset({"teacher_output"})
+
+
+class PixelFrequencyOptions(Options):
+    fft_gt_opt: Section | None = loss("L1 of the spectra against the ground truth, `l_fft_gt`.", FFTLoss)
+
+
+@TERM_REGISTRY.register()
+class PixelFrequencyTerm(_OutputTerm):
+    """``l_fft_gt``: L1 between the Fourier transforms of S(x) and y (MIMO-UNet, ICCV 2021)."""
+
+    KEY, NAME = "fft_gt_opt", "l_fft_gt"
+    options = PixelFrequencyOptions
+    NEEDS = frozenset({"gt"})
+
+
+class MaskedOptions(Options):
+    masked_opt: Section | None = loss(
+        "Loss against the teacher's output, less where the teacher is wrong, `l_masked`.", MaskedLoss
+    )
+
+
+@TERM_REGISTRY.register()
+class MaskedTerm(Term):
+    """``l_masked``: L1 between S(x) and T(x), weighted per pixel by how near T(x) is to y."""
+
+    KEY = "masked_opt"
+    options = MaskedOptions
+    NEEDS = frozenset({"teacher_output", "gt"})
+
     def losses(self, step: Step) -> dict[str, Tensor]:
-        return {"l_ts": self.loss(step.output, step.teacher_output)}
+        return {"l_masked": self.loss(step.output, step.teacher_output, step.ground_truth)}
 
 
 class LabelConsistencyOptions(AugmentationOptions):

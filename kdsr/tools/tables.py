@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "MiPKD": ("MiPKD", "Li et al., [ICLR 2025](https://arxiv.org/abs/2404.02573)"),
     "MCLIR": ("MCLIR (no teacher)", "Wu et al., [AAAI 2024](https://arxiv.org/abs/2309.06023)"),
     "DUKD": ("DUKD", "Zhang et al., [2023](https://arxiv.org/abs/2309.14162)"),
+    "MTKD": ("MTKD, its wavelet loss", "Jiang et al., [ECCV 2024](https://arxiv.org/abs/2404.09571)"),
     "CSD": ("CSD", "Wang et al., [IJCAI 2021](https://arxiv.org/abs/2105.11683)"),
     "FAKD": ("FAKD", "He et al., [ICIP 2020](https://doi.org/10.1109/ICIP40778.2020.9190917)"),
     "RKD": ("RKD", "Park et al., [CVPR 2019](https://arxiv.org/abs/1904.05068)"),

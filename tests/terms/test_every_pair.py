@@ -34,6 +34,10 @@ LOSSES = {
     "ce_opt": "CELoss",
     "fm_opt": "FitNetLoss",
     "neg_opt": "NegativeLoss",
+    "wavelet_opt": "WaveletLoss",
+    "fft_opt": "FFTLoss",
+    "fft_gt_opt": "FFTLoss",
+    "masked_opt": "MaskedLoss",
 }
 WITH_PIXEL_LOSSES = {"pixel_opt", "logits_opt", "lcr_opt", "zoom_in_opt", "zoom_out_opt", "bm_opt"}
 # what a term says where the scale is none of its own
