@@ -62,9 +62,9 @@ def problems_after(options: dict[str, Any], changes: dict[str, Any], is_train: b
         *above, last = place.split(".")
         section = changed
         for key in above:
-            section = section.setdefault(key, {})
+            section = section[int(key)] if isinstance(section, list) else section.setdefault(key, {})
         if value is ...:
             del section[last]
         else:
-            section[last] = value
+            section[int(last) if isinstance(section, list) else last] = value
     return check(changed, is_train)

@@ -16,7 +16,9 @@ from basicsr.models.lr_scheduler import (
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from kdsr.distill.weight_files import each_network
 from kdsr.distill.weight_schedule import ScheduledLoss, is_schedule
+from kdsr.models.ensemble import Ensemble
 from kdsr.models.pretrained import load_pretrained, log_network
 from kdsr.runtime.distributed import share_weights
 from kdsr.runtime.errors import OptionError
@@ -73,7 +75,7 @@ class Builder:
     """
 
     def __init__(self, opt: dict[str, Any], device: torch.device) -> None:
-        self.opt = opt
+        self.opt = each_network(opt)
         self.device = device
         self.precision = Precision(opt.get("precision"), device)
         self.scheduled_losses: list[ScheduledLoss] = []
@@ -88,9 +90,19 @@ class Builder:
         return net
 
     def frozen(self, key: str) -> nn.Module:
-        """``network_<key>`` in eval mode, without gradients. Built once; never wrapped for DDP, never saved."""
+        """``network_<key>`` in eval mode, without gradients. Built once; never wrapped for DDP, never saved.
+
+        Of a list the weighted mean (``train.teacher_weights``).
+        """
         if key not in self._frozen:
-            self._frozen[key] = self.network(key).eval().requires_grad_(False)
+            option = f"network_{key}"
+            listed = [name.removeprefix("network_") for name in self.opt if name.startswith(f"{option}.")]
+            net = (
+                Ensemble([*map(self.network, listed)], self.opt["train"].get("teacher_weights"), option)
+                if listed
+                else self.network(key)
+            )
+            self._frozen[key] = net.eval().requires_grad_(False)
         return self._frozen[key]
 
     def new_student(self) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,12 +22,13 @@ from kdsr.distill.tap_options import tap_problems
 from kdsr.distill.term import Setup, Term, all_terms, term_problems
 from kdsr.distill.weight_files import weight_files
 from kdsr.models.builder import Builder
+from kdsr.models.ensemble import Ensemble
 from kdsr.models.pretrained import warm_start
 from kdsr.models.restorer import Restorer
 from kdsr.models.sections import TrainOptions
 from kdsr.models.trainer import LoopInterface, Trainer
 from kdsr.models.validator import Validator
-from kdsr.runtime.declarations import Network, option
+from kdsr.runtime.declarations import NONE, Network, Option, option
 from kdsr.runtime.distributed import wrap_ddp
 from kdsr.runtime.errors import OptionError
 
@@ -36,6 +38,13 @@ _CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_ch
 
 class KDTrainOptions(TrainOptions):
     mixing_augs: MixingOptions = option(None, "Mixup of the training images, as in Restormer's code.")
+    teacher_weights: list[float] | None = option(
+        None,
+        "Weights of the teachers in their mean, where `network_t` is a list: one each; they are divided by their sum.",
+        lowest=0,
+        fewest=1,
+        shown_default="all alike",
+    )
 
 
 @MODEL_REGISTRY.register()
@@ -55,7 +64,12 @@ class KDModel(LoopInterface, SRModel):
 
     train_options = KDTrainOptions
     NETWORKS = LoopInterface.NETWORKS | {
-        "t": Network("The teacher; without one `KDModel` trains from scratch.")
+        "t": Network(
+            "The teacher, or a list of teachers whose outputs are averaged; without one `KDModel` trains from scratch.",
+            kinds=(dict, list, NONE),
+            item=Option(kinds=(dict,)),
+            fewest=1,
+        )
     }
     REQUIRED_TERMS: ClassVar[tuple[str, ...]] = ()
 
@@ -68,12 +82,32 @@ class KDModel(LoopInterface, SRModel):
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
         train, path = opt.get("train") or {}, opt.get("path") or {}
         problems = super().check_options(opt)
-        if opt.get("network_t") and "t" not in weight_files(opt):
-            problems.append(
-                "path.pretrain_network_t: missing; a teacher with random weights has nothing to teach"
+        given = opt.get("network_t")
+        several = isinstance(given, list)
+        teachers = (
+            [f"t.{index}" for index in range(len(given))]
+            if isinstance(given, list)
+            else ["t"]
+            if given
+            else []
+        )
+        problems += [
+            f"path.pretrain_network_{key}: missing; a teacher with random weights has nothing to teach"
+            for key in teachers
+            if key not in weight_files(opt)
+        ]
+        if path.get("init_from") == "teacher" and (several or not teachers):
+            there = (
+                "network_t is a list, name a checkpoint" if several else "there is no teacher; give network_t"
             )
-        if not opt.get("network_t") and path.get("init_from") == "teacher":
-            problems.append("path.init_from: teacher: there is no teacher; give network_t")
+            problems.append(f"path.init_from: teacher: {there}")
+        weights = train.get("teacher_weights")
+        if weights is not None and (not several or len(weights) != len(teachers) or not sum(weights)):
+            there = f"a list of {len(teachers)} networks" if several else "no list"
+            problems.append(
+                f"train.teacher_weights: {weights}: network_t is {there}; give a weight for each of its networks, "
+                "at least one above 0"
+            )
         if train.get("taps") is not None:
             problems += tap_problems(train["taps"], "train.taps")
         if cls.REQUIRED_TERMS and not any(train.get(key) for key in cls.REQUIRED_TERMS):
@@ -280,6 +314,12 @@ class KDModel(LoopInterface, SRModel):
                 teacher.clear()
         return restored
 
+    def teachers_by_place(self) -> dict[str, nn.Module]:
+        """The teacher by its place in the options: ``network_t``; before it those of a list: ``network_t.0``, ..."""
+        listed = self.net_t if isinstance(self.net_t, Ensemble) else ()
+        found = {f"network_t.{index}": net for index, net in enumerate(listed)}
+        return found | ({"network_t": self.net_t} if self.net_t is not None else {})
+
     def validate_teacher(self, dataloaders: list[Any]) -> None:
-        if (teacher := self.net_t) is not None:
-            self.validator.validate_teacher(dataloaders, lambda lq: self.restore_with(teacher, lq))
+        for place, net in self.teachers_by_place().items():
+            self.validator.validate_teacher(dataloaders, partial(self.restore_with, net), place)

@@ -121,14 +121,23 @@ class Validator:
             elif iteration % val["val_freq"] == 0:
                 self.validate(dataloader, iteration, tb_logger, val["save_img"])
 
-    def validate_teacher(self, dataloaders: list[Any], restore: Restore) -> None:
-        """Measures the teacher like the student, so that a wrong range, scale or key shows at once."""
+    def validate_teacher(self, dataloaders: list[Any], restore: Restore, place: str = "network_t") -> None:
+        """Measures the teacher like the student, so that a wrong range, scale or key shows at once.
+
+        Args:
+            dataloaders: BasicSR's, of the validation sets.
+            restore: Runs the teacher on images of any size.
+            place: Its place in the options; ``network_t.1`` is recorded as ``teacher.1``.
+        """
+        which = place.removeprefix("network_t")
         for dataloader in dataloaders:
             name = dataloader.dataset.opt["name"]
-            results = self.measure(restore, dataloader, 0, "the teacher")
-            self.record(0, "teacher", name, results)
-            self._log_means(f"Validation of the teacher, {name}", mean_values(results), name)
-            for line in teacher_warnings({name: results}, self.opt):
+            results = self.measure(restore, dataloader, 0, f"the teacher{which and f' {place}'}")
+            self.record(0, f"teacher{which}", name, results)
+            self._log_means(
+                f"Validation of the teacher{which and f' {place}'}, {name}", mean_values(results), name
+            )
+            for line in teacher_warnings({f"{name}{which and f', {place},'}": results}, self.opt):
                 get_root_logger().warning(line)
 
     def resume(self, iteration: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 from kdsr.distill.moving_average import lag_warning
-from kdsr.distill.weight_files import weight_files
+from kdsr.distill.weight_files import each_network, list_problems, weight_files
 from kdsr.distill.weight_schedule import is_schedule, schedule_problems
 from kdsr.models.image_metrics import better_of
 from kdsr.models.sections import LoopOptions
@@ -52,7 +52,8 @@ def check(
     model = _find_model(opt, problems)
     keys = ModelKeys(model)
     _check_top(opt, keys, is_train, problems)
-    _check_networks(opt, is_train, problems)
+    problems += list_problems(opt)
+    _check_networks(each_network(opt), is_train, problems)
     if isinstance(opt.get("train"), dict):
         _check_train(opt["train"], keys, is_train, problems)
     if isinstance(opt.get("val"), dict):
@@ -71,7 +72,7 @@ def check(
     check_datasets(opt, is_train, problems, warnings)
     if not problems:
         warnings += normalisation_warnings(opt, keys.ours)
-    check_geometry(opt, is_train, problems)
+    check_geometry(each_network(opt), is_train, problems)
     train = opt.get("train")
     if is_train and isinstance(train, dict) and "ema_decay" in keys.train:
         lag = lag_warning(train, has_warmup="ema_warmup" in keys.train)
@@ -294,6 +295,8 @@ def _check_paths(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems:
     check_section(path, keys.path, "path", problems, skip=unjudged)
     problems += resumed_problems(path.get("ignore_resume_networks"), opt, keys)
     needed = ["resume_state"] if is_train else []
+    opt = each_network(opt)
+    path = opt["path"]
     for key in path:
         network = key.removeprefix("pretrain_")
         built = is_train or network == "network_g"  # a test builds the student only

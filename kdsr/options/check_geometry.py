@@ -16,15 +16,19 @@ _SCALE_PARAMETERS = ("upscale", "scale")
 
 
 def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
-    """Checks that data, student and teacher agree in scale, and that a training patch fits networks and model."""
+    """Checks that data, student and teacher agree in scale, and that a training patch fits networks and model.
+
+    ``opt`` is that of ``each_network``.
+    """
     scale = opt.get("scale", 1)
     if not is_kind(scale, int) or scale < 1:
         return
-    for key in ("network_g", "network_t"):
+    networks = [key for key in opt if key in ("network_g", "network_t") or key.startswith("network_t.")]
+    for key in networks:
         _check_scale(opt, key, scale, problems)
     train = (opt.get("datasets") or {}).get("train") if isinstance(opt.get("datasets"), dict) else None
     if is_train and isinstance(train, dict):
-        multiples = {key: _multiple_of(opt.get(key)) for key in ("network_g", "network_t")}
+        multiples = {key: _multiple_of(opt.get(key)) for key in networks}
         model: Any = registered(MODEL_REGISTRY).get(str(opt.get("model_type")))
         asked = model.patch_multiples(opt) if hasattr(model, "patch_multiples") else {}
         for place, size in patch_sizes(train):

@@ -169,7 +169,7 @@ def json_schema() -> Rule:
         if kind != "loss" or key.endswith("_opt"):
             rules["train"]["properties"][key] = _refer(kind, rule)
     rules["path"]["patternProperties"] = {
-        f"^{name}_": _value(option) for name, option in NetworkPathOptions.declared().items()
+        f"^{name}_(?!t$)": _value(option) for name, option in NetworkPathOptions.declared().items()
     }
     metrics_rule = _ANY_SECTION | {"additionalProperties": {"$ref": "#/definitions/metric"}}
     metrics_rule["properties"] = {REPLACE_KEY: {"const": True}}
@@ -181,7 +181,13 @@ def json_schema() -> Rule:
     }
     properties = {key: _value(option) | rules.get(key, {}) for key, option in top.items()}
     network_keys = {key: rule for key, rule in properties.items() if key.startswith("network_")}
-    networks_of_type = {key for key, rule in network_keys.items() if "boolean" not in rule["type"]}
+    networks_of_type = {
+        key for key, rule in network_keys.items() if not {"boolean", "array"} & {*rule["type"]}
+    }
+    network: Rule = {"$ref": "#/definitions/network"}
+    for rule in network_keys.values():
+        if "array" in rule["type"]:
+            rule |= {"if": {"type": "array"}, "then": {"items": network}, "else": network}
     others = "|".join(sorted(network_keys.keys() - networks_of_type))  # may be `true`
     network_pattern = rf"^network_(?!({others.replace('network_', '')})$)"
     properties[BASE_KEY] = {
@@ -211,7 +217,7 @@ def json_schema() -> Rule:
             "datasets": {"additionalProperties": _one_of(datasets)},
             "path": {"propertyNames": {"enum": [REPLACE_KEY, *sections["path"]]}},
         },
-        "patternProperties": {"^network_": _one_of(networks)},
+        "patternProperties": {"^network_": _one_of(networks) | {"items": _one_of(networks)}},
         # BasicSR's other models read keys that are not declared
         "if": {"properties": {"model_type": {"enum": [*models]}}},
         "then": {"properties": {"train": train}},
@@ -222,7 +228,7 @@ def json_schema() -> Rule:
         "description": "Written by `kdsr schema`.",
         "type": "object",
         "properties": properties,
-        "patternProperties": {network_pattern: {"$ref": "#/definitions/network"}},
+        "patternProperties": {network_pattern: network},
         "additionalProperties": False,
         "if": {"required": ["import_modules"]},
         "else": strict,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from basicsr.utils.registry import MODEL_REGISTRY
@@ -47,7 +48,9 @@ class ModelKeys:
             self.top["precision"] = Option("Arithmetic of the training.", (dict, NONE))
         for key, network in self.networks.items():
             self.top[f"network_{key}"] = network
-            self.path |= {f"{name}_{key}": of for name, of in NetworkPathOptions.declared().items()}
+            for name, of in NetworkPathOptions.declared().items():
+                listed = list in network.kinds  # several networks
+                self.path[f"{name}_{key}"] = replace(of, kinds=(*of.kinds, list), item=of) if listed else of
 
 
 def read_by_others(section: str, options: dict[str, Any], keys: ModelKeys, problems: list[str]) -> list[str]:

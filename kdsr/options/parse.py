@@ -121,6 +121,8 @@ def _fill_paths(opt: dict[str, Any], root_path: str, is_train: bool) -> None:
     for key, value in path.items():
         if isinstance(value, str):
             path[key] = osp.expanduser(value)
+        elif isinstance(value, list):
+            path[key] = [osp.expanduser(item) if isinstance(item, str) else item for item in value]
     kind, other = ("experiments", "results") if is_train else ("results", "experiments")
     path.pop(f"{other}_root", None)  # BasicSR would make a folder of it
     run = osp.join(osp.abspath(path.get(f"{kind}_root") or osp.join(root_path, kind)), opt["name"])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from kdsr.distill.step import X
+from kdsr.distill.weight_files import each_network
 from kdsr.models.kd_model import KDModel
 from kdsr.models.pretrained import load_pretrained, warm_start
 from kdsr.models.sections import LoopOptions
@@ -62,6 +63,7 @@ def _explain(opt: dict[str, Any]) -> None:
         CheckpointError: With all the files at fault.
     """
     ours = issubclass(registered(MODEL_REGISTRY)[opt["model_type"]], LoopInterface)
+    opt = each_network(opt)
     keys = [key for key, value in opt.items() if key.startswith("network_") and isinstance(value, dict)]
     problems: list[str] = []
     built: dict[str, nn.Module] = {}
@@ -238,7 +240,8 @@ def _unlike_outputs(model: Any, opt: dict[str, Any]) -> list[str]:
     images = {"network_g": made.get("output"), "network_t": teacher_output}
     wanted = next((image for image in (made.get("gt"), *images.values()) if image is not None), None)
     return [
-        f"{key}: {opt[key]['type']} gives {_size(image)}, {_size(wanted)} are wanted (channels × height × width): "
+        f"{key}: {'each' if isinstance(opt[key], list) else opt[key]['type']} gives {_size(image)}, {_size(wanted)} "
+        "are wanted (channels × height × width): "
         f"another scale than {opt.get('scale', 1)}, or another number of channels"
         for key, image in images.items()
         if image is not None and wanted is not None and image.shape[1:] != wanted.shape[1:]
@@ -248,12 +251,12 @@ def _unlike_outputs(model: Any, opt: dict[str, Any]) -> list[str]:
 def _at_fault(model: Any, opt: dict[str, Any], batch: Any) -> list[str]:
     """After a step that failed: the options that do the same by themselves."""
     problems = []
-    for key in ("g", "t") if hasattr(model, "net_t") else ():  # a VQGANModel's gives more than an image
-        net = getattr(model, f"net_{key}", None)
+    nets = {"network_g": model.net_g, **model.teachers_by_place()} if isinstance(model, KDModel) else {}
+    for key, net in nets.items():  # a VQGANModel's gives more than an image
         with contextlib.suppress(Exception), torch.no_grad():  # a net that fails has an error of its own
-            if net is not None and not isinstance(output := net(batch["lq"].to(model.device)), Tensor):
+            if not isinstance(output := net(batch["lq"].to(model.device)), Tensor):
                 problems.append(
-                    f"network_{key}: {opt[f'network_{key}']['type']} gives a {type(output).__name__}; "
+                    f"{key}: {each_network(opt)[key]['type']} gives a {type(output).__name__}; "
                     "one tensor is wanted, the images"
                 )
     terms = model.terms.items() if isinstance(model, KDModel) else ()

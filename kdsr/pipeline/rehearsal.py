@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ class ValidationRehearsal:
                 )
                 return
             for place in networks or ("",):
-                if place == "network_t" and self._teacher_is_measured() and index != smallest:
+                if place.startswith("network_t") and self._teacher_is_measured() and index != smallest:
                     continue
                 image = _Image(self.opt, key, dataset, default_collate([item]), index)
                 if networks:
@@ -106,8 +107,9 @@ def _networks(model: Any) -> dict[str, tuple[Restore, nn.Module]]:
     """What restores images in a validation, by the key in the options."""
     if isinstance(model, LoopInterface):
         found: dict[str, tuple[Restore, nn.Module]] = {"network_g": (model.restore, model.net_g)}
-        if isinstance(model, KDModel) and (teacher := model.net_t) is not None:
-            found["network_t"] = (lambda lq: model.restore_with(teacher, lq), teacher)
+        if isinstance(model, KDModel):
+            teachers = model.teachers_by_place().items()
+            found |= {place: (partial(model.restore_with, net), net) for place, net in teachers}
         return found
     if type(model).__name__ in STOCK_MODELS:
         return {"network_g": (lambda lq: _restore_as_basicsr(model, lq), model.net_g)}

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kdsr.distill.weight_files import weight_files
+from kdsr.distill.weight_files import each_network, weight_files
 from kdsr.options.user_modules import module_fingerprints
 from kdsr.runtime.checkpoint import read_checkpoint
 from kdsr.runtime.declarations import Options, check_section
@@ -231,7 +231,7 @@ def changes(
     trained = {name.removeprefix("net_") for name in state.get("networks", {})}
     lines: list[str] = []
     refused: list[str] = []
-    for key, before, after in _differences(state["options"], record["options"]):
+    for key, before, after in _differences(each_network(state["options"]), each_network(record["options"])):
         change = f"{key}: {_shown(before)} -> {_shown(after)}"
         network = key.partition(".")[0]
         if network.startswith("network_"):
@@ -262,7 +262,7 @@ def changes(
     for name in sorted(old["networks"].keys() | new["networks"].keys()):
         was, now = (networks.get(name) for networks in (old["networks"], new["networks"]))
         if name not in trained and (was or {}).get("sha256") != (now or {}).get("sha256"):
-            given = f"pretrain_network_{name}" in (record["options"].get("path") or {})
+            given = f"pretrain_network_{name}" in (each_network(record["options"]).get("path") or {})
             place = f"path.pretrain_network_{name}" if given or not now else f"network_{name}.path"
             refused.append(f"{place}: the weights have changed ({_origin(was)}, now {_origin(now)})")
     was, now = old.get("modules", {}), new["modules"]

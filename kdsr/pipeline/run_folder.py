@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kdsr.distill.weight_files import weight_files
+from kdsr.distill.weight_files import each_network, weight_files
 from kdsr.runtime.errors import OptionError
 
 
 def refuse_own_files(opt: dict[str, Any]) -> None:
     """Raises an ``OptionError`` if options name files in the run's own folder, which a new run renames."""
     run = Path(opt["path"]["experiments_root"])
+    opt = each_network(opt)
     named = {
         f"path.{key}": file
         for key, file in opt["path"].items()

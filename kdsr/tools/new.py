@@ -68,8 +68,9 @@ def missing_files(options: Any, key: str = "") -> Iterable[tuple[str, str]]:
         below = f"{key}.{name}" if key else name
         if isinstance(value, dict):
             yield from missing_files(value, below)
-        elif name.startswith(("dataroot_", "pretrain_network_")) and value and not os.path.exists(value):
-            yield value, below
+        elif name.startswith(("dataroot_", "pretrain_network_")):
+            files = value if isinstance(value, list) else [value]
+            yield from ((file, below) for file in files if file and not os.path.exists(file))
 
 
 def new(

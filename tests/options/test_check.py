@@ -70,7 +70,7 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         ("train.total_iter", 10.5, "train.total_iter: expected a whole number, got 10.5"),
         ("train", [1], "train: expected a section or null, got [1]"),
         ("datasets.train.use_rot", "yes", "datasets.train.use_rot: expected true or false, got the text 'yes'"),
-        ("network_t", "EDSR", "network_t: expected a section or null, got the text 'EDSR'"),
+        ("network_t", "EDSR", "network_t: expected a section or a list or null, got the text 'EDSR'"),
         ("num_gpu", "all", "num_gpu: 'all' is neither auto nor a number of GPUs"),
         ("num_gpu", -1, "num_gpu: -1 is neither auto nor a number of GPUs"),
         # values

@@ -67,6 +67,18 @@ def as_logits(options: Options) -> None:
         del options["train"][key]
 
 
+def with_several_teachers(options: Options) -> None:
+    as_logits(options)
+    options["network_t"] = [options["network_t"], options["network_t"]]
+    options["path"]["pretrain_network_t"] = [options["path"]["pretrain_network_t"]] * 2
+    options["train"].update(
+        teacher_weights=[1, 3],
+        wavelet_opt={"type": "WaveletLoss"},
+        fft_opt={"type": "FFTLoss", "loss_weight": 0.01},
+        masked_opt={"type": "MaskedLoss"},
+    )
+
+
 def as_vqgan(options: Options) -> None:
     as_logits(options)
     for key in ("logits_opt", "lcr_opt"):
@@ -217,6 +229,7 @@ def stop_at(iteration: int, name: signal.Signals, monkeypatch: pytest.MonkeyPatc
     [
         (as_logits, 0, False, (3, 4)),  # in mid-epoch, and where a validation is due
         (as_logits, 3, True, (5,)),
+        (with_several_teachers, 1, False, (4,)),
         (as_dckd, 0, True, (2,)),
         (as_dckd, 1, False, (6,)),  # after the last but one step of an epoch
         (as_dckd, 3, False, (1, 7)),  # the first step, the end of an epoch
