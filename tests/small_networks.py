@@ -21,4 +21,5 @@ SMALL: dict[str, dict[str, Any]] = {
     "PReNet": {"num_feat": 8, "recurrent_iter": 2, "num_block": 1},
     "PatchDiscriminator": {"num_feat": 8},
     "VGG19": {},
+    "SpandrelNet": {"parameters:feature_channels": 8},
 }  # fmt: skip

@@ -93,6 +93,14 @@ def _padded(x: Tensor, facts: Facts) -> Tensor:
     return x
 
 
+def fitted(net: Any, facts: Facts, call: Callable[[Any, Tensor], Tensor], notes: tuple[str, ...]) -> Any:
+    """Makes an architecture's network one of this package's; ``call`` is spandrel's way to call it."""
+    net.__class__ = type(type(net).__name__, (_Fitted, type(net)), {})
+    net.facts, net.spandrel_call, net.notes = facts, call, notes
+    net.multiple_of, net.colour_wise, net.not_in = facts.multiple_of, facts.channels == 1, facts.not_in
+    return net
+
+
 @ARCH_REGISTRY.register()
 class Spandrel:
     """Builds the network of a checkpoint that spandrel recognises, with its weights.
@@ -115,12 +123,7 @@ class Spandrel:
 
     def __new__(cls, path: str) -> Any:  # an nn.Module
         descriptor, facts = _load(os.path.expanduser(path))
-        net = descriptor.model
-        net.__class__ = type(type(net).__name__, (_Fitted, type(net)), {})
-        net.facts, net.spandrel_call = facts, descriptor._call_fn
-        net.multiple_of, net.colour_wise = facts.multiple_of, facts.channels == 1
-        net.not_in, net.notes = facts.not_in, _notes(facts, path)
-        return net
+        return fitted(descriptor.model, facts, descriptor._call_fn, _notes(facts, path))
 
     @classmethod
     def facts(cls, options: Mapping[str, Any]) -> Facts:
@@ -189,10 +192,10 @@ def _load(path: str) -> tuple[Any, Facts]:
         raise CheckpointError(
             f"{path}: looks like {architecture.name}, but spandrel cannot build it ({type(error).__name__}: {reason})"
         ) from error
-    refused = _refusal(descriptor, isinstance(descriptor, spandrel.ImageModelDescriptor))
+    refused = refusal(descriptor, isinstance(descriptor, spandrel.ImageModelDescriptor))
     if refused:
         raise CheckpointError(f"{path}: is a {architecture.name} network, which {refused}")
-    facts = _facts_of(descriptor)
+    facts = facts_of(descriptor)
     own = descriptor.model.state_dict()
     if own.keys() != names:  # renamed by spandrel
         facts = facts._replace(reloads=_reloads(own, facts))
@@ -208,7 +211,7 @@ def _refuse_known_type(path: str, weights: Mapping[str, Any]) -> None:
         )
 
 
-def _facts_of(descriptor: Any) -> Facts:
+def facts_of(descriptor: Any) -> Facts:
     wanted = descriptor.size_requirements
     precisions = {torch.float16: descriptor.supports_half, torch.bfloat16: descriptor.supports_bfloat16}
     return Facts(
@@ -225,12 +228,12 @@ def _facts_of(descriptor: Any) -> Facts:
 def _reloads(own: Mapping[str, Tensor], facts: Facts) -> bool:
     try:
         with torch.device("cpu"):
-            return _facts_of(spandrel_architecture(own).load(dict(own))) == facts
+            return facts_of(spandrel_architecture(own).load(dict(own))) == facts
     except Exception:  # also AttributeError of None, if not recognised
         return False
 
 
-def _refusal(descriptor: Any, of_images: bool) -> str | None:
+def refusal(descriptor: Any, of_images: bool) -> str | None:
     """Why a network cannot be run on images only, or None."""
     if not of_images:
         return "needs a mask as second input, which data sets do not have"

@@ -77,7 +77,7 @@ def missing_taps(opt: dict[str, Any], key: str, needed_by: Sequence[str], teache
     if not folder.is_dir():
         return f"{problem}; {pairs}; options/_base_/{folder.name} in kdsr's repository has examples"
     networks = [opt.get("network_g"), opt.get(f"network_{teacher}") or opt.get("network_t")]
-    types = [str(network.get("type")) for network in networks if isinstance(network, dict)]
+    types = [str(one.get("architecture") or one.get("type")) for one in networks if isinstance(one, dict)]
     fitting = [file for file in sorted(folder.glob("*.yml")) if _gives(file, key) and _is_for(file, types)]
     if fitting:
         return f"{problem}; add {' or '.join(map(display_path, fitting))} to _base_"

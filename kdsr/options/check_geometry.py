@@ -71,8 +71,9 @@ def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str
     facts = _facts(options)
     if facts is not None and facts.scale != scale:
         said = f"scale is {scale:g}" if "scale" in opt else "scale is not given"
+        place, what = ("path", options["path"]) if "path" in options else ("parameters", "this")
         problems.append(
-            f"{key}.path: {options['path']} is a network of scale {facts.scale} ({facts.architecture}), but {said}"
+            f"{key}.{place}: {what} is a network of scale {facts.scale} ({facts.architecture}), but {said}"
         )
     if options.get("type") == "SwinIR" and not options.get("upsampler"):
         return  # without an upsampler it keeps the size, whatever its upscale says
@@ -85,10 +86,11 @@ def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str
 
 
 def _facts(options: dict[str, Any]) -> Any:
-    """What a network that reads its architecture from a file says of itself; None for others, and where it cannot."""
+    """What spandrel says of a network; None for networks of others, and where it cannot be built."""
     network: Any = registered(ARCH_REGISTRY).get(str(options.get("type")))
-    if not hasattr(network, "facts") or "path" not in options or network.option_problems(options):
-        return None  # others say which
+    needed = {"path", "architecture"}
+    if not hasattr(network, "facts") or not needed & options.keys() or network.option_problems(options):
+        return None  # reported elsewhere
     return network.facts(options)
 
 

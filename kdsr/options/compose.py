@@ -239,6 +239,7 @@ class Pieces:
     ) -> Iterator[str]:
         """Why method, backbone and data do not go together."""
         student = self.read(backbone).get("network_g") or {}
+        student = {**student, **(student.get("parameters") or {})}
         resizes = "upscale" in student or "scale" in student
         if resizes and scale == 1:
             yield f"--backbone {choice.backbone}: upscales, and the images of {choice.data} keep their size"

@@ -19,13 +19,11 @@ class _OutputTerm(Term):
     """One loss of the student's output: against the ground truth, or else against the teacher's output."""
 
     NAME: ClassVar[str]
+    COMPARES_IMAGES = True
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        return {
-            self.NAME: self.loss(
-                step.output, step.ground_truth if "gt" in self.NEEDS else step.teacher_output
-            )
-        }
+        target = step.ground_truth if "gt" in self.NEEDS else step.teacher_output
+        return {self.NAME: self.loss(step.output, target)}
 
 
 class PixelOptions(Options):
@@ -39,7 +37,6 @@ class PixelTerm(_OutputTerm):
     KEY, NAME = "pixel_opt", "l_pix"
     options = PixelOptions
     NEEDS = frozenset({"gt"})
-    COMPARES_IMAGES = True
 
 
 class LogitsOptions(Options):
@@ -53,7 +50,6 @@ class LogitsTerm(_OutputTerm):
     KEY, NAME = "logits_opt", "l_ts"
     options = LogitsOptions
     NEEDS = frozenset({"teacher_output"})
-    COMPARES_IMAGES = True
 
 
 class WaveletOptions(Options):
