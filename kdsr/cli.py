@@ -20,7 +20,7 @@ COMMANDS: _Commands = {
     "train": ("cli:train", "Train what an option file describes: kdsr train -opt FILE [BasicSR's flags]."),
     "test": (
         "cli:test",
-        "Test what an option file describes, or a run: kdsr test -opt FILE, kdsr test experiments/NAME [flags].",
+        "Test what an option file describes, or a run: kdsr test -opt FILE, kdsr test experiments/NAME.",
     ),
     "demo": ("tools.demo:demo", "Train a small student with and without distillation, and compare them."),
     "new": ("tools.new:new", "Write the option file of a method, a backbone, a data set and a schedule."),
