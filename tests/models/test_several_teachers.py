@@ -180,6 +180,6 @@ def test_other_teachers_are_another_run(several: Options, photos: Path) -> None:
         changes(state, run_record(other, Images()), "state")
     other["network_t"][1]["embed_dim"] = 12
     with pytest.raises(
-        Exception, match="network_t.1.embed_dim: 8 -> 12; the run was taught by another network"
+        Exception, match="network_t.1.embed_dim: 8 -> 12; the run was trained with another network"
     ):
         changes(state, run_record(other, Images()), "state")
