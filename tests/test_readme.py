@@ -239,7 +239,10 @@ def test_command(
         assert call([*words, "--threads", "1", "--repeat", "1", "--warmup", "0", *small], monkeypatch) == 0
         assert ("feature losses" if "SLKD" in file else "VQGAN") in capfd.readouterr().out
     elif "kdsr bench start " in command:
-        assert words[-2:] == ["--python", "OTHER/.venv/bin/python"]  # another installation, which there is not
+        assert words[-2:] == [
+            "--python",
+            "OTHER/.venv/bin/python",
+        ]  # another installation, which there is not
         file, overrides = option_words(words)
         small = [f"--force_yml={entry}" for entry in reductions(load(file, overrides))]
         assert call([*words[1:-2], "--repeat", "1", *small], monkeypatch) == 0
