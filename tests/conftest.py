@@ -104,7 +104,7 @@ def run_options(photos: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def taught_options(
+def teacher_options(
     run_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
     """``run_options`` with a teacher, whose weights lie in the working directory, ``tmp_path``."""

@@ -18,7 +18,7 @@ from kdsr.models.image_metrics import (
     as_image,
     baseline_image,
     is_finite,
-    measured,
+    metric_values,
     shape_problem,
     without_normalisation,
 )
@@ -47,7 +47,7 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvaluationSettings:
     """What is measured of each image, and the words for messages about it.
 
     Args:
@@ -76,7 +76,7 @@ def _rank_share(dataloader: DataLoader, rank: int, world_size: int) -> Iterator[
 def evaluate(
     restore: Callable[[Tensor], Tensor],
     dataloader: DataLoader,
-    wanted: Wanted | dict[str, dict[str, Any]] | None,
+    settings: EvaluationSettings | dict[str, dict[str, Any]] | None,
     device: torch.device,
     *,
     rank: int = 0,
@@ -88,7 +88,7 @@ def evaluate(
     Args:
         restore: Maps an LQ batch (1, C, H, W) as the set gives it to the restored batch.
         dataloader: BasicSR validation or test loader. Its set's ``mean`` and ``std`` are undone before measuring.
-        wanted: What is measured, or the metrics alone; where the set has no GT, those that need none.
+        settings: What is measured, or the metrics alone; where the set has no GT, those that need none.
         device: Where ``restore`` runs.
         rank: This process among ``world_size``; each measures its share and all get all results.
         world_size: Number of processes.
@@ -101,8 +101,8 @@ def evaluate(
         DataError: An image cannot be read, written or measured, or two have one name; on every rank.
         TrainingError: The output for an image is not finite; on every rank.
     """
-    if not isinstance(wanted, Wanted):
-        wanted = Wanted(metrics=wanted)
+    if not isinstance(settings, EvaluationSettings):
+        settings = EvaluationSettings(metrics=settings)
     results: list[ImageResult] = []
     problems: list[tuple[type[KdsrError], str]] = []
     opt = getattr(dataloader.dataset, "opt", {})
@@ -111,7 +111,7 @@ def evaluate(
     try:
         for index, data in _rank_share(dataloader, rank, world_size):
             name = result_name(data["lq_path"][0], root)
-            results.append(_evaluate_one(restore, index, name, data, wanted, device, save_to, normalised))
+            results.append(_evaluate_one(restore, index, name, data, settings, device, save_to, normalised))
     except (DataError, TrainingError) as error:
         problems = [(type(error), problem) for problem in error.problems]
     problems = gather_lists(problems)
@@ -129,25 +129,25 @@ def _evaluate_one(
     index: int,
     name: str,
     data: dict[str, Any],
-    wanted: Wanted,
+    settings: EvaluationSettings,
     device: torch.device,
     save_to: Callable[[str], Path] | None,
     normalised: tuple[Any, ...],
 ) -> ImageResult:
     path = data["lq_path"][0]
-    output = restored(restore, data, wanted, device)
+    output = restore_item(restore, data, settings, device)
     image, gt = images_to_compare(output, data, normalised)
     if save_to is not None:
         png = cv2.imencode(".png", image)[1].tobytes()  # BasicSR's imwrite names no file when it fails
         atomic_write(save_to(name), lambda file: file.write(png))
-    if wanted.metrics and gt is not None and (problem := shape_problem(image, gt, wanted.colour)):
-        raise DataError(f"{path}: the output of {wanted.network} {problem}")
-    result, failed = measure(image, gt, data, index, name, wanted, normalised)
+    if settings.metrics and gt is not None and (problem := shape_problem(image, gt, settings.colour)):
+        raise DataError(f"{path}: the output of {settings.network} {problem}")
+    result, failed = measure_image(image, gt, data, index, name, settings, normalised)
     if failed:
-        metrics = wanted.metrics or {}
+        metrics = settings.metrics or {}
         raise DataError(
             [
-                f"{path}, restored by {wanted.network}: {metrics[key]['type']} (val.metrics.{key}) cannot measure "
+                f"{path}, restored by {settings.network}: {metrics[key]['type']} (val.metrics.{key}) cannot measure "
                 f"{image.shape[0]}×{image.shape[1]} pixels: {why}"
                 for key, why in failed.items()
             ]
@@ -155,8 +155,11 @@ def _evaluate_one(
     return result
 
 
-def restored(
-    restore: Callable[[Tensor], Tensor], data: dict[str, Any], wanted: Wanted, device: torch.device
+def restore_item(
+    restore: Callable[[Tensor], Tensor],
+    data: dict[str, Any],
+    settings: EvaluationSettings,
+    device: torch.device,
 ) -> Tensor:
     """The network's output for an item of a set, (1, C, H, W).
 
@@ -172,7 +175,7 @@ def restored(
         finite = is_finite(output)
     except Exception as error:
         if not is_out_of_memory(error):
-            error.add_note(f"while {wanted.network} restored {path} ({height}×{width} pixels)")
+            error.add_note(f"while {settings.network} restored {path} ({height}×{width} pixels)")
             raise
         raise DataError(
             f"{path}: {width}x{height} pixels need more memory than there is; with val.tile they are "
@@ -180,7 +183,7 @@ def restored(
         ) from error
     if not finite:
         raise TrainingError(
-            f"{path}: the output of {wanted.network} is not finite (NaN or infinite); its weights are not "
+            f"{path}: the output of {settings.network} is not finite (NaN or infinite); its weights are not "
             "finite or too large: use another checkpoint, in training a lower train.optim_g.lr"
         )
     return output
@@ -194,21 +197,21 @@ def images_to_compare(
     return as_image(without_normalisation(output, *normalised)), gt
 
 
-def measure(
+def measure_image(
     image: np.ndarray,
     gt: np.ndarray | None,
     data: dict[str, Any],
     index: int,
     name: str,
-    wanted: Wanted,
+    settings: EvaluationSettings,
     normalised: tuple[Any, ...],
 ) -> tuple[ImageResult, dict[str, str]]:
     """The metrics of a restored image and of its baseline; for metrics that failed on the former, the reason."""
-    values, failed = measured(image, gt, wanted.metrics)
+    values, failed = metric_values(image, gt, settings.metrics)
     result = ImageResult(index, name, values)
-    if wanted.baseline:
-        baseline = baseline_image(as_image(without_normalisation(data["lq"], *normalised)), wanted.scale)
-        found, without = measured(baseline, gt, wanted.baseline)
+    if settings.baseline:
+        baseline = baseline_image(as_image(without_normalisation(data["lq"], *normalised)), settings.scale)
+        found, without = metric_values(baseline, gt, settings.baseline)
         result = replace(result, baseline=found, unmeasured=without)
     return result, failed
 

@@ -107,7 +107,7 @@ def shape_problem(image: np.ndarray, gt: np.ndarray, colour: str) -> str | None:
     return f"has {height}×{width} pixels, the ground truth has {gt_height}×{gt_width}; another scale?"
 
 
-def measured(
+def metric_values(
     image: np.ndarray, gt: np.ndarray | None, metrics: Mapping[str, Mapping[str, Any]] | None
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Measures an image with every metric that can be had: without ground truth those that need none.

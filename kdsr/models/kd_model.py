@@ -74,7 +74,7 @@ class KDModel(LoopInterface, SRModel):
     REQUIRED_TERMS: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def declared_terms(cls) -> list[type[Term]]:
+    def term_classes(cls) -> list[type[Term]]:
         """The terms that it can train with; each declares its own option keys."""
         return [*all_terms().values()]
 

@@ -11,7 +11,7 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor
 
-from kdsr.models.evaluation import ImageResult, Wanted, evaluate, mean_baseline, mean_values
+from kdsr.models.evaluation import EvaluationSettings, ImageResult, evaluate, mean_baseline, mean_values
 from kdsr.models.image_metrics import baseline_name
 from kdsr.models.metrics_file import BASELINE, append_csv, forget_after, recorded_means
 from kdsr.models.teacher_check import teacher_warnings
@@ -193,7 +193,7 @@ class Validator:
         results = evaluate(
             restore,
             dataloader,
-            Wanted(metrics, unknown, self.scale, network),
+            EvaluationSettings(metrics, unknown, self.scale, network),
             self.device,
             rank=self.opt["rank"],
             world_size=self.opt["world_size"],

@@ -117,9 +117,9 @@ def _check_top(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: l
     if isinstance(opt.get("name"), str):
         problems += folder_name_problems(opt["name"])
     _check_older_keys(opt, problems)
-    asked = opt.get("num_gpu", "auto")
-    if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 0):
-        problems.append(f"num_gpu: {asked!r} is neither auto nor a number of GPUs (0 means the CPU)")
+    num_gpu = opt.get("num_gpu", "auto")
+    if num_gpu != "auto" and (isinstance(num_gpu, bool) or not isinstance(num_gpu, int) or num_gpu < 0):
+        problems.append(f"num_gpu: {num_gpu!r} is neither auto nor a number of GPUs (0 means the CPU)")
 
 
 def _check_older_keys(opt: dict[str, Any], problems: list[str]) -> None:

@@ -30,12 +30,12 @@ def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> 
     if is_train and isinstance(train, dict):
         multiples = {key: _multiple_of(opt.get(key)) for key in networks}
         model: Any = registered(MODEL_REGISTRY).get(str(opt.get("model_type")))
-        asked = model.patch_multiples(opt) if hasattr(model, "patch_multiples") else {}
+        required = model.patch_multiples(opt) if hasattr(model, "patch_multiples") else {}
         for place, size in patch_sizes(train):
             _check_patch(opt, size, int(scale), place, multiples, problems)
             problems += [
                 f"{place}: {size} is no multiple of {multiple}, which {who} needs"
-                for who, multiple in asked.items()
+                for who, multiple in required.items()
                 if size % multiple
             ]
 

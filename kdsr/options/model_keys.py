@@ -34,7 +34,7 @@ class ModelKeys:
         self.strict = declared is not None
         self.train: dict[str, Option] = dict(declared.declared()) if declared else {}
         self.networks: dict[str, Network] = dict(networks)
-        for term in getattr(model, "declared_terms", list)():
+        for term in getattr(model, "term_classes", list)():
             self.train |= term.options.declared()
             self.networks |= term.NETWORKS
         path, val, logger = (
@@ -71,7 +71,7 @@ def read_by_others(section: str, options: dict[str, Any], keys: ModelKeys, probl
         return []
     others = {name: getattr(ModelKeys(model), section) for name, model in registered(MODEL_REGISTRY).items()}
     place = "" if section == "top" else f"{section}."
-    told = []
+    reported = []
     for key in foreign:
         takers = sorted(name for name, theirs in others.items() if key in theirs)
         if takers:
@@ -79,8 +79,8 @@ def read_by_others(section: str, options: dict[str, Any], keys: ModelKeys, probl
                 f"{', '.join(takers[:-1])} and {takers[-1]} do" if len(takers) > 1 else f"{takers[0]} does"
             )
             problems.append(f"{place}{key}: {keys.name} does not read it; {names}")
-            told.append(key)
-    return told
+            reported.append(key)
+    return reported
 
 
 def readers_of(model: type | None) -> dict[str, set[str]]:
@@ -93,7 +93,7 @@ def readers_of(model: type | None) -> dict[str, set[str]]:
     for key, declared in ModelKeys(model).train.items():
         if declared.read_with:
             readers[key] = {declared.read_with}
-    for term in getattr(model, "declared_terms", list)():
+    for term in getattr(model, "term_classes", list)():
         networks = [f"network_{key}" for key in term.NETWORKS]
         for key in [*(term.options.declared().keys() - {term.KEY}), *networks]:
             readers.setdefault(key, set()).add(term.KEY)

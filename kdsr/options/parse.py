@@ -31,7 +31,7 @@ from kdsr.options.files import load_with_origin
 from kdsr.options.model_keys import ModelKeys
 from kdsr.options.overrides import overrides_of
 from kdsr.options.signatures import registered
-from kdsr.options.tested_run import as_test, describes_test, describes_training, option_file_of
+from kdsr.options.tested_run import as_test, has_training_set, is_test_only, option_file_of
 from kdsr.options.user_modules import import_user_modules
 from kdsr.runtime.cpu_cores import cores_of_this_node, workers_warning
 from kdsr.runtime.declarations import Options, whole_numbers
@@ -40,29 +40,29 @@ from kdsr.runtime.errors import OptionError
 
 
 def _resolve_num_gpu(
-    asked: Any, *, ours: bool, args: argparse.Namespace, is_train: bool, warnings: list[str]
+    requested: Any, *, ours: bool, args: argparse.Namespace, is_train: bool, warnings: list[str]
 ) -> int:
     """How many GPUs this process uses: 0 or 1.
 
     Files composed of our pieces, and overrides, are taken at their word; a file written out for stock BasicSR
-    gets what the machine has, with a warning that names what was asked for.
+    gets what the machine has, with a warning that names the requested number.
     """
     count = torch.cuda.device_count()
-    if asked == "auto":
+    if requested == "auto":
         return min(count, 1)
     if args.launcher != "none":
-        return min(asked, count, 1)
-    if asked > 1 and ours:
+        return min(requested, count, 1)
+    if requested > 1 and ours:
         script = "kdsr/train.py" if is_train else "kdsr/test.py"
         raise OptionError(
-            f"num_gpu: {asked} needs a launcher; start it with\n  torchrun --nproc_per_node={asked} {script} "
+            f"num_gpu: {requested} needs a launcher; start it with\n  torchrun --nproc_per_node={requested} {script} "
             f"-opt {args.opt} --launcher pytorch\nor set num_gpu: auto for one GPU or the CPU"
         )
-    used = min(asked, count, 1)
-    if used != asked:
+    used = min(requested, count, 1)
+    if used != requested:
         have = "one GPU" if used else "the CPU"
-        more = "; several need --launcher pytorch under torchrun" if asked > 1 and count > 1 else ""
-        warnings.append(f"num_gpu: {asked} was asked for, the run uses {have}{more}")
+        more = "; several need --launcher pytorch under torchrun" if requested > 1 and count > 1 else ""
+        warnings.append(f"num_gpu: {requested} was requested, the run uses {have}{more}")
     return used
 
 
@@ -179,11 +179,11 @@ def parse_options(
     warnings: list[str] = []
     problems = translate(opt, warnings)
     args.notes = []
-    if is_train and describes_test(opt):
+    if is_train and is_test_only(opt):
         raise OptionError(
             f"{args.opt} describes a test (it has no datasets.train): use kdsr test -opt {args.opt}"
         )
-    if not is_train and describes_training(opt):
+    if not is_train and has_training_set(opt):
         opt, args.notes = as_test(opt, given, args, root_path, problems)
     import_user_modules(opt, args.opt, warnings)
     _make_counts_whole(opt)

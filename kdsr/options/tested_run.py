@@ -25,13 +25,13 @@ _OF_TRAINING_PATHS = re.compile(
 _OF_STUDENT = ("pretrain_network_g", "strict_load_g", "param_key_g")  # those that the command line sets count
 
 
-def describes_training(opt: dict[str, Any]) -> bool:
+def has_training_set(opt: dict[str, Any]) -> bool:
     """Whether options have a training set."""
     datasets = opt.get("datasets")
     return isinstance(datasets, dict) and isinstance(datasets.get("train"), dict)
 
 
-def describes_test(opt: dict[str, Any]) -> bool:
+def is_test_only(opt: dict[str, Any]) -> bool:
     """Whether options have sets and no training set, and are not those of a training whose set is missing."""
     datasets = opt.get("datasets")
     if not isinstance(datasets, dict) or not any(datasets.values()) or datasets.get("train"):
@@ -48,7 +48,9 @@ def option_file_of(source: str) -> str:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return source
-    files = [file for pattern in ("*.yml", "*.yaml") for file in folder.glob(pattern) if _is_training(file)]
+    files = [
+        file for pattern in ("*.yml", "*.yaml") for file in folder.glob(pattern) if _is_training_file(file)
+    ]
     if not files:
         raise OptionError(
             f"{source}: this folder holds no option file of a training (a .yml with datasets.train), which each "
@@ -57,9 +59,9 @@ def option_file_of(source: str) -> str:
     return str(max(files, key=lambda file: (file.stat().st_mtime_ns, file.name)))
 
 
-def _is_training(file: Path) -> bool:
+def _is_training_file(file: Path) -> bool:
     try:
-        return describes_training(read_file(file)[0])
+        return has_training_set(read_file(file)[0])
     except OptionError:
         return False
 

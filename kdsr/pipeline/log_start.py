@@ -35,7 +35,7 @@ def _is_for_the_terminal(record: logging.LogRecord) -> bool:
     return not (layers or record.funcName in _CREATES)
 
 
-def opening(opt: dict[str, Any]) -> str:
+def run_summary(opt: dict[str, Any]) -> str:
     """The summary of a run: model, device, folder and log file. Also filters the terminal's log from here on.
 
     Args:

@@ -11,8 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from kdsr.models.evaluation import ImageResult, Wanted, images_to_compare, measure, restored
-from kdsr.models.image_metrics import baseline_image, measured, shape_problem
+from kdsr.models.evaluation import (
+    EvaluationSettings,
+    ImageResult,
+    images_to_compare,
+    measure_image,
+    restore_item,
+)
+from kdsr.models.image_metrics import baseline_image, metric_values, shape_problem
 from kdsr.models.kd_model import KDModel
 from kdsr.models.restorer import pad_in_tests
 from kdsr.models.teacher_check import teacher_warnings
@@ -140,18 +146,22 @@ class _Image:
         kind = self.opt[place]["type"] if isinstance(self.opt.get(place), dict) else type(net).__name__
         network = f"{place} ({kind})"
         baseline = self.metrics if place == "network_t" else None
-        wanted = Wanted(self.metrics, baseline, self.scale, network, f"datasets.{self.key}.color")
+        settings = EvaluationSettings(
+            self.metrics, baseline, self.scale, network, f"datasets.{self.key}.color"
+        )
         patch = self.patch()
         try:
-            output = restored(restore, patch, wanted, device)
+            output = restore_item(restore, patch, settings, device)
             image, gt = images_to_compare(output, patch, self.normalised)
-            if gt is not None and (problem := shape_problem(image, gt, wanted.colour)):
+            if gt is not None and (problem := shape_problem(image, gt, settings.colour)):
                 return {"network": f"datasets.{self.key}: {self.path}: the output of {network} {problem}"}
-            self.result, failed = measure(image, gt, patch, self.index, self.path, wanted, self.normalised)
+            self.result, failed = measure_image(
+                image, gt, patch, self.index, self.path, settings, self.normalised
+            )
         except KdsrError as error:
             return {"network": f"datasets.{self.key}: {'; '.join(error.problems)}"}
         except Exception as error:  # whatever a network makes of an image
-            hint = _channel_hint(net, patch["lq"], wanted.colour)
+            hint = _channel_hint(net, patch["lq"], settings.colour)
             height, width = patch["lq"].shape[-2:]
             return {
                 "network": f"datasets.{self.key}: {network} fails on {self.path} ({height}×{width} pixels): "
@@ -184,7 +194,7 @@ class _Image:
         return {
             name: f"val.metrics.{name}: {metrics[name]['type']} cannot measure {self.path} of {self.set} "
             f"({height}×{width} pixels): {why}"
-            for name, why in measured(image, gt, metrics)[1].items()
+            for name, why in metric_values(image, gt, metrics)[1].items()
         }
 
 

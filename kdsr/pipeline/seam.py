@@ -54,7 +54,7 @@ TRAIN_SEAM: _Table = {
         "copies one of several composed files, without the overrides, and fails on a run's own file",
     ),
     "get_env_info": (
-        lambda session: session.opening,
+        lambda session: session.run_summary,
         "begins with 15 lines of banner, and says neither what runs nor where it writes",
     ),
     "dict2str": (

@@ -25,7 +25,7 @@ from kdsr.options.parse import parse_options, warn
 from kdsr.options.signatures import registered
 from kdsr.pipeline.between_steps import LoopPrefetcher, TrainingLoop
 from kdsr.pipeline.event_log import EventLog, thread_excepthook
-from kdsr.pipeline.log_start import FileOnly, HeldLog, all_options, errors_only, opening, reset_logger
+from kdsr.pipeline.log_start import FileOnly, HeldLog, all_options, errors_only, reset_logger, run_summary
 from kdsr.pipeline.preflight import build, rehearse
 from kdsr.pipeline.progress import Batches, CudaBatches, Progress, ProgressMessageLogger
 from kdsr.pipeline.rehearsal import ValidationRehearsal
@@ -172,9 +172,9 @@ class Session:
         self.resume_state = state
         return path, seed, record, notes
 
-    def opening(self) -> str:
+    def run_summary(self) -> str:
         """In place of BasicSR's banner, which is in the file (``all_options``)."""
-        return opening(self.opt)
+        return run_summary(self.opt)
 
     def all_options(self, opt: dict[str, Any]) -> FileOnly:
         """All options, for the log file."""

@@ -71,9 +71,9 @@ class CSDTerm(Term):
             problems.append(
                 f"network_extractor: missing, train.{cls.KEY} sees images through it; give {{type: VGG19}} or a VQGAN"
             )
-        batch, asked = smallest_batch(opt), cls.options.read(opt["train"]).csd_negatives
-        if batch is not None and batch < 1 + (asked or 1):
-            problems.append(_too_few(batch, asked))
+        batch, negatives = smallest_batch(opt), cls.options.read(opt["train"]).csd_negatives
+        if batch is not None and batch < 1 + (negatives or 1):
+            problems.append(_too_few(batch, negatives))
         return problems
 
     @classmethod
@@ -106,10 +106,10 @@ class CSDTerm(Term):
         return {f"net_{key}": self.extractor}
 
 
-def _too_few(batch: int, asked: int | None) -> str:
-    whose = "the others" if asked is None else f"{asked} others (train.csd_negatives)"
-    fewer = f", or train.csd_negatives to {batch - 1} or less" if asked is not None and batch > 1 else ""
+def _too_few(batch: int, negatives: int | None) -> str:
+    whose = "the others" if negatives is None else f"{negatives} others (train.csd_negatives)"
+    fewer = f", or train.csd_negatives to {batch - 1} or less" if negatives is not None and batch > 1 else ""
     return (
         f"train.csd_opt: contrasts a sample with the inputs of {whose} of its batch, and "
-        f"datasets.train.batch_size_per_gpu is {batch}; set it to {1 + max(asked or 1, 1)} or more{fewer}"
+        f"datasets.train.batch_size_per_gpu is {batch}; set it to {1 + max(negatives or 1, 1)} or more{fewer}"
     )

@@ -257,8 +257,8 @@ def _misfit(option: str, pair: TapPair, ours: Shapes, theirs: Shapes) -> str | N
 
     if all(places(s) == places(t) for s, t in zip(ours, theirs, strict=True)):
         return None
-    told = [" to ".join("x".join(map(str, shape)) for shape in shapes) for shapes in (ours, theirs)]
+    shown = [" to ".join("x".join(map(str, shape)) for shape in shapes) for shapes in (ours, theirs)]
     return (
-        f"{option}: the student's {pair.student} maps {told[0]}, the teacher's {pair.teacher} {told[1]}; but for the "
+        f"{option}: the student's {pair.student} maps {shown[0]}, the teacher's {pair.teacher} {shown[1]}; but for the "
         "channels these must agree, pair blocks of the same level"
     )

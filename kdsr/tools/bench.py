@@ -228,7 +228,7 @@ def summary(measured: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def memory_said(device: Device, before: float) -> str:
+def memory_note(device: Device, before: float) -> str:
     """One sentence on what the column of the memory means."""
     if math.isnan(before):
         return "Peak MiB: not measured, this system does not tell the peak of a process."
@@ -253,14 +253,14 @@ def machine(device: Device, threads: int) -> str:
 
 @contextmanager
 def _batch_is_an_option() -> Iterator[None]:
-    """Some losses need more than one image: what they say of the training's batch is to be said of ``--batch``."""
+    """Some losses need more than one image: what they say of the training's batch is to be problems of ``--batch``."""
     try:
         yield
     except OptionError as error:
-        said = [
+        problems = [
             f"{line} (here: --batch)" if "batch_size_per_gpu" in line else line for line in error.problems
         ]
-        raise OptionError(said) from error
+        raise OptionError(problems) from error
 
 
 def step(
@@ -292,7 +292,7 @@ def step(
         measured, before = measure(model, images, warmup=warmup, repeat=repeat)
     text = (
         f"One training step of {options['name']} (batch {batch}, {size}×{size} ground truth), {repeat} steps "
-        f"after {warmup} to warm up.\n{machine(device, threads)}.\n{memory_said(device, before)}\n\n"
+        f"after {warmup} to warm up.\n{machine(device, threads)}.\n{memory_note(device, before)}\n\n"
         f"{as_markdown(summary(measured))}"
     )
     typer.echo(text)

@@ -43,9 +43,9 @@ def test_every_second_batch_stays() -> None:
     assert (found >= 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
-def test_student_and_teacher_see_the_mixed_images(taught_options: dict[str, Any]) -> None:
-    taught_options["train"] |= {"mixing_augs": {"mixup": True}, "logits_opt": {"type": "L1Loss"}}
-    model = KDModel(complete(taught_options))
+def test_student_and_teacher_see_the_mixed_images(teacher_options: dict[str, Any]) -> None:
+    teacher_options["train"] |= {"mixing_augs": {"mixup": True}, "logits_opt": {"type": "L1Loss"}}
+    model = KDModel(complete(teacher_options))
     generator = torch.Generator().manual_seed(1)
     lq = torch.rand(4, 3, 8, 8, generator=generator)
     gt = torch.rand(4, 3, 32, 32, generator=generator)

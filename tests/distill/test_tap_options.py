@@ -79,15 +79,15 @@ def test_an_installed_package_has_no_pieces(
 
 @pytest.mark.parametrize(("student", "teacher"), [(1, 1), (3, 5), (8, 16)])
 def test_the_edsr_piece_trains_at_other_depths(
-    student: int, teacher: int, taught_options: Options, tmp_path: Path
+    student: int, teacher: int, teacher_options: Options, tmp_path: Path
 ) -> None:
-    taught_options["_base_"] = [str(PIECES / "taps" / "EDSR.yml")]
-    taught_options["network_g"]["num_block"] = student
-    taught_options["network_t"]["num_block"] = teacher
-    taught_options["train"].update(fitnet_opt={"type": "FitNetLoss"}, total_iter=1)
-    torch.save({"params": build_network(taught_options["network_t"]).state_dict()}, tmp_path / "deep.pth")
-    taught_options["path"]["pretrain_network_t"] = str(tmp_path / "deep.pth")
-    assert run(taught_options) == 0
+    teacher_options["_base_"] = [str(PIECES / "taps" / "EDSR.yml")]
+    teacher_options["network_g"]["num_block"] = student
+    teacher_options["network_t"]["num_block"] = teacher
+    teacher_options["train"].update(fitnet_opt={"type": "FitNetLoss"}, total_iter=1)
+    torch.save({"params": build_network(teacher_options["network_t"]).state_dict()}, tmp_path / "deep.pth")
+    teacher_options["path"]["pretrain_network_t"] = str(tmp_path / "deep.pth")
+    assert run(teacher_options) == 0
     assert "l_fitnet" in next(Path("experiments/run").glob("*.log")).read_text(encoding="utf-8")
 
 
@@ -104,13 +104,13 @@ def test_the_edsr_piece_trains_at_other_depths(
     ],
 )
 def test_a_module_that_is_not_there_is_told_before_anything_is_written(
-    name: str, message: str, taught_options: Options, capsys: pytest.CaptureFixture[str]
+    name: str, message: str, teacher_options: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taught_options["network_g"]["num_block"] = 4
-    taught_options["train"].update(
+    teacher_options["network_g"]["num_block"] = 4
+    teacher_options["train"].update(
         fitnet_opt={"type": "FitNetLoss"}, taps={"student": [name], "teacher": ["body.0"]}
     )
-    assert run(taught_options) == 2
+    assert run(teacher_options) == 2
     assert message in capsys.readouterr().err and not Path("experiments").exists()
 
 

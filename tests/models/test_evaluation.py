@@ -20,8 +20,8 @@ from torchvision.transforms.functional import normalize
 from kdsr.data.resize import imresize
 from kdsr.distill.padding import pad_and_restore
 from kdsr.models.evaluation import (
+    EvaluationSettings,
     ImageResult,
-    Wanted,
     evaluate,
     mean_baseline,
     mean_values,
@@ -127,7 +127,7 @@ def test_an_output_that_is_not_finite_names_its_image(tmp_path: Path, value: flo
 
     with pytest.raises(TrainingError, match=rf"/data/{bad}.png: the output of the student is not finite"):
         evaluate(
-            net, DataLoader(Greys()), Wanted(PSNR, network="the student"), torch.device("cpu"),
+            net, DataLoader(Greys()), EvaluationSettings(PSNR, network="the student"), torch.device("cpu"),
             save_to=lambda name: tmp_path / f"{name}.png",
         )  # fmt: skip
     assert not (tmp_path / f"{bad}.png").exists()  # no black picture
@@ -183,7 +183,7 @@ def test_the_baseline_is_measured_beside_the_network(scale: int, channels: int) 
         made = imresize(image, scale) if scale > 1 else image
         return torch.from_numpy(made.astype("f4") / 255).permute(2, 0, 1)[None]
 
-    results = evaluate(bicubic, loader, Wanted(PSNR, PSNR, scale), torch.device("cpu"))
+    results = evaluate(bicubic, loader, EvaluationSettings(PSNR, PSNR, scale), torch.device("cpu"))
     assert [result.values for result in results] == [result.baseline for result in results]
     assert mean_baseline(results) == mean_values(results)
 
@@ -191,7 +191,7 @@ def test_the_baseline_is_measured_beside_the_network(scale: int, channels: int) 
 def test_an_input_that_equals_its_ground_truth_has_no_baseline_and_is_named() -> None:
     loader = items([(12, 12), (12, 12)])
     loader.dataset[1]["gt"] = loader.dataset[1]["lq"]
-    results = evaluate(lambda lq: lq * 0.9, loader, Wanted(PSNR, PSNR), torch.device("cpu"))
+    results = evaluate(lambda lq: lq * 0.9, loader, EvaluationSettings(PSNR, PSNR), torch.device("cpu"))
     assert results[1].baseline == {} and "equals the ground truth" in results[1].unmeasured["psnr"]
     assert mean_baseline(results) == results[0].baseline
 
@@ -265,7 +265,7 @@ def test_a_normalised_set_gives_the_values_and_pictures_of_the_images(
     with tempfile.TemporaryDirectory() as folder:
         for number, photos in enumerate((Photos(None, None), Photos(mean, std))):
             results = evaluate(
-                lambda lq: lq, DataLoader(photos), Wanted(PSNR, PSNR), torch.device("cpu"),
+                lambda lq: lq, DataLoader(photos), EvaluationSettings(PSNR, PSNR), torch.device("cpu"),
                 save_to=lambda name, number=number: Path(folder, f"{number}_{name}.png"),
             )  # fmt: skip
             pictures = [cv2.imread(str(Path(folder, f"{number}_{name}.png"))) for name in (0, 1)]

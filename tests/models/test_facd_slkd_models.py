@@ -29,15 +29,15 @@ def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def facd_options(taught_options: Options) -> Options:
-    taught_options["model_type"] = "FACDModel"
-    taught_options["train"].update(
+def facd_options(teacher_options: Options) -> Options:
+    teacher_options["model_type"] = "FACDModel"
+    teacher_options["train"].update(
         logits_opt=dict(L1),
         facd_opt={"type": "FACDLoss", "loss_weight": 0.5},
         taps=[{"student": "body.0", "teacher": "body.1"}, {"student": "conv_first", "teacher": "conv_first"}],
         gate="soft",
     )
-    return taught_options
+    return teacher_options
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from kdsr.models.image_metrics import (
     as_image,
     baseline_image,
     is_finite,
-    measured,
+    metric_values,
     shape_problem,
     without_normalisation,
 )
@@ -37,7 +37,7 @@ def test_a_metric_has_a_finite_value_or_a_reason(
     image, gt = noise(height, width, channels), noise(height, width, channels, 1)
     options: dict[str, Any] = {"crop_border": border, "test_y_channel": on_y and channels == 3}
     metrics = {kind: {"type": f"calculate_{kind}", **options} for kind in ("psnr", "ssim")}
-    values, problems = measured(image, gt, metrics)
+    values, problems = metric_values(image, gt, metrics)
     assert values.keys() | problems.keys() == set(metrics) and not values.keys() & problems.keys()
     assert all(np.isfinite(value) for value in values.values())
     left = min(height, width) - 2 * border
@@ -48,20 +48,22 @@ def test_a_metric_has_a_finite_value_or_a_reason(
 
 @pytest.mark.parametrize(("size", "has_value"), [((96, 96), False), ((95, 400), False), ((96, 192), True)])
 def test_niqe_needs_two_blocks(size: tuple[int, int], has_value: bool) -> None:
-    values, problems = measured(noise(*size, 3), None, {"niqe": {"type": "calculate_niqe", "crop_border": 0}})
+    values, problems = metric_values(
+        noise(*size, 3), None, {"niqe": {"type": "calculate_niqe", "crop_border": 0}}
+    )
     assert ("niqe" in values) == has_value
     assert has_value or "NIQE needs 96×192" in problems["niqe"]
 
 
 def test_equal_images_have_no_psnr() -> None:
     image = noise(20, 20, 3)
-    values, problems = measured(image, image, {"psnr": {"type": "calculate_psnr", "crop_border": 0}})
+    values, problems = metric_values(image, image, {"psnr": {"type": "calculate_psnr", "crop_border": 0}})
     assert not values and "equals the ground truth" in problems["psnr"]
 
 
 def test_what_a_metric_makes_of_its_arguments_is_told() -> None:
     metric = {"psnr": {"type": "calculate_psnr", "crop_border": 0, "input_order": "XYZ"}}
-    assert measured(noise(9, 9, 3), noise(9, 9, 3), metric)[1]["psnr"].startswith(
+    assert metric_values(noise(9, 9, 3), noise(9, 9, 3), metric)[1]["psnr"].startswith(
         "ValueError: Wrong input_order"
     )
 

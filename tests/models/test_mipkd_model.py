@@ -21,9 +21,9 @@ TAPS = [{"student": "body.0", "teacher": "body.1"}, {"student": "conv_first", "t
 
 
 @pytest.fixture
-def options(taught_options: Options) -> Options:
-    taught_options.update(model_type="MiPKDModel")
-    taught_options["train"].update(
+def options(teacher_options: Options) -> Options:
+    teacher_options.update(model_type="MiPKDModel")
+    teacher_options["train"].update(
         logits_opt=dict(L1),
         fm_opt={"type": "FitNetLoss", "loss_weight": 1.0},
         fm_aux_opt={"type": "FitNetLoss", "loss_weight": 0.5},
@@ -31,7 +31,7 @@ def options(taught_options: Options) -> Options:
         taps=copy.deepcopy(TAPS),
         blocks=[{"student": "body.0", "teacher": "body.1"}],
     )
-    return taught_options
+    return teacher_options
 
 
 def fed(model: MiPKDModel) -> MiPKDModel:

@@ -21,21 +21,21 @@ Options = dict[str, Any]
 
 
 @pytest.fixture
-def several(taught_options: Options) -> Options:
+def several(teacher_options: Options) -> Options:
     """Teachers of two types, one of which takes multiples of 8 only."""
-    first = taught_options["network_t"]
+    first = teacher_options["network_t"]
     second = {"type": "SwinIR", "upscale": 4, "window_size": 8, "depths": [2], "num_heads": [2], "embed_dim": 8,
               "img_size": 16, "mlp_ratio": 2, "upsampler": "pixelshuffledirect"}  # fmt: skip
     torch.save({"params_ema": build_network(copy.deepcopy(second)).state_dict()}, "second.pth")
-    taught_options["network_t"] = [first, second]
-    taught_options["path"] = {
+    teacher_options["network_t"] = [first, second]
+    teacher_options["path"] = {
         "pretrain_network_t": ["teacher.pth", "second.pth"],
         "strict_load_t": True,
         "param_key_t": ["params", "auto"],
     }
     l1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
-    taught_options["train"].update(logits_opt=l1, lcr_opt=dict(l1), wavelet_opt={"type": "WaveletLoss"})
-    return taught_options
+    teacher_options["train"].update(logits_opt=l1, lcr_opt=dict(l1), wavelet_opt={"type": "WaveletLoss"})
+    return teacher_options
 
 
 def built(options: Options) -> KDModel:
@@ -125,12 +125,12 @@ def test_what_does_not_go_together_is_named(several: Options, change: Options, s
     assert said in problems_after(several, change)
 
 
-def test_weights_and_lists_of_one_teacher(taught_options: Options) -> None:
+def test_weights_and_lists_of_one_teacher(teacher_options: Options) -> None:
     changed = {"train.teacher_weights": [1.0], "path.pretrain_network_t": ["teacher.pth"]}
-    found = problems_after(taught_options, changed)
+    found = problems_after(teacher_options, changed)
     assert "path.pretrain_network_t: is a list of 1, and network_t is one network" in found
     assert any(problem.startswith("train.teacher_weights: [1.0]: network_t is no list;") for problem in found)
-    assert problems_after(taught_options, {"network_g": [taught_options["network_g"]]})
+    assert problems_after(teacher_options, {"network_g": [teacher_options["network_g"]]})
 
 
 def test_a_file_that_does_not_fit_is_named(several: Options, capsys: pytest.CaptureFixture[str]) -> None:

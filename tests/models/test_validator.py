@@ -319,12 +319,12 @@ def images_read_for_a_baseline(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("taught", [True, False])
 def test_a_baseline_is_measured_once_and_logged_beside_every_validation(
-    taught_options: dict[str, Any], taught: bool, monkeypatch: pytest.MonkeyPatch
+    teacher_options: dict[str, Any], taught: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two sets, three validations, one of them after a resume."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    options = taught_options
+    options = teacher_options
     options["datasets"]["val_2"] = {**options["datasets"]["val"], "name": "again"}
     options["val"].update(val_freq=1, teacher=taught)
     options["logger"].update(save_checkpoint_freq=1, use_tb_logger=True)
@@ -353,9 +353,9 @@ def test_a_baseline_is_measured_once_and_logged_beside_every_validation(
 
 
 def test_a_new_metric_gets_its_baseline_at_a_resume(
-    taught_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    teacher_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = taught_options
+    options = teacher_options
     options["logger"]["save_checkpoint_freq"] = 1
     options["train"]["total_iter"] = 1
     train(options)

@@ -186,8 +186,8 @@ def test_the_best_by_niqe_is_the_lowest(run_options: Options) -> None:
 
 
 @pytest.mark.parametrize("model", ["SRModel", "KDModel"])
-@pytest.mark.parametrize("said_by", ["options", "function"])
-def test_the_best_by_a_metric_of_ones_own(run_options: Options, model: str, said_by: str) -> None:
+@pytest.mark.parametrize("declared_in", ["options", "function"])
+def test_the_best_by_a_metric_of_ones_own(run_options: Options, model: str, declared_in: str) -> None:
     """It takes no argument ``better``, which BasicSR passes on to it."""
 
     def my_error(img: np.ndarray, img2: np.ndarray) -> float:
@@ -196,7 +196,7 @@ def test_the_best_by_a_metric_of_ones_own(run_options: Options, model: str, said
     options = ruined_at_the_end(run_options)
     options["model_type"] = model
     options["val"]["metrics"] = {"error": {"type": "my_error"}}
-    if said_by == "options":
+    if declared_in == "options":
         options["val"]["metrics"]["error"]["better"] = "lower"
     else:
         my_error.better = "lower"  # type: ignore[attr-defined]

@@ -22,9 +22,9 @@ L1 = {"type": "L1Loss", "loss_weight": 0.5, "reduction": "mean"}
 
 
 @pytest.fixture
-def options(taught_options: Options) -> Options:
-    taught_options["train"].update(pixel_opt=None, zoom_in_opt=dict(L1), zoom_out_opt=dict(L1))
-    return taught_options
+def options(teacher_options: Options) -> Options:
+    teacher_options["train"].update(pixel_opt=None, zoom_in_opt=dict(L1), zoom_out_opt=dict(L1))
+    return teacher_options
 
 
 def built(options: Options) -> KDModel:

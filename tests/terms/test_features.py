@@ -30,10 +30,10 @@ PAIRS = [{"student": "body.0", "teacher": "body.1"}, {"student": "conv_first", "
 
 
 @pytest.fixture
-def options(taught_options: Options) -> Options:
-    taught_options["datasets"]["train"].update(batch_size_per_gpu=3, gt_size=32)
-    taught_options["train"]["taps"] = PAIRS
-    return taught_options
+def options(teacher_options: Options) -> Options:
+    teacher_options["datasets"]["train"].update(batch_size_per_gpu=3, gt_size=32)
+    teacher_options["train"]["taps"] = PAIRS
+    return teacher_options
 
 
 def only(options: Options, key: str) -> Options:

@@ -257,4 +257,4 @@ def test_unknown_memory(tmp_path: Path):
         [(0, bench.STUDENT, 1.0, memory.peak())], columns=["step", "part", "seconds", "peak_mib"]
     )
     assert bench.summary(measured)["peak MiB"].tolist() == ["–", "", "–"]
-    assert "not measured" in bench.memory_said(bench.Device.cpu, memory.peak())
+    assert "not measured" in bench.memory_note(bench.Device.cpu, memory.peak())
