@@ -58,8 +58,8 @@ def finish(processes: list[Any], limit: float = 120) -> list[int]:
     for process in hanging:
         process.kill()
         process.join()
-    said = "\n".join(f"--- {process.log}\n{process.log.read_text()[-8000:]}" for process in hanging)
-    assert not hanging, f"{len(hanging)} of {len(processes)} processes still ran after {limit} s\n{said}"
+    message = "\n".join(f"--- {process.log}\n{process.log.read_text()[-8000:]}" for process in hanging)
+    assert not hanging, f"{len(hanging)} of {len(processes)} processes still ran after {limit} s\n{message}"
     return [process.exitcode for process in processes]
 
 

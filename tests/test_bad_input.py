@@ -192,7 +192,7 @@ def test_a_validation_image_of_another_size(run_options: Options, own_photos: Pa
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("precision:amp=fp8", "precision.amp"),
         ("train:noisy={prob: 2}", "noisy.prob"),
@@ -210,9 +210,9 @@ def test_a_validation_image_of_another_size(run_options: Options, own_photos: Pa
     ],
 )
 def test_what_only_a_first_step_or_a_second_look_shows(
-    dckd_options: Options, refused: Any, override: str, said: str
+    dckd_options: Options, refused: Any, override: str, message: str
 ) -> None:
-    assert said in "\n".join(refused(dckd_options, "--force_yml", override))
+    assert message in "\n".join(refused(dckd_options, "--force_yml", override))
 
 
 def test_no_loss_at_all(run_options: Options, refused: Any) -> None:

@@ -63,7 +63,7 @@ def test_no_row_is_cut_off_from_its_table(document: Path) -> None:
     assert [lines[number] for number in heads if not re.fullmatch(r"\|[-:| ]+\|", lines[number + 1])] == []
 
 
-def test_the_folder_of_a_run_is_as_experiments_says(
+def test_the_folder_of_a_run_is_as_in_experiments_readme(
     run_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

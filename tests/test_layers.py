@@ -96,7 +96,7 @@ def dotted(file: Path) -> str:
 
 
 @pytest.mark.parametrize("file", FILES, ids=dotted)
-def test_every_module_says_what_it_is(file):
+def test_every_module_has_a_docstring(file):
     assert ast.get_docstring(ast.parse(file.read_text())), "no docstring"
 
 

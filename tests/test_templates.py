@@ -349,7 +349,7 @@ def test_the_release_is_the_releases() -> None:
     assert options["val"]["window_size"] == 8
 
 
-def test_a_template_with_two_mistakes_says_both(capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_mistakes_of_a_template_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     file = ROOT / "train/Scratch_EDSR_x4.yml"
     flags = ["network_g:num_feats=8", "train:optim_g:lrr=1"]
     assert train_entry.main(["-opt", str(file), "--force_yml", *flags]) == 2

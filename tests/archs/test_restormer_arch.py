@@ -161,7 +161,7 @@ def by_the_paper(state: dict[str, Tensor], x: Tensor, options: dict, kind: dict)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=KIND_NAMES)
-def test_it_computes_what_the_paper_says(kind):
+def test_it_computes_the_equations_of_the_paper(kind):
     net = seeded(Restormer(**TINY, **kind)).double()
     x = torch.rand(
         2, kind.get("inp_channels", 3), 16, 24, generator=torch.Generator().manual_seed(1)

@@ -63,7 +63,7 @@ def test_what_weights_do_not_tell_is_noted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (network(feature_chanels=8), "parameters.feature_chanels: SPAN has no such parameter; did you mean"),
         (network(feature_channels="x"), "parameters: SPAN cannot be built: TypeError"),
@@ -79,18 +79,18 @@ def test_what_weights_do_not_tell_is_noted() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_refused_and_named(options: Options, said: str, run_options: Options) -> None:
+def test_what_cannot_be_is_refused_and_named(options: Options, message: str, run_options: Options) -> None:
     run_options["network_g"] = options
-    assert any(problem.startswith(f"network_g.{said}") for problem in check(run_options, True))
+    assert any(problem.startswith(f"network_g.{message}") for problem in check(run_options, True))
     with pytest.raises(OptionError) as caught:
         build_network(copy.deepcopy(options))
-    assert any(said in problem for problem in caught.value.problems)
+    assert any(message in problem for problem in caught.value.problems)
 
 
 def test_scale_and_missing_architecture_are_checked(run_options: Options) -> None:
     run_options["network_g"] = network(upscale=2)
-    said = "network_g.parameters: this is a network of scale 2 (SPAN), but scale is 4"
-    assert check(run_options, True) == [said]
+    message = "network_g.parameters: this is a network of scale 2 (SPAN), but scale is 4"
+    assert check(run_options, True) == [message]
     run_options["network_g"] = {"type": "SpandrelNet"}
     assert "network_g.architecture: is required by SpandrelNet" in check(run_options, True)
 

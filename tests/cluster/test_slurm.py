@@ -276,7 +276,7 @@ def test_a_cancelled_job_stays_cancelled(cluster: TwoNodes, stopping_job: Job) -
     assert (shown["JobState"], shown["Restarts"]) == ("CANCELLED", "0")
 
 
-def test_asked_from_outside_to_save(cluster: TwoNodes, stopping_job: Job) -> None:
+def test_a_signal_from_outside_saves(cluster: TwoNodes, stopping_job: Job) -> None:
     cluster.run("scancel", "--signal=USR1", stopping_job.number)
     stopping_job.start_again()
     shown = stopping_job.wait(lambda _: stopping_job.text().count("life 1") == 2)

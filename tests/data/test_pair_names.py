@@ -90,7 +90,7 @@ def test_the_named_example_exists(stems: list[str], there: list[str], template: 
         assert example is not None and example[1] in present
 
 
-def test_a_template_of_most_says_how_many() -> None:
+def test_a_template_of_most_pairs_gives_their_number() -> None:
     hint = why_missing(partners(["a.png", "b.png", "c.png"], "{}"), ["ax4.png", "bx4.png", "z.png"], "{}")
     assert hint == "; 2 of 3 exist under other names (ax4.png): set filename_tmpl: '{}x4'"
 

@@ -52,15 +52,15 @@ def test_without_an_average_there_is_nothing_to_say(value: Any) -> None:
     assert lag_warning({}, has_warmup=True) is None
 
 
-def test_a_run_says_it_before_it_begins(
+def test_the_warning_comes_before_the_run(
     run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_options["train"]["ema_decay"] = 0.999
     assert run(run_options) == 0
-    said = "train.ema_decay: 0.999 is slow for 3 iterations: 99.7 % of the initial weights"
-    assert f"Warning: {said}" in capsys.readouterr().err
-    assert f"WARNING: {said}" in next(Path("experiments/run").glob("*.log")).read_text(encoding="utf-8")
+    message = "train.ema_decay: 0.999 is slow for 3 iterations: 99.7 % of the initial weights"
+    assert f"Warning: {message}" in capsys.readouterr().err
+    assert f"WARNING: {message}" in next(Path("experiments/run").glob("*.log")).read_text(encoding="utf-8")
     run_options["train"]["ema_warmup"] = True
     assert run(run_options) == 0
     assert "is slow for" not in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_the_edsr_piece_trains_at_other_depths(
         ("conv_first.1/3", "EDSR has no module 'conv_first.1/3'; did you mean conv_first?"),
     ],
 )
-def test_a_module_that_is_not_there_is_told_before_anything_is_written(
+def test_a_missing_module_is_reported_before_anything_is_written(
     name: str, message: str, teacher_options: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher_options["network_g"]["num_block"] = 4

@@ -35,8 +35,8 @@ def test_a_loss_with_further_results_keeps_them():
 
     loss = ScheduledLoss(Both(), [[0, 0.0], [3, 0.5]])
     loss.begin(3)
-    value, said = loss(torch.ones(4))
-    assert (value.item(), said) == (2, "seen")
+    value, message = loss(torch.ones(4))
+    assert (value.item(), message) == (2, "seen")
 
 
 def trained(options: Options, weight: Any, steps: int) -> tuple[KDModel, list[float]]:
@@ -74,7 +74,7 @@ def test_a_constant_schedule_is_the_number(run_options: Options):
 
 
 @pytest.mark.parametrize(
-    ("weight", "said"),
+    ("weight", "message"),
     [
         ([], "is no schedule; write steps [[0, 0.0], [5000, 0.1]]"),
         ([[0, 1.0], [5]], "is no schedule"),
@@ -86,11 +86,11 @@ def test_a_constant_schedule_is_the_number(run_options: Options):
         ([[5, 1.0], [5, 2.0]], "the iterations [5, 5] must grow from point to point"),
     ],
 )
-def test_what_is_no_schedule_is_refused_by_its_place(run_options: Options, weight: Any, said: str):
+def test_what_is_no_schedule_is_refused_by_its_place(run_options: Options, weight: Any, message: str):
     run_options["train"]["pixel_opt"]["loss_weight"] = weight
     problems = check(run_options, is_train=True)
     assert len(problems) == 1
-    assert problems[0].startswith("train.pixel_opt.loss_weight: ") and said in problems[0]
+    assert problems[0].startswith("train.pixel_opt.loss_weight: ") and message in problems[0]
 
 
 def test_schedules_are_taken(run_options: Options):

@@ -44,7 +44,7 @@ class Case:
 
     folder: Path
     argv: list[str]
-    said: str
+    message: str
     before: set[Path] = field(default_factory=set)
 
 
@@ -226,10 +226,10 @@ def judge(case: Case, result: Result) -> str | None:
         return None if result.trained else f"stuck for {SECONDS} s"
     if result.code not in (0, 1, 2):
         return f"ended with {result.code}"
-    said = [line for line in result.text.splitlines() if line.startswith("kdsr: error: ")]
-    if result.code and not said:
+    message = [line for line in result.text.splitlines() if line.startswith("kdsr: error: ")]
+    if result.code and not message:
         return "no word of explanation"
-    if any(len(line) > 3000 for line in said):
+    if any(len(line) > 3000 for line in message):
         return "a message without end"
     written = {path for path in case.folder.rglob("*")} - case.before - {case.folder / "life.log"}
     if result.code == 2 and written:

@@ -41,7 +41,7 @@ def attempt(bases: list[fuzzing.Base], tmp_path: Path) -> Callable[[str, int], i
         case = fuzzing.CASES[what](bases, folder, random.Random(seed))
         result = fuzzing.run(case)
         problem = fuzzing.judge(case, result)
-        assert problem is None, f"{problem} (seed {seed}): {case.said}\n{result.text[-2000:]}"
+        assert problem is None, f"{problem} (seed {seed}): {case.message}\n{result.text[-2000:]}"
         shutil.rmtree(case.folder)
         return result.code
 

@@ -47,10 +47,10 @@ class AdapterModel(KDModel):
         adapted = self.student_and_adapter.adapted
         with torch.no_grad():
             assert self.net_t is not None
-            taught = self.net_t.conv_first(self.lq)  # type: ignore[operator]
-        negatives = gather_batches(taught)
-        assert len(negatives) == len(taught) * self.opt["world_size"]
-        losses["l_feat"] = (adapted - taught).abs().mean()
+            teacher_feature = self.net_t.conv_first(self.lq)  # type: ignore[operator]
+        negatives = gather_batches(teacher_feature)
+        assert len(negatives) == len(teacher_feature) * self.opt["world_size"]
+        losses["l_feat"] = (adapted - teacher_feature).abs().mean()
         losses["l_far"] = -0.01 * (adapted.unsqueeze(1) - negatives).abs().mean()
         return losses
 

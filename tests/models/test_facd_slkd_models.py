@@ -109,9 +109,9 @@ def test_facd_is_the_contrast_of_adapted_features_times_the_gate(facd_options: O
     losses = model.forward_step(1)
     student, teacher, adapters = model.net_g, model.net_t, model.student_bundle.adapters["facd"]
     ours, theirs = seen(student, lq, "body.0", "conv_first"), seen(teacher, lq, "body.1", "conv_first")
-    adapted, taught = [adapters[0](ours[0]), adapters[1](ours[1])], theirs
+    adapted, teacher_features = [adapters[0](ours[0]), adapters[1](ours[1])], theirs
     gate = patch_gate(student(lq), teacher(lq), gt, "soft")
-    expected, bound = FACDLoss(0.5)(adapted, taught, gate=gate)
+    expected, bound = FACDLoss(0.5)(adapted, teacher_features, gate=gate)
     torch.testing.assert_close(losses["l_facd"], expected)
     assert set(losses) == {"l_pix", "l_ts", "l_facd"}
     torch.testing.assert_close(model.statistics()["mutual_information"], bound)
@@ -129,8 +129,8 @@ def test_facd_gradients(facd_options: Options) -> None:
 def test_facd_trains_and_logs_its_bound(facd_options: Options, capsys: pytest.CaptureFixture[str]) -> None:
     facd_options["logger"]["save_checkpoint_freq"] = 3
     assert run(facd_options) == 0
-    said = capsys.readouterr().err
-    assert all(f"{name}: " in said for name in ("l_facd", "mutual_information", "gated"))
+    message = capsys.readouterr().err
+    assert all(f"{name}: " in message for name in ("l_facd", "mutual_information", "gated"))
     state = torch.load("experiments/run/training_states/3.state", weights_only=True)
     assert set(state["networks"]) == {"net_g", "net_g_ema", "adapters"}
     student = torch.load("experiments/run/models/net_g_3.pth", weights_only=True)["params"]
@@ -277,5 +277,5 @@ def test_a_teacher_b_of_another_shape(slkd_options: Options, capsys: pytest.Capt
     slkd_options["network_tb"] = {**slkd_options["network_t"], "width": 16}
     slkd_options["path"]["pretrain_network_tb"] = "teacher_b.pth"
     assert run(slkd_options) == 2
-    said = capsys.readouterr().err
-    assert "path.pretrain_network_tb" in said and "does not fit NAFNet" in said
+    message = capsys.readouterr().err
+    assert "path.pretrain_network_tb" in message and "does not fit NAFNet" in message

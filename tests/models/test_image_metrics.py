@@ -61,7 +61,7 @@ def test_equal_images_have_no_psnr() -> None:
     assert not values and "equals the ground truth" in problems["psnr"]
 
 
-def test_what_a_metric_makes_of_its_arguments_is_told() -> None:
+def test_an_error_of_a_metric_is_reported() -> None:
     metric = {"psnr": {"type": "calculate_psnr", "crop_border": 0, "input_order": "XYZ"}}
     assert metric_values(noise(9, 9, 3), noise(9, 9, 3), metric)[1]["psnr"].startswith(
         "ValueError: Wrong input_order"

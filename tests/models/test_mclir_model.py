@@ -163,5 +163,5 @@ def test_the_ratio_without_ground_truth(options: Options, capsys: pytest.Capture
     del train["dataroot_gt"], options["train"]["pixel_opt"]
     options["train"]["neg_opt"] = {"type": "ContrasLoss"}
     assert run(options) == 2
-    assert "train.neg_opt: needs ground truth" in (said := capsys.readouterr().err)
-    assert "use NegativeLoss, or give a paired set" in said
+    assert "train.neg_opt: needs ground truth" in (message := capsys.readouterr().err)
+    assert "use NegativeLoss, or give a paired set" in message

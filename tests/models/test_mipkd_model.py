@@ -52,12 +52,14 @@ def test_the_terms_are_those_of_the_parts(options: Options, taken: bool) -> None
         seen(teacher, model.lq, "body.1", "conv_first"),
     )
     mixtures, own = [], []
-    for mixer, feature, taught, mask in zip(
+    for mixer, feature, teacher_feature, mask in zip(
         passes["feature_mixing"].mixers, ours, theirs, masks, strict=True
     ):
-        latent = mixer.teacher(taught)
-        mixtures.append((mixer.decoder(mask * latent + ~mask * mixer.student(feature)) - taught).abs().mean())
-        own.append((mixer.decoder(latent) - taught).abs().mean())
+        latent = mixer.teacher(teacher_feature)
+        mixtures.append(
+            (mixer.decoder(mask * latent + ~mask * mixer.student(feature)) - teacher_feature).abs().mean()
+        )
+        own.append((mixer.decoder(latent) - teacher_feature).abs().mean())
         assert 0.4 < float(mask.float().mean()) < 0.6
     out_mixed = passes["block_mixing"](student, model.lq, [taken])
     expected = {

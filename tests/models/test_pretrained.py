@@ -1,4 +1,4 @@
-"""Weights by file: a student written as safetensors is tested, and taught from, as its .pth is."""
+"""Weights by file: a student written as safetensors is tested, and used as a teacher, like its .pth."""
 
 from __future__ import annotations
 

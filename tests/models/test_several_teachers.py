@@ -86,7 +86,7 @@ def test_features_without_the_number_of_a_teacher(several: Options) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"network_t": []}, "network_t: [] has fewer than 1 items"),
         ({"network_t.1.num_heds": [2]}, "network_t.1.num_heds: SwinIR has no such parameter; did you mean num_heads?"),
@@ -121,8 +121,8 @@ def test_features_without_the_number_of_a_teacher(several: Options) -> None:
         ({"train.teacher_weights": [1, -1]}, "train.teacher_weights.1: -1 is below 0"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_together_is_named(several: Options, change: Options, said: str) -> None:
-    assert said in problems_after(several, change)
+def test_what_does_not_go_together_is_named(several: Options, change: Options, message: str) -> None:
+    assert message in problems_after(several, change)
 
 
 def test_weights_and_lists_of_one_teacher(teacher_options: Options) -> None:
@@ -155,8 +155,8 @@ def test_each_teacher_is_measured_and_the_mean(several: Options) -> None:
     assert [*dict.fromkeys(row["network"] for row in rows)] == ["teacher.0", "teacher.1", "teacher"]
     (log,) = Path("experiments/run").glob("train_*.log")
     text = log.read_text("utf-8")
-    for said in ("Validation of the teacher network_t.1, held_out", "Validation of the teacher, held_out"):
-        assert said in text
+    for message in ("Validation of the teacher network_t.1, held_out", "Validation of the teacher, held_out"):
+        assert message in text
 
 
 def test_other_teachers_are_another_run(several: Options, photos: Path) -> None:

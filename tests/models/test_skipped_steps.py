@@ -1,4 +1,4 @@
-"""A training step that is not finite: what it leaves, what is said, when a run stops, what a state keeps."""
+"""A training step that is not finite: its effects, the log messages, when a run stops, what a state keeps."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_the_state_of_every_optimizer_of_torch_fits_itself(kind: str) -> None:
     assert optimizer_problem(optimizer.state_dict(), optimizer) is None
 
 
-def test_every_parameter_of_a_kind_says_the_same() -> None:
+def test_all_parameters_of_a_kind_have_the_same_message() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = torch.optim.Adam(net.parameters())
     net(torch.ones(1, 2)).sum().backward()
@@ -60,7 +60,7 @@ def replace(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (replace("exp_avg", torch.zeros(4)), "has the shape"),
         (replace("exp_avg", torch.zeros(())), "has the shape"),
@@ -79,11 +79,13 @@ def replace(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (lambda state: state.pop("state"), "is no optimizer's"),
     ],
 )
-def test_what_no_optimizer_has_written_is_told(change: Callable[[dict[str, Any]], None], said: str) -> None:
+def test_what_no_optimizer_has_written_is_reported(
+    change: Callable[[dict[str, Any]], None], message: str
+) -> None:
     optimizer = after_a_step("Adam")
     state = copy.deepcopy(optimizer.state_dict())
     change(state)
-    assert said in str(optimizer_problem(state, optimizer))
+    assert message in str(optimizer_problem(state, optimizer))
 
 
 def test_a_scheduler_takes_no_attributes_that_are_not_its_own() -> None:
@@ -128,6 +130,6 @@ def test_alike() -> None:
 
 
 def test_what_goes_wrong_is_the_files_fault() -> None:
-    said = r"7\.state: no run can go on from it \(KeyError: 'x'\)"
-    with pytest.raises(CheckpointError, match=said), loading_state("7.state"):
+    message = r"7\.state: no run can go on from it \(KeyError: 'x'\)"
+    with pytest.raises(CheckpointError, match=message), loading_state("7.state"):
         {}["x"]

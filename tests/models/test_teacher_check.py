@@ -1,4 +1,4 @@
-"""A teacher that is worse than no network is told of, and one that is better is not."""
+"""A warning about a teacher that is worse than no network, and none about a better one."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def train(options: Options) -> str:
 def test_published_weights_with_the_wrong_range(rlfn_options: Options, measured: bool) -> None:
     """RLFN's are for images in [0, 255]; with 1 it gives 27.66 dB where bicubic interpolation gives 28.40."""
     rlfn_options["val"]["teacher"] = measured  # else the images of the rehearsal serve
-    said = "THE TEACHER IS WORSE THAN BICUBIC INTERPOLATION on Set5"
+    message = "THE TEACHER IS WORSE THAN BICUBIC INTERPOLATION on Set5"
     rlfn_options["network_t"]["img_range"] = 1.0
     log = train(rlfn_options | {"name": "wrong"})
-    assert log.count(said) == 1 and "network_t.img_range" in log and "val.teacher_check" in log
-    assert said not in train(rlfn_options | {"name": "right", "network_t": dict(RLFN)})
+    assert log.count(message) == 1 and "network_t.img_range" in log and "val.teacher_check" in log
+    assert message not in train(rlfn_options | {"name": "right", "network_t": dict(RLFN)})
     rlfn_options["val"]["teacher_check"] = False
-    assert said not in train(rlfn_options | {"name": "meant"})
+    assert message not in train(rlfn_options | {"name": "meant"})
     if measured:
         assert "(5 images): psnr 27.6" in log and "(bicubic 28.4" in log
         assert "# psnr: 27.6" in log
@@ -124,7 +124,7 @@ def test_ground_truth_and_input_swapped_at_scale_1(
     st.sampled_from(["higher", "lower", None]),
     st.booleans(),
 )
-def test_the_means_are_compared_as_the_metric_says(
+def test_means_are_compared_in_the_direction_of_the_metric(
     values: list[tuple[float, float]], better: str | None, checked: bool
 ) -> None:
     metric = {"type": "calculate_psnr", "crop_border": 0, **({"better": better} if better else {})}

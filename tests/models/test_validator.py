@@ -317,16 +317,16 @@ def images_read_for_a_baseline(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("taught", [True, False])
+@pytest.mark.parametrize("with_teacher", [True, False])
 def test_a_baseline_is_measured_once_and_logged_beside_every_validation(
-    teacher_options: dict[str, Any], taught: bool, monkeypatch: pytest.MonkeyPatch
+    teacher_options: dict[str, Any], with_teacher: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two sets, three validations, one of them after a resume."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     options = teacher_options
     options["datasets"]["val_2"] = {**options["datasets"]["val"], "name": "again"}
-    options["val"].update(val_freq=1, teacher=taught)
+    options["val"].update(val_freq=1, teacher=with_teacher)
     options["logger"].update(save_checkpoint_freq=1, use_tb_logger=True)
     options["train"]["total_iter"] = 2
     calls = images_read_for_a_baseline(monkeypatch)
@@ -339,7 +339,7 @@ def test_a_baseline_is_measured_once_and_logged_beside_every_validation(
         ("0", image) for _ in range(2) for image in ("astronaut", "cat", "coffee", "rocket")
     ]
     mean = np.mean([float(row["value"]) for row in of_baseline if row["set"] == "again"])
-    assert len(re.findall(rf"# psnr: \d+\.\d+ \(bicubic {mean:.4f}\)", log)) == 2 * (2 + taught)
+    assert len(re.findall(rf"# psnr: \d+\.\d+ \(bicubic {mean:.4f}\)", log)) == 2 * (2 + with_teacher)
     events = EventAccumulator("tb_logger/run")
     events.Reload()
     assert [event.value for event in events.Scalars("baseline/again/psnr")] == pytest.approx([mean] * 2)

@@ -107,7 +107,7 @@ def test_usage_statistics() -> None:
     assert usage.idle.tolist() == [0, 0, 2000, 2000]
 
 
-def test_usage_can_be_told_that_a_step_does_not_count() -> None:
+def test_usage_can_leave_out_a_step() -> None:
     usage = CodeUsage(4)
     usage.update(torch.tensor([2, 2]), torch.tensor(False))
     assert {name: value.item() for name, value in usage.statistics().items()} == {

@@ -207,7 +207,7 @@ def test_what_has_no_equal_is_named() -> None:
         ("DCKDModel", {"use_grad_clip": True}, 0.01),
     ],
 )
-def test_clipping_that_is_asked_for(model: str, given: Options, expected: float | None) -> None:
+def test_clipping_from_the_options(model: str, given: Options, expected: float | None) -> None:
     options = {"model_type": model, "train": {"total_iter": 1, **given}}
     assert translate(options, []) == []
     assert options["train"].get("clip_grad_norm") == expected and "use_grad_clip" not in options["train"]

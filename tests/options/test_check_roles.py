@@ -41,17 +41,17 @@ def folders(role: list[str]) -> st.SearchStrategy[str]:
     st.lists(folders(NEUTRAL + CLEAN + DEGRADED), max_size=4),
     folders(CLEAN), folders(DEGRADED), st.lists(folders(NEUTRAL), max_size=2), st.sampled_from([None, 1]),
 )  # fmt: skip
-def test_roles_are_told_by_the_folders_that_differ(
+def test_roles_follow_from_the_folders_that_differ(
     common: list[str], clean: str, degraded: str, below: list[str], scale: int | None
 ) -> None:
     """Whatever the folders above are called, the right way round says nothing and the wrong one names both keys."""
     gt, lq = ("/".join([*common, name, *below]) for name in (clean, degraded))
     assert swap_warning({"dataroot_gt": gt, "dataroot_lq": lq}, "datasets.train", scale) is None
-    said = swap_warning({"dataroot_gt": lq, "dataroot_lq": gt}, "datasets.train", scale)
+    message = swap_warning({"dataroot_gt": lq, "dataroot_lq": gt}, "datasets.train", scale)
     assert (
-        said is not None
-        and f"datasets.train.dataroot_gt: {lq}" in said
-        and f"datasets.train.dataroot_lq: {gt}" in said
+        message is not None
+        and f"datasets.train.dataroot_gt: {lq}" in message
+        and f"datasets.train.dataroot_lq: {gt}" in message
     )
     assert swap_warning({"dataroot_gt": lq, "dataroot_lq": gt}, "datasets.train", 2) is None  # the sizes tell
 

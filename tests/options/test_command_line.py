@@ -51,7 +51,7 @@ def test_a_file_with_an_equals_sign_in_its_name(tmp_path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "the option file is missing: -opt FILE"),
         (["a=1"], "the option file is missing"),
@@ -60,11 +60,11 @@ def test_a_file_with_an_equals_sign_in_its_name(tmp_path, monkeypatch: pytest.Mo
         (["a.yml", "--auto_resum_e"], "unrecognized arguments"),
     ],
 )
-def test_what_is_no_command_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_command_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         parse_arguments(True, words)
     assert exit_info.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "1.0", " 1", "1_0", "9" * 30])

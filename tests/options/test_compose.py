@@ -111,7 +111,7 @@ def test_a_template_that_ships_is_what_would_be_composed(file: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("choice", "said"),
+    ("choice", "message"),
     [
         (Choice("FKAD", "SwinR", "DIV2", schedule="SR_200k"), ["FAKD", "SwinIR", "DIV2K", "SR_250k"]),
         (Choice("FAKD", "EDSR", "DIV2K"), ["--scale: missing; DIV2K has 2, 3, 4"]),
@@ -128,10 +128,10 @@ def test_a_template_that_ships_is_what_would_be_composed(file: Path, tmp_path: P
     ],
     ids=lambda value: value.name if isinstance(value, Choice) else "",
 )
-def test_what_does_not_fit_is_refused(choice: Choice, said: list[str]) -> None:
+def test_what_does_not_fit_is_refused(choice: Choice, message: list[str]) -> None:
     with pytest.raises(OptionError) as caught:
         PIECES.compose(choice)
-    assert [words for words in said if words not in str(caught.value)] == []
+    assert [words for words in message if words not in str(caught.value)] == []
 
 
 def composed(choice: Choice, folder: Path) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def test_pieces_of_ones_own(tmp_path: Path) -> None:
     assert options["path"]["pretrain_network_t"] == "experiments/pretrained_models/Tiny_Fog.pth"
 
 
-def test_a_file_that_is_not_there_says_how_to_make_it(
+def test_the_message_on_a_missing_file_has_the_command_that_makes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(OPTIONS.parent)

@@ -66,10 +66,10 @@ def test_tags_in_files_pieces_and_overrides(
     run_options: Options, tmp_path: Path, refused: Any, tag: str, entry: Any
 ) -> None:
     value = tag.format(tmp_path / "ran")
-    said = "is refused" if "{?" not in value else "option names are text"
+    message = "is refused" if "{?" not in value else "option names are text"
     for at in ("more", "train:\n  optim_g"):
         error = refused(f"name: x\n{at}: {value}\n", entry=entry)
-        assert said in error or "is refused" in error
+        assert message in error or "is refused" in error
     Path("piece.yml").write_text(f"more: {value}\n")
     assert "piece.yml" in refused(dumped(run_options | {"_base_": "piece.yml"}), entry=entry)
     for key in ("name", "datasets:train:gt_size", "train:optim_g:betas:0"):

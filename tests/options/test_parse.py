@@ -199,14 +199,16 @@ def test_overrides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("is_train", "verb"), [(True, "train"), (False, "test")])
-def test_help_says_which_command_it_is(
+def test_help_names_its_command(
     is_train: bool, verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["/bin/kdsr", verb, "--help"])
     with pytest.raises(SystemExit):
         make_parser(is_train).parse_args(["--help"])
-    said = capsys.readouterr().out
-    assert said.startswith(f"usage: kdsr {verb} ") and f"{verb.capitalize()}s what an option file" in said
+    message = capsys.readouterr().out
+    assert (
+        message.startswith(f"usage: kdsr {verb} ") and f"{verb.capitalize()}s what an option file" in message
+    )
 
 
 def test_an_override_into_a_referenced_section_changes_a_copy(tmp_path: Path) -> None:
@@ -333,13 +335,13 @@ def test_num_gpu_of_a_foreign_file_means_what_the_machine_has(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     opt, args = parse(file)
     assert opt["num_gpu"] == 0
-    assert "num_gpu: 4 was asked for, the run uses the CPU" in capsys.readouterr().err
-    assert opt["warnings"] == ["num_gpu: 4 was asked for, the run uses the CPU"]
+    assert "num_gpu: 4 was requested, the run uses the CPU" in capsys.readouterr().err
+    assert opt["warnings"] == ["num_gpu: 4 was requested, the run uses the CPU"]
     assert args.resolved["num_gpu"] == 4
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     opt, _ = parse(file)
-    assert opt["num_gpu"] == 1 and "4 was asked for, the run uses one GPU" in opt["warnings"][0]
-    for asked, used in (("auto", 1), ("1", 1), ("0", 0)):
+    assert opt["num_gpu"] == 1 and "4 was requested, the run uses one GPU" in opt["warnings"][0]
+    for requested, used in (("auto", 1), ("1", 1), ("0", 0)):
         opt, _ = parse(file, "--force_yml", f"num_gpu={asked}")
         assert (opt["num_gpu"], opt["warnings"]) == (used, [])
 

@@ -69,7 +69,7 @@ def test_a_test_of_a_training_measures_what_its_run_did(trained: Options, words:
     assert "net_t" not in log and sorted(path.name for path in Path("experiments").iterdir()) == ["run"]
 
 
-def test_it_is_measured_again_as_the_command_line_says(trained: Options) -> None:
+def test_it_is_measured_again_with_the_options_of_the_command_line(trained: Options) -> None:
     words = [
         "experiments/run",
         "name=other",
@@ -170,9 +170,10 @@ def test_a_training_without_weights_is_refused(
         file.write_text(yaml.safe_dump(run_options))
     run_options["datasets"].pop("val")
     assert test_entry.main([source]) == 2
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
-        f"no weights that it has saved (net_g_latest.pth, net_g_N.pth) in {RUN.absolute() / 'models'}" in said
+        f"no weights that it has saved (net_g_latest.pth, net_g_N.pth) in {RUN.absolute() / 'models'}"
+        in message
     )
     assert not Path("results").exists()
 
@@ -205,8 +206,8 @@ def test_a_tests_file_is_not_trained(
 ) -> None:
     Path("run.yml").write_text(yaml.safe_dump(as_test_file(run_options, key)))
     assert train_entry.main(["-opt", "run.yml"]) == 2
-    said = "kdsr: error: run.yml describes a test (it has no datasets.train): use kdsr test -opt run.yml\n"
-    assert capsys.readouterr().err == said
+    message = "kdsr: error: run.yml describes a test (it has no datasets.train): use kdsr test -opt run.yml\n"
+    assert capsys.readouterr().err == message
     assert [path.name for path in Path().iterdir()] == ["run.yml"]
 
 

@@ -227,7 +227,7 @@ def test_stock_training_files(
     assert re.findall(r"iter: +(\d+), lr", log) == ["1", "2"]
     assert log.count("# psnr: ") == 2  # both sets
     if not torch.cuda.is_available():
-        assert "num_gpu: 8 was asked for, the run uses the CPU" in capsys.readouterr().err
+        assert "num_gpu: 8 was requested, the run uses the CPU" in capsys.readouterr().err
     assert Path("tb_logger/stock").is_dir()
 
 

@@ -27,7 +27,7 @@ def refused(options: dict[str, Any], override: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("network_g:num_feat=1000000", "network_g: its weights"),
         ("network_g:num_block=100000", "network_g: more than 20,000 layers"),
@@ -55,9 +55,9 @@ def refused(options: dict[str, Any], override: str, capsys: pytest.CaptureFixtur
     ],
 )
 def test_slipped_numbers_cost_a_line_and_no_machine(
-    run_options: dict[str, Any], override: str, said: str, capsys: pytest.CaptureFixture[str]
+    run_options: dict[str, Any], override: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert said in refused(run_options, override, capsys)
+    assert message in refused(run_options, override, capsys)
 
 
 def test_a_teacher_that_is_larger_than_the_machine(
@@ -101,7 +101,7 @@ class Untrained(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("network", "said"),
+    ("network", "message"),
     [
         ("Unbuilt", "network_g: Unbuilt cannot be built: ValueError: no numbers ({file}, line 13)"),
         (
@@ -115,7 +115,7 @@ class Untrained(nn.Module):
 def test_a_network_of_ones_own_that_does_not_work(
     run_options: dict[str, Any],
     network: str,
-    said: str,
+    message: str,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -132,7 +132,7 @@ def test_a_network_of_ones_own_that_does_not_work(
             ARCH_REGISTRY._obj_map.pop(name, None)
         sys.modules.pop("preflight_networks", None)
     # above it may be lines of a log that another test has left open
-    assert error.splitlines()[-1] == f"kdsr: error: {said.format(file=file)}"
+    assert error.splitlines()[-1] == f"kdsr: error: {message.format(file=file)}"
 
 
 DATA = """
@@ -179,7 +179,7 @@ def _own_sets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_own_sets")
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         ("RaisingSet", "RaisingSet fails at its first images: TypeError: no such crop ("),
         ("UnevenSet", "UnevenSet fails at its first images: RuntimeError: "),
@@ -188,12 +188,12 @@ def _own_sets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_data_that_fail_are_not_taken_for_the_model(
-    run_options: dict[str, Any], kind: str, said: str, capsys: pytest.CaptureFixture[str]
+    run_options: dict[str, Any], kind: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_options["import_modules"] = "own_sets"
     run_options["datasets"]["train"]["type"] = kind
     Path("run.yml").write_text(yaml.safe_dump(run_options), encoding="utf-8")
     assert train_entry.main(["-opt", "run.yml"]) == 2
     error = capsys.readouterr().err
-    assert f"kdsr: error: datasets.train: {said}" in error and "cannot be built" not in error
+    assert f"kdsr: error: datasets.train: {message}" in error and "cannot be built" not in error
     assert not Path("experiments").exists()

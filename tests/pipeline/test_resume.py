@@ -59,7 +59,7 @@ def test_the_last_three_are_kept(run_options: Options) -> None:
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, {4}), (0, {1, 2, 3, 4}), (None, {1, 2, 3, 4})])
-def test_as_many_as_asked_for_are_kept(run_options: Options, keep: int | None, left: set[int]) -> None:
+def test_the_given_number_of_states_is_kept(run_options: Options, keep: int | None, left: set[int]) -> None:
     run_options["logger"].update(save_checkpoint_freq=1, keep_last=keep)
     run_options["train"]["total_iter"] = 4
     assert run(run_options) == 0

@@ -18,7 +18,7 @@ def spread(points: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("shake", [0.0, 0.5, 1.0])
-def test_paths_have_the_extent_that_is_asked_for(shake: float) -> None:
+def test_paths_have_the_given_extent(shake: float) -> None:
     for seed in range(5):
         path = camera_path(17, shake, np.random.default_rng(seed))
         assert spread(path) == pytest.approx(17)

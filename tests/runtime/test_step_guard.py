@@ -239,7 +239,7 @@ def test_scaled_gradients_that_overflow_halve_the_scale_and_bad_losses_do_not(fu
         ("Adamax", {"lr": 1}, None),
     ],
 )
-def test_optimizers_are_fused_on_a_gpu_unless_told_otherwise(
+def test_optimizers_are_fused_on_a_gpu_by_default(
     kind: str, options: dict[str, Any], expected: bool | None
 ) -> None:
     assert fused_where_it_helps(options, kind, torch.device("cuda")).get("fused") is expected

@@ -1,4 +1,4 @@
-"""What is said of steps that were not finite."""
+"""Log messages about steps that were not finite."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Lines(logging.Handler):
 
 
 @pytest.fixture
-def said() -> Iterator[list[str]]:
+def messages() -> Iterator[list[str]]:
     handler, logger = Lines(), get_root_logger()
     level = logger.level
     logger.addHandler(handler)
@@ -61,42 +61,42 @@ class Run:
         self.guard.step(self.iteration, named, images)
 
 
-def test_terms_values_and_images_are_named_once(said: list[str]) -> None:
+def test_terms_values_and_images_are_named_once(messages: list[str]) -> None:
     run = Run()
     run.step(l_pix=1.0, l_cl=2.0, images=("fine.png",))
     run.step(l_pix=1.0, l_cl=math.nan, images=("a.png", "b.png"))
     run.step(l_pix=-math.inf, l_cl=math.inf, images=("c.png",))
     run.step(l_pix=1.0, images=("also_fine.png",))
     run.step(l_pix=math.nan)
-    assert said == []
+    assert messages == []
     assert run.log.read() == []
-    assert said == [
+    assert messages == [
         "WARNING Update skipped, 1 so far: not finite in iteration 2: l_cl: nan; images: a.png, b.png",
         "WARNING Update skipped, 2 so far: not finite in iteration 3: l_pix: -inf, l_cl: inf; images: c.png",
         "WARNING Update skipped, 3 so far: not finite in iteration 5: l_pix: nan",
     ]
     run.step(l_pix=1.0)
-    assert run.log.read() == [] and len(said) == 3
+    assert run.log.read() == [] and len(messages) == 3
 
 
-def test_gradients_are_named_where_only_they_are_at_fault(said: list[str]) -> None:
+def test_gradients_are_named_where_only_they_are_at_fault(messages: list[str]) -> None:
     run = Run()
     run.step(l_pix=1.0, gradient=math.inf, images=("a.png",))
     run.step(l_pix=math.nan, gradient=math.nan, images=("b.png",))
     run.log.read()
-    assert said == [
+    assert messages == [
         "WARNING Update skipped, 1 so far: not finite in iteration 1: grad_norm: inf; images: a.png",
         "WARNING Update skipped, 2 so far: not finite in iteration 2: l_pix: nan; images: b.png",
     ]
 
 
-def test_an_overflow_of_scaled_gradients_is_no_warning(said: list[str]) -> None:
+def test_an_overflow_of_scaled_gradients_is_no_warning(messages: list[str]) -> None:
     run = Run(scaled=True)
     run.step(l_pix=1.0, gradient=math.inf, images=("a.png",))
     run.step(l_pix=math.nan, images=("b.png",))
     run.log.read()
-    assert [line.split(",")[0] for line in said] == ["INFO Update skipped", "WARNING Update skipped"]
-    assert "the loss scale is halved; iteration 1: grad_norm: inf; images: a.png" in said[0]
+    assert [line.split(",")[0] for line in messages] == ["INFO Update skipped", "WARNING Update skipped"]
+    assert "the loss scale is halved; iteration 1: grad_norm: inf; images: a.png" in messages[0]
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])
@@ -126,11 +126,11 @@ def test_long_runs_of_bad_steps_are_not_all_listed() -> None:
     assert [line.split(":")[0] for line in rest] == [f"iteration {n}" for n in range(21, 31)]
 
 
-def test_it_asks_to_be_read_before_it_forgets(said: list[str]) -> None:
+def test_it_asks_to_be_read_before_it_forgets(messages: list[str]) -> None:
     run = Run()
     run.step(l_pix=math.nan)
     while not run.guard.full():
         run.step(l_pix=1.0)
     assert run.iteration == CAPACITY
     run.log.read()
-    assert len(said) == 1 and not run.guard.full()
+    assert len(messages) == 1 and not run.guard.full()

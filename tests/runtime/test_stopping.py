@@ -263,10 +263,10 @@ def test_two_ranks_stop_at_the_same_call(tmp_path: Path) -> None:
         assert rank.stdout and rank.stdout.readline() == "ready\n"
     time.sleep(0.2)
     ranks[1].send_signal(signal.SIGUSR1)
-    (asked, _), (told, _) = (rank.communicate(timeout=60) for rank in reversed(ranks))
-    call, *seen = asked.split()
+    (signalled, _), (other, _) = (rank.communicate(timeout=60) for rank in reversed(ranks))
+    call, *seen = signalled.split()
     assert seen == ["SIGUSR1", "SIGUSR1"]
-    assert told.split() == [call, "SIGUSR1", "None"]
+    assert other.split() == [call, "SIGUSR1", "None"]
 
 
 LOST_READER = """

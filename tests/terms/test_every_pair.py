@@ -242,7 +242,7 @@ def test_all_terms_at_once(options: Options, scale: int):
 
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("name", ["KDModel", "MiPKDModel"])  # with further passes of the student, and without
-def test_teacher_b_is_asked_about_the_clean_image(options: Options, name: str, own: bool):
+def test_teacher_b_sees_the_clean_image(options: Options, name: str, own: bool):
     as_slkd(options)
     MAKE[name](options)
     options["model_type"] = name

@@ -106,16 +106,16 @@ def test_features_of_another_size_are_resized_to_the_teachers(options: Options) 
         assert losses[LOGGED[key]].isfinite() and float(losses[LOGGED[key]].detach()) > 0
 
 
-def test_all_of_them_train_together_and_the_form_of_the_affinity_is_told_once(
+def test_all_of_them_train_together_and_the_form_of_the_affinity_is_logged_once(
     options: Options,
 ) -> None:
     options["train"].update(copy.deepcopy(TERMS), total_iter=2)
     options["train"]["fakd_opt"]["max_positions"] = 20
     options["logger"]["save_checkpoint_freq"] = 2
     assert run(options) == 0
-    said = next(Path("experiments/run").glob("train_*.log")).read_text(encoding="utf-8")
-    assert all(said.count(f"{name}: ") == 2 for name in LOGGED.values())
-    assert said.count("train.fakd_opt: affinity pooled to 4x4 of 8x8 positions") == 1
+    message = next(Path("experiments/run").glob("train_*.log")).read_text(encoding="utf-8")
+    assert all(message.count(f"{name}: ") == 2 for name in LOGGED.values())
+    assert message.count("train.fakd_opt: affinity pooled to 4x4 of 8x8 positions") == 1
     state = torch.load("experiments/run/training_states/2.state", weights_only=True)["networks"]
     assert len(state["adapters"]) == 4 and "fitnet" in next(iter(state["adapters"]))
     student = torch.load("experiments/run/models/net_g_2.pth", weights_only=True)["params"]
@@ -155,10 +155,10 @@ def test_relations_need_three_samples(options: Options, capsys: pytest.CaptureFi
     options["train"]["rkd_opt"] = dict(TERMS["rkd_opt"])
     options["datasets"]["train"]["batch_size_per_gpu"] = 2
     assert run(options) == 2
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
         "train.rkd_opt: compares the samples of a batch, 3 at least; datasets.train.batch_size_per_gpu is 2"
-        in said
+        in message
     )
 
 

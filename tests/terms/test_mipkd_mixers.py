@@ -61,25 +61,25 @@ def test_the_mixture_is_complementary() -> None:
 
 def test_features_are_encoded_mixed_and_decoded() -> None:
     torch.manual_seed(1)
-    feature, taught = torch.rand(2, 4, 8, 8), torch.rand(2, 6, 8, 8)
+    feature, teacher_feature = torch.rand(2, 4, 8, 8), torch.rand(2, 6, 8, 8)
     mask = torch.rand(2, 6, 8, 8) < 0.5
-    mixing = FeatureMixing("some", [feature.shape], [taught.shape])
-    mixtures, own = mixing(nn.Identity(), [feature], [taught], [mask])
+    mixing = FeatureMixing("some", [feature.shape], [teacher_feature.shape])
+    mixtures, own = mixing(nn.Identity(), [feature], [teacher_feature], [mask])
     mixer = mixing.mixers[0]
-    latent = mixer.teacher(taught)
+    latent = mixer.teacher(teacher_feature)
     torch.testing.assert_close(own[0], mixer.decoder(latent))
     expected = mixer.decoder(mask * latent + ~mask * mixer.student(feature))
     torch.testing.assert_close(mixtures[0], expected)
-    assert mixtures[0].shape == taught.shape
+    assert mixtures[0].shape == teacher_feature.shape
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
-def test_all_of_the_mixers_get_a_gradient_whatever_the_mask_says(ratio: float) -> None:
+def test_all_of_the_mixers_get_a_gradient_for_any_mask(ratio: float) -> None:
     feature = torch.rand(2, 4, 4, 4, requires_grad=True)
-    taught = torch.rand(2, 6, 8, 8)  # of another size
-    mixing = FeatureMixing("some", [feature.shape], [taught.shape])
-    mask = draw_mask(taught.shape, ratio, 1, taught.device)
-    mixtures, _ = mixing(nn.Identity(), [feature], [taught], [mask])
+    teacher_feature = torch.rand(2, 6, 8, 8)  # of another size
+    mixing = FeatureMixing("some", [feature.shape], [teacher_feature.shape])
+    mask = draw_mask(teacher_feature.shape, ratio, 1, teacher_feature.device)
+    mixtures, _ = mixing(nn.Identity(), [feature], [teacher_feature], [mask])
     mixtures[0].sum().backward()
     assert all(parameter.grad is not None for parameter in mixing.parameters())
     assert (feature.grad.abs().sum() > 0) == (ratio < 1)
@@ -100,7 +100,7 @@ def test_bridges_lead_back() -> None:
 
 
 @pytest.mark.parametrize("backbone", PAIRS)
-def test_blocks_stand_in_where_the_draw_says_so(backbone: str) -> None:
+def test_the_drawn_blocks_are_the_teachers(backbone: str) -> None:
     student, teacher, pairs = networks(backbone)
     lq = torch.rand(2, 3, 8, 8)
     mixing = BlockMixing("train.blocks", pairs, student, teacher, lq[:1])

@@ -238,7 +238,7 @@ def test_losses_that_need_more_than_one_image_say_how_to_give_them(file: Path, t
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_an_absent_gpu_is_said(file: Path):
+def test_a_missing_gpu_is_reported(file: Path):
     with pytest.raises(OptionError, match="--device cuda: there is no GPU"):
         bench.prepare(file, device=bench.Device.cuda)
 

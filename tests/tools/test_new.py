@@ -33,7 +33,7 @@ def new(*words: str) -> str:
     return done.stdout
 
 
-def test_writes_a_file_and_says_what_it_is_made_of() -> None:
+def test_writes_a_file_and_prints_its_pieces() -> None:
     Path("datasets/Set5/GTmod12").mkdir(parents=True)
     printed = new(*FAKD)
     file = Path("options/train/FAKD_EDSR_x4.yml")
@@ -84,7 +84,9 @@ def test_lists_what_can_be_combined() -> None:
         new("--list", "--method", "SLKD", "--backbone", "EDSR")
 
 
-def test_without_pieces_it_says_where_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_without_pieces_names_the_place_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     installed = tmp_path / "site-packages/kdsr/options/compose.py"
     monkeypatch.setattr(compose, "__file__", str(installed))
     monkeypatch.chdir(tmp_path / "options")
