@@ -1,7 +1,7 @@
-"""Translates the option names of NAFNet's and Restormer's code to those of kdsr, before anything is checked.
+"""Translates option names of NAFNet's and Restormer's code to those of kdsr, before the option check.
 
-NAFNet: github.com/megvii-research/NAFNet. Restormer: github.com/swz30/Restormer. What remains of their keys is declared
-with the options that it stands beside.
+NAFNet: github.com/megvii-research/NAFNet. Restormer: github.com/swz30/Restormer. Their remaining keys are
+declared with kdsr's options.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any
 from kdsr.data.dataset_options import MIRRORED, PAIRED
 from kdsr.runtime.declarations import is_kind
 
-CLIP_NORM = 0.01  # what use_grad_clip means in both
+CLIP_NORM = 0.01  # the value of use_grad_clip in both
 _STAGES = ("iters", "gt_sizes", "mini_batch_sizes")
 
 
 def translate(opt: dict[str, Any], warnings: list[str]) -> list[str]:
-    """Renames what has another name here, in place.
+    """Renames options in place.
 
     Args:
-        opt: The options at the user's level.
-        warnings: Gets what is accepted and has no equal here.
+        opt: The options as in the option file.
+        warnings: Receives options that are accepted without effect.
 
     Returns:
-        Problems: two names of one option that contradict each other.
+        Problems: two names of one option with different values.
     """
     problems: list[str] = []
     train = _section(opt, "train")
@@ -33,9 +33,7 @@ def translate(opt: dict[str, Any], warnings: list[str]) -> list[str]:
         if train.pop("use_grad_clip"):
             train.setdefault("clip_grad_norm", CLIP_NORM)
         elif train.get("clip_grad_norm") is not None:
-            problems.append(
-                "train.use_grad_clip: false contradicts train.clip_grad_norm; take one of them out"
-            )
+            problems.append("train.use_grad_clip: false contradicts train.clip_grad_norm; remove one of them")
     datasets = _section(opt, "datasets")
     for key in datasets:
         _translate_dataset(_section(datasets, key), f"datasets.{key}", problems)
@@ -48,7 +46,7 @@ def _section(options: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _translate_dataset(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
-    if dataset.get("type") not in {*PAIRED, *MIRRORED}:  # another's own key may have such a name
+    if dataset.get("type") not in {*PAIRED, *MIRRORED}:  # other data sets may have keys of this name
         return
     if dataset.get("type") == "Dataset_GaussianDenoising":
         dataset.pop("dataroot_lq", None)  # "none": the noise is added here
@@ -57,7 +55,7 @@ def _translate_dataset(dataset: dict[str, Any], place: str, problems: list[str])
             continue
         value = dataset.pop(theirs)
         problems += [
-            f"{place}.{theirs}: is another name of {key}, which is {dataset[key]}; take one of them out"
+            f"{place}.{theirs}: is another name of {key}, which is {dataset[key]}; remove one of them"
             for key in ours
             if dataset.setdefault(key, value) != value
         ]
@@ -66,7 +64,7 @@ def _translate_dataset(dataset: dict[str, Any], place: str, problems: list[str])
 
 
 def _translate_stages(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
-    """Restormer's patches that grow, as ``progressive``: its ``iters`` count from the stage before."""
+    """Converts Restormer's growing patches to ``progressive``; its ``iters`` are the lengths of the stages."""
     stages = [dataset.get(key) for key in _STAGES]
     counts = {
         len(stage) if isinstance(stage, list) and all(is_kind(n, int) for n in stage) else 0
@@ -74,11 +72,11 @@ def _translate_stages(dataset: dict[str, Any], place: str, problems: list[str]) 
     }
     if len(counts) > 1 or counts == {0} or dataset.get("progressive"):
         names = ", ".join(_STAGES)
-        problems.append(f"{place}: {names} must be lists of as many whole numbers, without progressive")
+        problems.append(f"{place}: {names} must be lists of integers of the same length, without progressive")
         return
     after, found = 0, []
     for length, size, batch in zip(*(dataset.pop(key) for key in _STAGES), strict=True):
-        # its loop cuts smaller patches and batches out of those that its data set gives
+        # its loop crops smaller patches and batches from those of the data set
         size, batch = (
             min(size, dataset.get("gt_size", size)),
             min(batch, dataset.get("batch_size_per_gpu", batch)),

@@ -1,8 +1,8 @@
-"""Checks options before anything is built: all problems at once, with the nearest valid names.
+"""Checks options before anything is built. Reports all problems at once, with the nearest valid names.
 
-The options of networks, losses and metrics are those of their constructors and functions; all others are declared by
-classes of ``Options`` (``kdsr.runtime.declarations``). A model or data set that declares nothing is foreign: its own
-keys are not judged, everything else is.
+The options of networks, losses and metrics are the arguments of their constructors and functions. All others are
+declared by subclasses of ``Options`` (``kdsr.runtime.declarations``). The keys of a model or data set without
+declarations are not checked.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from kdsr.runtime.suggestions import nearest
 def check(
     opt: dict[str, Any], is_train: bool, warnings: list[str] | None = None, random_weights: bool = False
 ) -> list[str]:
-    """All problems of an option tree at the user's level; empty when it can be run.
+    """Returns all problems of an option tree; empty if it can be run.
 
     Args:
-        opt: As the option file has it: pieces, overrides and references applied, nothing derived.
-        is_train: Training needs ``train`` and a set ``train``; testing ``val`` and sets to test.
-        warnings: Gets what the run can live with.
-        random_weights: Whether a test may do without the weights of its network.
+        opt: The options as in the option file, with pieces, overrides and references applied.
+        is_train: Whether the options are checked for training or for testing.
+        warnings: Receives problems that do not stop the run.
+        random_weights: Whether a network without pretrained weights may be tested.
     """
     problems: list[str] = []
     warnings = [] if warnings is None else warnings
@@ -89,7 +89,7 @@ def check(
             check_ground_truth(opt, model, problems)
             problems += model.check_options(opt) if hasattr(model, "check_options") else []
         except (AttributeError, KeyError, TypeError, ValueError):
-            if not found:  # else it stumbled over what has just been reported
+            if not found:  # else the error follows from a problem that is already reported
                 raise
     return problems
 
@@ -103,7 +103,9 @@ def _find_model(opt: dict[str, Any], problems: list[str]) -> type | None:
     if isinstance(name, str) and name in known:
         return known[name]
     problems.append(f"model_type: {describe(name)} is not known; {nearest(str(name), known)}")
-    meant = difflib.get_close_matches(str(name), known, n=1)  # judge the rest as if it had been spelt right
+    meant = difflib.get_close_matches(
+        str(name), known, n=1
+    )  # the other checks use the model with the nearest name
     return known[meant[0]] if meant else None
 
 
@@ -123,7 +125,7 @@ def _check_top(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems: l
 
 
 def _check_older_keys(opt: dict[str, Any], problems: list[str]) -> None:
-    """BasicSR's older test files also have options of ``val`` at the top, where nothing reads them."""
+    """Checks options of ``val`` at the top level, where BasicSR's older test files have them and nothing reads them."""
     val = opt["val"] if isinstance(opt.get("val"), dict) else {}
     metrics = val["metrics"] if isinstance(val.get("metrics"), dict) else {}
     of_metrics = [metric.get("crop_border") for metric in metrics.values() if isinstance(metric, dict)]
@@ -134,7 +136,7 @@ def _check_older_keys(opt: dict[str, Any], problems: list[str]) -> None:
     ):
         value = opt.get(key)
         if value is not None and there and value not in there:
-            problems.append(f"{key}: nothing reads it here; set {place}, or take it out")
+            problems.append(f"{key}: has no effect here; set {place}, or remove it")
 
 
 def _check_networks(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
@@ -144,9 +146,9 @@ def _check_networks(opt: dict[str, Any], is_train: bool, problems: list[str]) ->
             network = find_type(options, known, key, problems)
             if network is not None:
                 check_call(network, options, key, problems)
-                # a test does not build the others, and may run where a file that they read is not
+                # a test builds only network_g; files of the other networks may be missing
                 built = is_train or key == "network_g"
-                if built and hasattr(network, "option_problems"):  # what the signature cannot tell
+                if built and hasattr(network, "option_problems"):  # checks beyond the signature
                     problems += [f"{key}.{problem}" for problem in network.option_problems(options)]
 
 
@@ -170,9 +172,7 @@ def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problem
             wanted = keys.train[key].losses if key in keys.train else ()
             if loss is not None and wanted and not issubclass(loss, wanted):
                 use = " or ".join(each.__name__ for each in wanted)
-                problems.append(
-                    f"{place}.type: {options['type']} does not compare what this term does; use {use}"
-                )
+                problems.append(f"{place}.type: {options['type']} is not a loss of this term; use {use}")
                 continue
             if keys.ours and is_schedule(options.get("loss_weight")):
                 problems += schedule_problems(options["loss_weight"], f"{place}.loss_weight")
@@ -182,7 +182,7 @@ def _check_train(train: dict[str, Any], keys: ModelKeys, is_train: bool, problem
 
 
 def optimizers() -> dict[str, Any]:
-    """The optimizers of torch by name."""
+    """Returns the optimizers of torch by name."""
     base = torch.optim.Optimizer
     return {
         name: cls
@@ -214,11 +214,11 @@ def _check_scheduler(
     count = len(options.get(parts, (1,)))
     for key in ("restart_weights", "eta_mins"):
         if key in scheduler.declared() and (found := len(options.get(key, (1,)))) != count:
-            problems.append(f"{place}.{key}: {found} weights for {count} {parts}")
-    # past its last period BasicSR's scheduler fails, at the end of a long run
+            problems.append(f"{place}.{key}: {found} values for {count} {parts}")
+    # BasicSR's scheduler fails after its last period
     whole = sum(options.get("periods", ()))
     if parts == "periods" and isinstance(total_iter, int | float) and whole < total_iter - 1:
-        problems.append(f"{place}.periods: last {whole} iterations, train.total_iter is {total_iter}")
+        problems.append(f"{place}.periods: sum to {whole} iterations, train.total_iter is {total_iter}")
 
 
 def _check_val(
@@ -249,14 +249,14 @@ def _check_val(
 
 
 def options_of_metric(kind: str, metric: Any) -> dict[str, Option]:
-    """The options of a type of metric."""
+    """Returns the options of a type of metric."""
     stock = STOCK_METRICS.get(kind)
     own = options_of(metric, given=["img", "img2"]) | MetricOptions.declared()
     return own if stock is None else stock.declared()
 
 
 def _check_direction(options: dict[str, Any], place: str, problems: list[str], warnings: list[str]) -> None:
-    """Checks ``better``, by which the best validation is found."""
+    """Checks ``better``, which defines the best validation."""
     known = better_of({"type": options.get("type")})
     if "better" not in options:
         if known is None:
@@ -265,13 +265,11 @@ def _check_direction(options: dict[str, Any], place: str, problems: list[str], w
                 "(higher is assumed)"
             )
     elif known not in (None, options["better"]):
-        problems.append(
-            f"{place}.better: {known} values of {options['type']} are better; take this option out"
-        )
+        problems.append(f"{place}.better: {known} values of {options['type']} are better; remove this option")
 
 
 def _check_references(opt: dict[str, Any], keys: ModelKeys, problems: list[str]) -> None:
-    """BasicSR's models fail on a set without GT when a metric wants one; ours leave the metric out."""
+    """Checks metrics that need GT: BasicSR's models fail on a set without GT, kdsr's skip the metric."""
     datasets, val = opt.get("datasets"), opt.get("val")
     metrics = val.get("metrics") if isinstance(val, dict) else None
     if keys.ours or not isinstance(datasets, dict) or not isinstance(metrics, dict):
@@ -282,7 +280,7 @@ def _check_references(opt: dict[str, Any], keys: ModelKeys, problems: list[str])
     for key, dataset in datasets.items():
         if with_reference and isinstance(dataset, dict) and not gives_gt(dataset.get("type")):
             problems.append(
-                f"datasets.{key}: has no GT, which {with_reference[0]} needs; take val.metrics out, or this set"
+                f"datasets.{key}: has no GT, which {with_reference[0]} needs; remove val.metrics, or this set"
             )
 
 
@@ -307,5 +305,5 @@ def _check_paths(opt: dict[str, Any], keys: ModelKeys, is_train: bool, problems:
     for key in needed:
         file = path.get(key)
         if isinstance(file, str) and not osp.isfile(osp.expanduser(file)):
-            away = "" if osp.isabs(osp.expanduser(file)) else " (relative to the working directory)"
-            problems.append(f"path.{key}: there is no file {file}{away}")
+            hint = "" if osp.isabs(osp.expanduser(file)) else " (relative to the working directory)"
+            problems.append(f"path.{key}: there is no file {file}{hint}")

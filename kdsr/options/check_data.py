@@ -1,4 +1,4 @@
-"""The part of the option check that looks at ``datasets``: keys, loaders, and the files behind them."""
+"""Checks the section ``datasets``: keys, loaders and files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kdsr.runtime.declarations import Option, check_kind, check_section, is_kind
 
 
 def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str], warnings: list[str]) -> None:
-    """Checks every set of ``datasets`` and asks whether its files are there; null switches a set off.
+    """Checks every set of ``datasets`` and its files; a set that is null is ignored.
 
-    ``warnings`` gets what a run can live with: unreadable training images that it has been told to skip.
+    ``warnings`` receives problems that do not stop the run, such as unreadable images with ``on_bad_image: skip``.
     """
     datasets = opt.get("datasets")
     if not isinstance(datasets, dict):
@@ -28,7 +28,7 @@ def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str], war
     if is_train and not datasets.get("train"):
         problems.append("datasets.train: is required")
     if not any(datasets.values()):
-        problems.append("datasets: names no set")
+        problems.append("datasets: has no data set")
     names: dict[str, str] = {}
     for key, dataset in datasets.items():
         place = f"datasets.{key}"
@@ -46,7 +46,9 @@ def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str], war
         _check_keys(dataset, phase, place, problems)
         name = dataset.get("name")
         if isinstance(name, str) and phase != "train" and names.setdefault(name, place) != place:
-            problems.append(f"{place}.name: {name} names {names[name]} too; results are told apart by it")
+            problems.append(
+                f"{place}.name: {name} is also the name of {names[name]}; the names of sets must differ"
+            )
         problems += progressive_problems(dataset, f"{place}.progressive")
         if len(problems) == before:
             found: list[str] = []
@@ -60,7 +62,7 @@ def check_datasets(opt: dict[str, Any], is_train: bool, problems: list[str], war
 
 
 def _check_colors(datasets: dict[str, Any], problems: list[str]) -> None:
-    """A network takes one channel or three: sets that are used together must be of one ``color``."""
+    """Checks that all sets have the same ``color``: a network takes either one channel or three."""
     colors = {}
     for key, dataset in datasets.items():
         known = isinstance(dataset, dict) and declared_by(
@@ -71,7 +73,7 @@ def _check_colors(datasets: dict[str, Any], problems: list[str]) -> None:
     first = next(iter(colors), "")
     problems += [
         f"datasets.{key}.color: is {color}, but datasets.{first} is {colors[first]}; a network takes one or the other: "
-        + (f"set datasets.{key}.color: y" if color == "rgb" else f"take datasets.{key}.color out")
+        + (f"set datasets.{key}.color: y" if color == "rgb" else f"remove datasets.{key}.color")
         for key, color in colors.items()
         if color != colors[first]
     ]
@@ -84,7 +86,7 @@ def _look_at_files(
         return [f"scale: is required by {place}, a {dataset['type']}"]
     scale = 1 if scale is None else scale
     if not (is_kind(scale, int) and scale >= 1):
-        return []  # reported where it stands
+        return []  # reported with the option itself
     scale = int(scale)
     named = ("dataroot_gt", "dataroot_lq", "meta_info_file")
     roots = {key: expanduser(dataset[key]) for key in named if dataset.get(key)}
@@ -92,12 +94,12 @@ def _look_at_files(
 
 
 def declared_by(cls: type | None) -> type[DatasetOptions] | None:
-    """What declares the options of a class of data sets; None where nothing does."""
+    """Returns the declarations of a data set's options, or None if there are none."""
     return STOCK_DATASETS.get(getattr(cls, "__name__", "")) or getattr(cls, "options", None)
 
 
 def keys_of_dataset(kind: Any) -> dict[str, Option]:
-    """The options of a type of data set as far as they are known."""
+    """Returns the known options of a type of data set."""
     return (declared_by(registered(DATASET_REGISTRY).get(str(kind))) or DatasetOptions).declared()
 
 
@@ -114,12 +116,12 @@ def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[
     ratio = dataset.get("dataset_enlarge_ratio")
     if phase == "train" and isinstance(ratio, float) and 0 < ratio < 1:
         problems.append(
-            f"{place}.dataset_enlarge_ratio: {ratio} would leave the same images out of every epoch; set 1"
+            f"{place}.dataset_enlarge_ratio: {ratio} would omit the same images in every epoch; set 1"
         )
     if phase == "train" and dataset.get("use_shuffle") is False:
-        problems.append(f"{place}.use_shuffle: training sets are always shuffled; take it out")
+        problems.append(f"{place}.use_shuffle: training sets are always shuffled; remove it")
     if dataset.get("on_bad_image") == "skip" and phase != "train":
-        problems.append(f"{place}.on_bad_image: only a training set can skip; here every image counts")
+        problems.append(f"{place}.on_bad_image: only a training set can skip images; remove it")
     if declared is not None:
         _check_normalisation(dataset, place, problems)
 
@@ -130,18 +132,18 @@ def _check_backend(dataset: dict[str, Any], place: str, problems: list[str]) -> 
     for key, filled_in in (("db_paths", roots), ("client_keys", ["lq", "gt"][: len(roots)])):
         given = options.get(key, filled_in)
         if given not in (filled_in, filled_in[0] if len(filled_in) == 1 else None):
-            problems.append(f"{place}.{key}: is filled in by the data set, from its dataroot_*; take it out")
+            problems.append(f"{place}.{key}: is set by the data set from its dataroot_*; remove it")
         elif key in options and options.get("type") == "disk":
-            problems.append(f"{place}.{key}: belongs to an LMDB; take it out, or set type: lmdb")
+            problems.append(f"{place}.{key}: is for LMDBs only; remove it, or set type: lmdb")
 
 
 def _check_normalisation(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
-    """Checks ``mean`` and ``std``, which are subtracted and divided by: both, with a number per channel."""
+    """Checks ``mean`` and ``std``: both must be given, with one value per channel."""
     given = {key: dataset[key] for key in ("mean", "std") if isinstance(dataset.get(key), list)}
     channels = 1 if dataset.get("color") == "y" else 3
     for key, values in given.items():
         here, other = f"{place}.{key}", "std" if key == "mean" else "mean"
         if len(values) not in (1, channels):
-            problems.append(f"{here}: {len(values)} numbers for images of {channels} channels")
+            problems.append(f"{here}: {len(values)} values for images of {channels} channels")
         if other not in given:
             problems.append(f"{place}.{other}: is required by {key}")

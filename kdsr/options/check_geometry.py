@@ -1,4 +1,4 @@
-"""The part of the option check that looks at sizes: scale, patch, and what the networks can take."""
+"""Checks sizes: the scale, the training patches, and the multiples that networks need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SCALE_PARAMETERS = ("upscale", "scale")
 def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> None:
     """Checks that data, student and teacher agree in scale, and that a training patch fits networks and model.
 
-    ``opt`` is that of ``each_network``.
+    ``opt`` is the result of ``each_network``.
     """
     scale = opt.get("scale", 1)
     if not is_kind(scale, int) or scale < 1:
@@ -34,8 +34,8 @@ def check_geometry(opt: dict[str, Any], is_train: bool, problems: list[str]) -> 
         for place, size in patch_sizes(train):
             _check_patch(opt, size, int(scale), place, multiples, problems)
             problems += [
-                f"{place}: {size} is no multiple of {multiple}, which {who} needs"
-                for who, multiple in required.items()
+                f"{place}: {size} is not a multiple of {multiple}, which {option} needs"
+                for option, multiple in required.items()
                 if size % multiple
             ]
 
@@ -44,7 +44,7 @@ def _check_patch(
     opt: dict[str, Any], size: int, scale: int, place: str, multiples: dict[str, int], problems: list[str]
 ) -> None:
     if size % scale:
-        if "progressive" in place:  # of the set's own gt_size the check of the data says so
+        if "progressive" in place:  # the check of the data reports the set's own gt_size
             problems.append(f"{place}: {size} is not a multiple of the scale {scale}")
         return
     patch = size // scale
@@ -56,7 +56,7 @@ def _check_patch(
 
 
 def _effective(options: dict[str, Any], name: str) -> Any:
-    """A network's parameter: as given, else its constructor's default; None where it has none."""
+    """Returns a network's parameter: the given value or the constructor's default; None if it does not exist."""
     if name in options:
         return options[name]
     network = registered(ARCH_REGISTRY).get(str(options.get("type")))
@@ -76,7 +76,7 @@ def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str
             f"{key}.{place}: {what} is a network of scale {facts.scale} ({facts.architecture}), but {said}"
         )
     if options.get("type") == "SwinIR" and not options.get("upsampler"):
-        return  # without an upsampler it keeps the size, whatever its upscale says
+        return  # without an upsampler SwinIR ignores upscale
     for name in _SCALE_PARAMETERS:
         value = _effective(options, name)
         if isinstance(value, int) and value != scale:
@@ -86,7 +86,7 @@ def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str
 
 
 def _facts(options: dict[str, Any]) -> Any:
-    """What spandrel says of a network; None for networks of others, and where it cannot be built."""
+    """Returns what spandrel knows of a network; None for other networks, or if it cannot be built."""
     network: Any = registered(ARCH_REGISTRY).get(str(options.get("type")))
     needed = {"path", "architecture"}
     if not hasattr(network, "facts") or not needed & options.keys() or network.option_problems(options):
@@ -95,7 +95,7 @@ def _facts(options: dict[str, Any]) -> Any:
 
 
 def _check_window(options: Any, key: str, patch: int, said: str, problems: list[str]) -> None:
-    """BasicSR's SwinIR does not pad: it takes multiples of its window only."""
+    """Checks the window of BasicSR's SwinIR, which does not pad."""
     if not isinstance(options, dict) or options.get("type") != "SwinIR":
         return
     window, image = _effective(options, "window_size"), _effective(options, "img_size")
@@ -106,9 +106,9 @@ def _check_window(options: Any, key: str, patch: int, said: str, problems: list[
 
 
 def _multiple_of(options: Any) -> int:
-    """What a network says in ``multiple_of`` or ``window_size``: of its class, or of one built without memory.
+    """Returns ``window_size`` or ``multiple_of`` of a network, from its class or an instance on the meta device.
 
-    1 for BasicSR's networks, which say nothing that means this, and for one that cannot be built (others say why).
+    Returns 1 for BasicSR's networks, which do not define these, and for a network that cannot be built.
     """
     network = registered(ARCH_REGISTRY).get(str(options.get("type"))) if isinstance(options, dict) else None
     if network is None or network.__module__.startswith("basicsr."):
@@ -127,17 +127,17 @@ def _multiple_of(options: Any) -> int:
 
 
 def has_parameters(options: Any) -> bool:
-    """Whether a network needs weights; one that cannot be built to find out is taken to (others say why)."""
+    """Whether a network has parameters; True if it cannot be built."""
     net = _without_memory(options) if isinstance(options, dict) else None
     return net is None or any(True for _ in net.parameters())
 
 
 def _without_memory(options: dict[str, Any]) -> Any:
-    """A network built without memory for its weights; None where that is not possible."""
+    """Builds a network on the meta device; None if that fails."""
     network: Any = registered(ARCH_REGISTRY).get(str(options.get("type")))
     arguments = {name: value for name, value in options.items() if name != "type"}
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), limit_network_size("network"):
             return network(**arguments)
-    except Exception:  # whatever an architecture makes of its options
+    except Exception:  # any error of an architecture
         return None

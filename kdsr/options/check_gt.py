@@ -1,4 +1,4 @@
-"""The part of the option check that asks for ground truth: losses that compare with it, sets that have none."""
+"""Checks for losses that need ground truth where the training set has none."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kdsr.options.stock import STOCK_GT_KEYS, STOCK_MODELS
 
 
 def gives_gt(kind: Any) -> bool:
-    """Whether a type of data set gives ground truth, as far as it says so: a foreign one is taken to do."""
+    """Whether a type of data set gives ground truth; True for data sets without ``GIVES_GT``."""
     if kind in WITHOUT_GT:
         return False
     return bool(getattr(registered(DATASET_REGISTRY).get(str(kind)), "GIVES_GT", True))
 
 
 def check_ground_truth(opt: dict[str, Any], model: type | None, problems: list[str]) -> None:
-    """Reports what compares with the ground truth where the training set is one that has none."""
+    """Reports losses that need ground truth if the training set has none."""
     datasets = opt.get("datasets")
     dataset = datasets.get("train") if isinstance(datasets, dict) else None
     if isinstance(dataset, dict) and not gives_gt(dataset.get("type")):
@@ -28,7 +28,7 @@ def check_ground_truth(opt: dict[str, Any], model: type | None, problems: list[s
 
 
 def ground_truth_problems(opt: dict[str, Any], model: type | None) -> list[str]:
-    """What of ``train`` cannot do without the ground truth that ``datasets.train`` does not give."""
+    """Returns a message for each key of ``train`` that needs ground truth."""
     train = opt.get("train")
     if model is None or not isinstance(train, dict):
         return []
@@ -36,9 +36,9 @@ def ground_truth_problems(opt: dict[str, Any], model: type | None) -> list[str]:
     if issubclass(model, LoopInterface):
         needing = model.keys_with_gt(train)
     elif model.__name__ in STOCK_MODELS:
-        needing = {key: "take it out" for key in STOCK_GT_KEYS if train.get(key)}
+        needing = {key: "remove it" for key in STOCK_GT_KEYS if train.get(key)}
     kind = opt["datasets"]["train"].get("type")
     return [
-        f"train.{key}: needs ground truth, which datasets.train ({kind}) has not; {cure}, or give a paired set"
-        for key, cure in needing.items()
+        f"train.{key}: needs ground truth, which datasets.train ({kind}) does not have; {remedy}, or use a paired set"
+        for key, remedy in needing.items()
     ]

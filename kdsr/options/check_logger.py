@@ -1,4 +1,4 @@
-"""Checks the section ``logger``: its keys, and that the best checkpoint is judged by something that is measured."""
+"""Checks the section ``logger``: its keys, and the set and metric of ``save_best``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kdsr.runtime.suggestions import nearest
 
 
 def check_logger(opt: dict[str, Any], keys: ModelKeys, problems: list[str]) -> None:
-    """Reports what is wrong with ``logger``.
+    """Checks ``logger``.
 
     Args:
         opt: The option tree.
-        keys: Those of the model.
-        problems: Gets what is wrong.
+        keys: The keys of the model.
+        problems: Receives the problems.
     """
     logger = opt.get("logger")
     if not isinstance(logger, dict):
@@ -34,7 +34,7 @@ def check_logger(opt: dict[str, Any], keys: ModelKeys, problems: list[str]) -> N
         if importlib.util.find_spec("wandb") is None:
             problems.append("logger.wandb.project: wandb is not installed (pip install wandb)")
     elif isinstance(wandb, dict) and wandb.get("resume_id") is not None:
-        problems.append("logger.wandb.resume_id: nothing reads it without logger.wandb.project")
+        problems.append("logger.wandb.resume_id: has no effect without logger.wandb.project")
     best = logger.get("save_best")
     if not keys.ours or not isinstance(best, dict):
         return
@@ -60,7 +60,7 @@ def check_logger(opt: dict[str, Any], keys: ModelKeys, problems: list[str]) -> N
 
 
 def _judge_problems(best: dict[str, Any], metric: dict[str, Any], datasets: Any) -> list[str]:
-    """Why a metric of ``val.metrics`` cannot say which checkpoint is the best one."""
+    """Returns why a metric of ``val.metrics`` cannot select the best checkpoint."""
     place, kind = f"val.metrics.{best['metric']}", str(metric.get("type"))
     if better_of(metric) is None:
         return [f"{place}.better: is required by logger.save_best.metric; give higher or lower"]
@@ -68,7 +68,7 @@ def _judge_problems(best: dict[str, Any], metric: dict[str, Any], datasets: Any)
     sets = datasets.values() if isinstance(datasets, dict) else ()
     if kind in known and "img2" in options_of(known[kind]):
         return [
-            f"logger.save_best.metric: {kind} needs GT, which the set {best.get('set')} has not"
+            f"logger.save_best.metric: {kind} needs GT, which the set {best.get('set')} does not have"
             for dataset in sets
             if isinstance(dataset, dict)
             and dataset.get("name") == best.get("set")

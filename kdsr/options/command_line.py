@@ -1,4 +1,4 @@
-"""The command line of ``kdsr train`` and ``kdsr test``: BasicSR's flags, and overrides that need none."""
+"""The command line of ``kdsr train`` and ``kdsr test``: BasicSR's flags, and overrides without a flag."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 def make_parser(is_train: bool = True) -> argparse.ArgumentParser:
-    """BasicSR's flags; ``--force_yml`` more than once. Words without a flag are for :func:`read_arguments`."""
+    """Returns a parser of BasicSR's flags; ``--force_yml`` may be repeated."""
     parser = argparse.ArgumentParser(
         description=f"{'Trains' if is_train else 'Tests'} what an option file describes."
     )
@@ -35,18 +35,18 @@ def make_parser(is_train: bool = True) -> argparse.ArgumentParser:
         "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="job launcher"
     )
     parser.add_argument(
-        "--auto_resume", action="store_true", help="go on from the newest state of this run, if any"
+        "--auto_resume", action="store_true", help="resume from the newest state of this run, if any"
     )
     parser.add_argument(
         "--force_resume",
         action="store_true",
-        help="go on from a state although the networks or the training images have changed since",
+        help="resume even if the networks or the training images have changed",
     )
     if not is_train:
         parser.add_argument(
             "--random_weights",
             action="store_true",
-            help="test a network for which no weights are named, with random ones",
+            help="test a network without pretrained weights",
         )
     parser.add_argument(
         "--debug", action="store_true", help="validate and save every 8 iterations, as debug_NAME"
@@ -58,7 +58,7 @@ def make_parser(is_train: bool = True) -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="KEY:KEY=VALUE",
-        help="options that replace the file's, for example train:ema_decay=0.999",
+        help="override options of the file, for example train:ema_decay=0.999",
     )
     return parser
 
@@ -71,10 +71,10 @@ def read_arguments(is_train: bool = True, argv: Sequence[str] | None = None) -> 
         argv: The arguments; those of the process by default.
 
     Returns:
-        BasicSR's arguments. ``force_yml`` holds all overrides, those without a flag last.
+        BasicSR's arguments. ``force_yml`` holds all overrides; those without a flag come last.
 
     Raises:
-        SystemExit: With exit code 2, when a flag is not known or no option file is named.
+        SystemExit: With exit code 2, if a flag is unknown or the option file is missing.
     """
     parser = make_parser(is_train)
     args = parser.parse_intermixed_args(
@@ -92,10 +92,10 @@ def read_arguments(is_train: bool = True, argv: Sequence[str] | None = None) -> 
 
 
 def parse_arguments(is_train: bool = True, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """As :func:`read_arguments`, and ``local_rank`` is a number.
+    """Like :func:`read_arguments`, with ``local_rank`` as a number.
 
     Raises:
-        OptionError: LOCAL_RANK in the environment is no number.
+        OptionError: LOCAL_RANK in the environment is not a number.
     """
     from kdsr.runtime.launchers import whole_number  # imports torch
 
@@ -108,5 +108,5 @@ def parse_arguments(is_train: bool = True, argv: Sequence[str] | None = None) ->
 
 
 def _with_underscores(word: str) -> str:
-    """``--auto-resume`` is ``--auto_resume``; what follows an ``=`` stays."""
+    """Converts ``--auto-resume`` to ``--auto_resume``; the text after ``=`` is unchanged."""
     return re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word)

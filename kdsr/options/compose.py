@@ -1,6 +1,6 @@
-"""Composes option files: which pieces of ``options/_base_`` a method, a backbone, a data set and a schedule need.
+"""Composes option files from the pieces in ``options/_base_``, for ``kdsr new``.
 
-``kdsr new`` writes what is composed here. A piece may have a variant for another choice, which then replaces it:
+A piece may have a variant for another choice, which then replaces it:
 ``methods/FitNet_EDSR.yml``, ``methods/DUKD_EDSR_x4.yml``, ``backbones/NAFNet_GoPro.yml``, ``taps/EDSR_FACD.yml``,
 ``schedules/SLKD_100_epochs_GoPro.yml``.
 """
@@ -18,7 +18,7 @@ from kdsr.options.files import read_file
 from kdsr.runtime.errors import OptionError
 from kdsr.runtime.suggestions import nearest
 
-# loss in train -> the option that names the features it compares, which depend on the backbone
+# loss in train -> the option that lists its features, which depend on the backbone
 _FEATURES = {"bm_opt": "blocks", "nc_opt": "encoder_taps", "et_opt": "decoder_taps"} | dict.fromkeys(
     ("fitnet_opt", "at_opt", "fakd_opt", "rkd_opt", "facd_opt", "fm_opt"), "taps"
 )
@@ -27,9 +27,9 @@ _SHORT = {"sample": "demo", "T91BSDS": "short"}  # small data set -> its schedul
 
 @dataclass(frozen=True)
 class Choice:
-    """What ``kdsr new`` is asked for: names of pieces, or paths of one's own (``.yml``).
+    """The arguments of ``kdsr new``: names of pieces, or paths of ``.yml`` files.
 
-    ``scale`` and ``schedule`` may be None: the data set's only scale, and the usual schedule.
+    If ``scale`` is None, the data set has only one. If ``schedule`` is None, the default is used.
     """
 
     method: str
@@ -58,14 +58,14 @@ class Choice:
 
 @dataclass
 class Recipe:
-    """A composed option file: its pieces in order, each with the reason, and its own settings."""
+    """A composed option file: its pieces in order, each with a reason, and its own settings."""
 
     name: str
     pieces: list[tuple[Path, str]] = field(default_factory=list)
     settings: list[str] = field(default_factory=list)  # lines of YAML
 
     def text(self, file: Path, options: Path) -> str:
-        """The option file, its ``_base_`` entries relative to the folder that ``file`` lies in."""
+        """Returns the option file, with ``_base_`` entries relative to the folder of ``file``."""
         folder = file.resolve().parent
         bases = [Path(os.path.relpath(piece.resolve(), folder)).as_posix() for piece, _ in self.pieces]
         schema = Path(os.path.relpath((options / "schema.json").resolve(), folder)).as_posix()
@@ -79,7 +79,7 @@ class Recipe:
 
 
 def options_folder() -> Path | None:
-    """The folder with the pieces: ``options`` here, or that of kdsr's checkout; an installed package has none."""
+    """Returns the folder with the pieces: ``options`` here or in kdsr's checkout; None for an installed package."""
     folders = (Path("options"), Path(__file__).resolve().parents[2] / "options")
     return next((folder for folder in folders if (folder / "_base_/runtime.yml").is_file()), None)
 
@@ -108,7 +108,7 @@ class Pieces:
         self.schedules = self._without_variants("schedules", sets)
 
     def read(self, piece: Path) -> dict[str, Any]:
-        """A piece's options, its own ``_base_`` merged, references as they stand."""
+        """Returns a piece's options with its ``_base_`` merged; references are not resolved."""
         if piece not in self._read:
             self._read[piece] = read_file(piece)[0]
         return self._read[piece]
@@ -128,7 +128,7 @@ class Pieces:
         return next((pieces[name] for name in names if name in pieces), None)
 
     def choices(self) -> Iterator[Choice]:
-        """Everything that can be composed of the shipped pieces, with the usual schedule."""
+        """Yields every valid combination of pieces, with the default schedule."""
         for method in self.methods:
             for backbone in self.backbones:
                 for data, scale in self.data:
@@ -140,16 +140,16 @@ class Pieces:
                     yield choice
 
     def compose(self, choice: Choice) -> Recipe:
-        """Puts the pieces of a choice together.
+        """Composes the pieces of a choice.
 
         Raises:
-            OptionError: A name that is none, with the nearest ones, or a combination that cannot work; all at once.
+            OptionError: All unknown names, with the nearest ones, and combinations that cannot work.
         """
         problems: list[str] = []
         method = self._find("method", choice.method, self.methods, problems)
         backbone = self._find("backbone", choice.backbone, self.backbones, problems)
         data, scale = self._find_data(choice, problems)
-        schedule = self.folder  # found below where none is named
+        schedule = self.folder  # set below if not given
         if choice.schedule:
             schedule = self._find("schedule", choice.schedule, self.schedules, problems)
         if problems:
@@ -184,7 +184,7 @@ class Pieces:
             )
         if not _is_path(choice.schedule or ""):
             schedule = self._first("schedules", f"{schedule.stem}_{choice.data}") or schedule
-        add((schedule, f"--schedule {choice.schedule}" if choice.schedule else "the usual one"))
+        add((schedule, f"--schedule {choice.schedule}" if choice.schedule else "the default"))
         add((method, f"--method {choice.method}"))
         if problems:
             raise OptionError(problems)
@@ -211,11 +211,9 @@ class Pieces:
         if name in known:
             return known[name]
         if not _is_path(name):
-            problems.append(
-                f"--{flag} {name}: there is no such piece in {self.folder}; {nearest(name, known)}"
-            )
+            problems.append(f"--{flag} {name}: no such piece in {self.folder}; {nearest(name, known)}")
         elif not Path(name).is_file():
-            problems.append(f"--{flag} {name}: there is no such file")
+            problems.append(f"--{flag} {name}: no such file")
         return Path(name)
 
     def _find_data(self, choice: Choice, problems: list[str]) -> tuple[Path, int]:
@@ -237,26 +235,26 @@ class Pieces:
     def _misfits(
         self, choice: Choice, losses: list[str], backbone: Path, data: Path, scale: int
     ) -> Iterator[str]:
-        """Why method, backbone and data do not go together."""
+        """Yields why method, backbone and data do not fit together."""
         student = self.read(backbone).get("network_g") or {}
         student = {**student, **(student.get("parameters") or {})}
         resizes = "upscale" in student or "scale" in student
         if resizes and scale == 1:
             yield f"--backbone {choice.backbone}: upscales, and the images of {choice.data} keep their size"
         if not resizes and scale > 1 and student.get("type") != "Spandrel":
-            yield f"--backbone {choice.backbone}: keeps the size of images, and {choice.data} asks for x{scale}"
+            yield f"--backbone {choice.backbone}: keeps the size of images, and {choice.data} needs x{scale}"
         if "zoom_out_opt" in losses and scale == 1:
             yield f"--method {choice.method}: zoom_out_opt is for super-resolution"
         has_gt = "dataroot_gt" in self._train_set(data)
         if has_gt and choice.method.endswith("_no_gt"):
-            yield f"--method {choice.method}: is for data without ground truth, {choice.data} has it"
+            yield f"--method {choice.method}: is for data without ground truth, {choice.data} has ground truth"
         if not has_gt and "pixel_opt" in losses:
             yield f"--method {choice.method}: pixel_opt needs ground truth, {choice.data} has none"
 
     def _features(
         self, choice: Choice, losses: list[str], backbone: Path, network: str, problems: list[str]
     ) -> list[tuple[Path, str]]:
-        """The pieces that name features, for the losses that compare some."""
+        """Returns the pieces that list features, for the losses that compare features."""
         found: dict[Path, str] = {}
         for loss in losses:
             option = _FEATURES.get(loss)
@@ -268,7 +266,7 @@ class Pieces:
             if piece is None or option not in self.read(piece)["train"]:
                 problems.append(
                     f"--method {choice.method}: {loss} needs train.{option}, which no piece in "
-                    f"{self.folder / kind} has for {choice.backbone}; write one, or put it into the backbone's piece "
+                    f"{self.folder / kind} has for {choice.backbone}; write one, or add it to the backbone's piece "
                     "(docs/new_backbone.md)"
                 )
             else:
@@ -282,14 +280,14 @@ class Pieces:
         return "gt_size" in self._train_set(piece)
 
     def _fitting_schedules(self, data: Path) -> dict[str, Path]:
-        """Those that set the size of patches where the data do not, and the other way round."""
+        """Returns the schedules that set ``gt_size``, if the data set does not, or else those that do not."""
         wanted = not self._sets_patches(data)
         return {name: piece for name, piece in self.schedules.items() if self._sets_patches(piece) == wanted}
 
     def _usual_schedule(
         self, choice: Choice, network: str, data: Path, scale: int, problems: list[str]
     ) -> Path:
-        """``demo`` or ``short`` for the small data sets, else the method's, the network's or, last, ``SR_*``."""
+        """Returns ``demo`` or ``short`` for small data sets, else the method's, the network's or ``SR_*``."""
         fitting = self._fitting_schedules(data)
         short = _SHORT.get(Path(choice.data).stem.partition("_")[0])
         wanted = [f"{short}_{network}", short] if short else []
@@ -299,13 +297,13 @@ class Pieces:
             if name in fitting:
                 return fitting[name]
         problems.append(
-            f"--schedule: {choice.backbone} has no usual one for {choice.data}; valid: {', '.join(fitting)}"
+            f"--schedule: {choice.backbone} has no default for {choice.data}; valid: {', '.join(fitting)}"
         )
         return self.folder
 
 
 def new_command(file: Path) -> str | None:
-    """The ``kdsr new`` line that makes an option file of this name; None where the name is that of no combination."""
+    """Returns the ``kdsr new`` command that writes a file of this name; None if no combination has this name."""
     options = options_folder()
     choices = Pieces(options).choices() if options else ()
     return next((choice.command(file) for choice in choices if choice.name == file.stem), None)

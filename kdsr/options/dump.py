@@ -1,4 +1,4 @@
-"""Resolved options as one file that runs alone."""
+"""Writes the resolved options as one self-contained file."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import yaml
 from kdsr.options.files import EXPONENT_FLOAT, FLOAT_TAG
 from kdsr.runtime.atomic_files import atomic_write
 
-# what parse_options adds to what the user wrote
+# added by parse_options
 _DERIVED = ("is_train", "dist", "rank", "world_size", "auto_resume", "root_path", "warnings")
 _DERIVED_PATHS = ("models", "training_states", "log", "visualization")
 
 
 def user_level(opt: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the options without what :func:`parse_options` derives."""
+    """Returns a copy of the options without the keys that :func:`parse_options` adds."""
     options = {key: copy.deepcopy(value) for key, value in opt.items() if key not in _DERIVED}
     for dataset in (options.get("datasets") or {}).values():
         if dataset is not None:
             dataset.pop("phase", None)
             dataset.pop("scale", None)
     path = options.get("path")
-    if path and "visualization" in path:  # derived: the root is the run's folder by now, not the one above
+    if path and "visualization" in path:  # derived: the root is now the run's folder, not its parent
         for key in _DERIVED_PATHS:
             path.pop(key, None)
         for key in ("experiments_root", "results_root"):
@@ -38,7 +38,7 @@ def user_level(opt: dict[str, Any]) -> dict[str, Any]:
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes every value out (no anchors) and keeps the order of the keys."""
+    """Writes no anchors and keeps the order of the keys."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -58,14 +58,12 @@ _PlainDumper.add_implicit_resolver(FLOAT_TAG, EXPONENT_FLOAT, list("-+.012345678
 
 
 def dump(opt: dict[str, Any], path: str | Path) -> None:
-    """Writes the resolved options as one file that runs alone, with the command line in its header.
+    """Writes the resolved options as one self-contained file, with the command line in its header.
 
-    Relative paths stay relative to the working directory, as they were; run the file from the same directory
-    as the run it came from. It may be copied or run from the run's own folder.
+    Relative paths stay relative to the working directory, so run the file from the same directory. It may be copied.
 
     Args:
-        opt: ``args.resolved`` of :func:`parse_options`, or its ``opt`` before models have taken ``type`` out
-            of it.
+        opt: ``args.resolved`` of :func:`parse_options`, or its ``opt`` before models have removed ``type``.
         path: The file to write.
     """
     from kdsr import __version__

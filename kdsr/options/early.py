@@ -1,7 +1,7 @@
 """Finds misspelt keys before torch and BasicSR are imported, which takes seconds.
 
-The names of the options are read from the source of the package: the fields of the classes that derive from
-``Options``. A key that none of them has is misspelt, unless ``import_modules`` brings options of the user's own.
+The names of the options are read from the package's source: the fields of the subclasses of ``Options``. A file with
+``import_modules`` is not checked here, because the modules may declare further options.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kdsr.options.command_line import read_arguments
 from kdsr.options.files import load
 from kdsr.runtime.suggestions import nearest
 
-# the class of which all that declare options of a section derive; those of train derive from Options itself
+# base class of a section's declarations -> section; those of train derive from Options itself
 _SECTIONS = {
     "TopOptions": "",
     "StockPathOptions": "path",
@@ -31,7 +31,7 @@ _PER_NETWORK = "NetworkPathOptions"  # pretrain_network_g and so on
 
 
 def misspelt(argv: Sequence[str] | None, is_train: bool) -> list[str]:
-    """What is misspelt in the option file that a command line names; empty where that cannot be told early.
+    """Returns the misspelt keys of the option file on a command line; empty if they cannot be found without imports.
 
     Args:
         argv: The arguments; those of the process by default.
@@ -39,7 +39,7 @@ def misspelt(argv: Sequence[str] | None, is_train: bool) -> list[str]:
 
     Raises:
         OptionError: The option file cannot be read.
-        SystemExit: With exit code 2, when a flag is not known or no option file is named.
+        SystemExit: With exit code 2, if a flag is unknown or the option file is missing.
     """
     args = read_arguments(is_train, argv)
     if os.path.isdir(os.path.expanduser(args.opt)):
@@ -66,7 +66,7 @@ def misspelt(argv: Sequence[str] | None, is_train: bool) -> list[str]:
 
 
 def _sections(opt: dict[str, Any], known: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The declared sections that are there, by their places."""
+    """Yields the sections of the options that have declarations, with their names."""
     yield "", opt
     for section in (*_SECTIONS.values(), "train"):
         below = opt.get(section)
@@ -80,7 +80,7 @@ def _sections(opt: dict[str, Any], known: set[str]) -> Iterator[tuple[str, dict[
 
 @cache
 def _declared() -> tuple[dict[str, set[str]], set[str]]:
-    """The names of the declared options, by section; and the names of classes and of BasicSR's that are declared."""
+    """Returns the names of declared options by section, and the names of the classes that declare them."""
     bases: dict[str, list[str]] = {}
     fields: dict[str, set[str]] = {}
     known: set[str] = set()

@@ -1,7 +1,6 @@
 """Reads option files: safe YAML, ``_base_`` pieces, deep merge and ``${reference}`` interpolation.
 
-No object tag is ever executed, a key that occurs twice is an error, and ``1e-4`` is a number (plain YAML 1.1
-reads a string there).
+Object tags are refused, a duplicate key is an error, and ``1e-4`` is a number (a string in YAML 1.1).
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ REPLACE_KEY = "_replace_"
 _STANDARD_TAG = "tag:yaml.org,2002:"
 FLOAT_TAG = f"{_STANDARD_TAG}float"
 EXPONENT_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
-MOST_CHARACTERS, MOST_VALUES = 1_000_000, 100_000  # of one file; a template has 3000 and a hundred
+MOST_CHARACTERS, MOST_VALUES = 1_000_000, 100_000  # limits per file; a template has 3000 and 100
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 
 
 class SafeOptionLoader(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses duplicate keys and reads ``1e-4`` as a float and dates as text."""
+    """PyYAML's safe loader, but duplicate keys are errors, ``1e-4`` is a float and dates are text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, int] = {}
@@ -44,7 +43,7 @@ class SafeOptionLoader(yaml.SafeLoader):
                     None, None, f"key {key} occurs twice (first on line {seen[key]})", key_node.start_mark
                 )
             seen[key] = key_node.start_mark.line + 1
-        # deep: a node that contains itself through an alias is refused instead of making a cyclic dict
+        # deep: an alias to its own node raises an error instead of creating a cyclic dict
         return super().construct_mapping(node, deep=True)
 
     def construct_sequence(self, node: yaml.SequenceNode, deep: bool = False) -> list[Any]:
@@ -57,7 +56,7 @@ class SafeOptionLoader(yaml.SafeLoader):
         )
 
 
-# dates would arrive as datetime objects; options know text only
+# without this, dates would become datetime objects
 SafeOptionLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_STANDARD_TAG}timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -73,11 +72,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
     Args:
         text: The YAML document.
-        where: Name for the messages: a file or an override.
+        where: The file or override, for messages.
 
     Raises:
-        OptionError: Syntax error, duplicate key, object tag or several documents; names ``where`` and the
-            line.
+        OptionError: Syntax error, duplicate key, object tag or several documents, with ``where`` and the line.
     """
     try:
         return _unshared(yaml.load(text, Loader=SafeOptionLoader), [MOST_VALUES])  # a subclass of SafeLoader
@@ -90,24 +88,23 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _unshared(value: Any, left: list[int]) -> Any:
-    """A copy in which an anchor's section is not one dict in several places: a later change would reach them all.
+    """Copies a value so that aliases share no dict, because a later change would affect all of them.
 
     Raises:
-        ValueError: Aliases of aliases multiply to more values than are left.
+        ValueError: The expanded aliases exceed ``MOST_VALUES``.
     """
     left[0] -= 1
     if left[0] < 0:
-        raise ValueError(f"holds more than {MOST_VALUES:,d} values, its aliases written out")
+        raise ValueError(f"has more than {MOST_VALUES:,d} values with expanded aliases")
     if isinstance(value, dict):
         return {key: _unshared(below, left) for key, below in value.items()}
     return [_unshared(below, left) for below in value] if isinstance(value, list) else value
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Merges two option trees into a new one: sections merge, anything else (lists too) replaces.
+    """Merges two option trees into a new one: sections are merged, other values (lists too) are replaced.
 
-    A section of ``over`` that says ``_replace_: true`` replaces the one of ``base`` as a whole; ``null``
-    switches it off.
+    A section of ``over`` with ``_replace_: true`` replaces the one of ``base``; ``null`` disables it.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -125,21 +122,21 @@ def read_file(path: Path, _above: tuple[Path, ...] = ()) -> tuple[dict[str, Any]
     """Reads one file and its ``_base_`` pieces.
 
     Returns:
-        The merged options, not yet interpolated, and whether the file names any ``_base_`` piece.
+        The merged options, not yet interpolated, and whether the file has ``_base_`` pieces.
     """
     resolved = path.resolve()
     if resolved in _above:
         chain = " -> ".join(str(p) for p in (*_above, resolved))
-        raise OptionError(f"{BASE_KEY} goes in a circle: {chain}")
-    by = f" ({BASE_KEY} of {_above[-1]})" if _above else ""
+        raise OptionError(f"{BASE_KEY} is circular: {chain}")
+    source = f" ({BASE_KEY} of {_above[-1]})" if _above else ""
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise OptionError(f"option file {path}{by}: {reason}{_how_to_make(path)}") from error
+        raise OptionError(f"option file {path}{source}: {reason}{_how_to_make(path)}") from error
     if len(text) > MOST_CHARACTERS:
-        raise OptionError(f"option file {path}{by}: has more than {MOST_CHARACTERS:,d} characters")
+        raise OptionError(f"option file {path}{source}: has more than {MOST_CHARACTERS:,d} characters")
     options = parse_yaml(text, str(path))
     if not isinstance(options, dict):
         found = "empty" if options is None else f"a {type(options).__name__}"
@@ -149,18 +146,18 @@ def read_file(path: Path, _above: tuple[Path, ...] = ()) -> tuple[dict[str, Any]
     merged: dict[str, Any] = {}
     for name in names:
         if not isinstance(name, str):
-            raise OptionError(f"{path}: {BASE_KEY} is a file name or a list of them, not {name!r}")
+            raise OptionError(f"{path}: {BASE_KEY} must be a file name or a list of file names, not {name!r}")
         piece, _ = read_file(path.parent / Path(name).expanduser(), (*_above, resolved))
         merged = merge(merged, piece)
     return merge(merged, options), bool(names)
 
 
 def _how_to_make(path: Path) -> str:
-    """The ``kdsr new`` line for a file that is missing, where its name is that of a combination of pieces."""
-    from kdsr.options.compose import new_command  # which reads pieces with this module
+    """Returns a hint with the ``kdsr new`` command for a missing file, if its name is that of a combination."""
+    from kdsr.options.compose import new_command  # circular import
 
     command = None if path.exists() else new_command(path)
-    return f"; this makes it:\n  {command}" if command else ""
+    return f"; create it with:\n  {command}" if command else ""
 
 
 def _look_up(options: Any, name: str) -> Any:
@@ -176,10 +173,10 @@ def _look_up(options: Any, name: str) -> Any:
 
 
 def interpolate(options: dict[str, Any], where: str) -> dict[str, Any]:
-    """Replaces every ``${a.b}`` by the value of option ``a.b``; a string that is nothing else takes its type.
+    """Replaces every ``${a.b}`` by the value of option ``a.b``; a value that is only a reference takes its type.
 
     Raises:
-        OptionError: All unknown or circular references and sections within longer text at once.
+        OptionError: All unknown or circular references, and references to sections within text.
     """
     problems: list[str] = []
 
@@ -204,10 +201,12 @@ def interpolate(options: dict[str, Any], where: str) -> dict[str, Any]:
         try:
             target = _look_up(options, name)
         except KeyError:
-            problems.append(f"{where}: {place}: ${{{name}}} refers to an option that is not there")
+            problems.append(f"{where}: {place}: ${{{name}}} refers to an option that does not exist")
             return None
         if in_text and isinstance(target, dict | list):
-            problems.append(f"{where}: {place}: ${{{name}}} is no single value and cannot stand within text")
+            problems.append(
+                f"{where}: {place}: ${{{name}}} is not a single value and cannot be used within text"
+            )
             return None
         return resolve(copy.deepcopy(target), place, (*open_names, name))
 
@@ -218,24 +217,24 @@ def interpolate(options: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Loads an option file: pieces merged, overrides applied, references resolved; nothing is checked.
+    """Loads an option file: merges pieces, applies overrides and resolves references, without the option check.
 
     Args:
         path: The YAML file.
-        overrides: ``a:b=value`` entries, applied before references are resolved (so ``scale=3`` reaches every
-            ``${scale}``).
+        overrides: ``a:b=value`` entries, applied before references are resolved, so ``scale=3`` changes every
+            ``${scale}``.
 
     Returns:
-        Ordinary nested dicts.
+        Nested dicts.
 
     Raises:
-        OptionError: Naming file and line, or the override.
+        OptionError: The file cannot be read or an override is invalid; with file and line, or the override.
     """
     return load_with_origin(path, overrides)[0]
 
 
 def load_with_origin(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], bool]:
-    """As :func:`load`, and whether the file is composed of ``_base_`` pieces or written out."""
+    """Like :func:`load`; also returns whether the file has ``_base_`` pieces."""
     options, composed = read_file(Path(path).expanduser())
 
     def expand(value: Any) -> Any:
@@ -243,7 +242,7 @@ def load_with_origin(path: str | Path, overrides: Sequence[str] = ()) -> tuple[d
         try:
             return copy.deepcopy(_look_up(options, whole.group(1).strip())) if whole else value
         except KeyError:
-            return value  # the interpolation says so
+            return value  # reported by the interpolation
 
     apply_overrides(options, overrides, parse_yaml, expand)
     return interpolate(options, str(path)), composed

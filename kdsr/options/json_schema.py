@@ -1,8 +1,8 @@
-"""The JSON Schema of option files, by which editors complete and check them, from the declarations of the options.
+"""Creates the JSON Schema of option files, for editors, from the declarations of the options.
 
-It describes single files, which are parts of what a run reads: nothing is required, and a section without ``type``
-takes the keys of any type. A file that names ``import_modules`` may have types, networks and options of ``train`` that
-are not known here. Any value may be a reference, ``${a.b}``.
+A file may be a piece of an option file, so nothing is required, and a section without ``type`` takes the keys of any
+type. A file with ``import_modules`` may have unknown types, networks and options of ``train``. Any value may be a
+reference, ``${a.b}``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ANY_SECTION: Rule = {"type": ["object", "string", "null"], "pattern": _REFERENC
 
 
 def known(registry: Any) -> dict[str, Any]:
-    """What BasicSR and kdsr have registered, by name."""
+    """Returns the entries of a registry that come from BasicSR and kdsr, by name."""
     return {
         name: entry
         for name, entry in sorted(registered(registry).items())
@@ -56,7 +56,7 @@ def known(registry: Any) -> dict[str, Any]:
 
 
 def known_models() -> dict[str, ModelKeys]:
-    """The models that declare their options, by name."""
+    """Returns the models that declare their options, by name."""
     models = {name: ModelKeys(model) for name, model in known(MODEL_REGISTRY).items()}
     return {name: keys for name, keys in models.items() if keys.strict}
 
@@ -100,7 +100,7 @@ def _limits(option: Option) -> Rule:
 
 
 def _section(declared: Mapping[str, Option], others: bool = False) -> Rule:
-    """A section with declared keys, and with others where that is said."""
+    """Returns the rule of a section with declared keys; ``others`` allows further keys."""
     rule = _ANY_SECTION | {
         "properties": {REPLACE_KEY: {"const": True}} | {k: _value(v) for k, v in declared.items()}
     }
@@ -108,7 +108,7 @@ def _section(declared: Mapping[str, Option], others: bool = False) -> Rule:
 
 
 def _by_type(name: str, kinds: Mapping[str, Mapping[str, Option]], definitions: Rule) -> None:
-    """Defines sections whose keys depend on ``type``; those of unknown types are not judged."""
+    """Defines a section whose keys depend on ``type``; keys of unknown types are not checked."""
     cases = []
     for kind, declared in kinds.items():
         definitions[f"{name}.{kind}"] = _section({"type": Option("", (str,))} | dict(declared))
@@ -130,7 +130,7 @@ def _one_of(names: Any) -> Rule:
 
 
 def json_schema() -> Rule:
-    """The schema, in draft 7, which editors know best."""
+    """Returns the schema, in draft 7, which most editors support."""
     models = known_models()
     networks, losses, metrics, datasets = map(
         known, (ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, DATASET_REGISTRY)
@@ -237,12 +237,12 @@ def json_schema() -> Rule:
 
 
 def _refer(name: str, rule: Rule) -> Rule:
-    """A section by its definition, with the description of the option."""
+    """Returns a reference to a definition, with the description of the option."""
     return {"description": rule.get("description", ""), "allOf": [{"$ref": f"#/definitions/{name}"}]}
 
 
 def as_text(schema: Rule) -> str:
-    """The schema as JSON, with a line for each entry of its top level and of what is below that."""
+    """Returns the schema as JSON, with one line for each entry of the first two levels."""
     parts = []
     for key, value in schema.items():
         text = json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The option keys of models: what each class declares, and which classes read a key that another does not."""
+"""The option keys that models declare, and checks for keys that have no effect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kdsr.runtime.suggestions import nearest
 
 
 class ModelKeys:
-    """The options that a model class reads, by section; ``strict`` says whether it declares them at all."""
+    """The options that a model class reads, by section; ``strict`` is False if it does not declare them."""
 
     def __init__(self, model: type | None) -> None:
         self.name = model.__name__ if model else "the model"
@@ -59,8 +59,8 @@ def read_by_others(section: str, options: dict[str, Any], keys: ModelKeys, probl
     Args:
         section: ``train``, ``val``, ``path``, or ``top`` for the top level.
         options: The section.
-        keys: Those of the model.
-        problems: Gets a line for each such key.
+        keys: The keys of the model.
+        problems: Receives a message for each such key.
 
     Returns:
         These keys.
@@ -84,10 +84,10 @@ def read_by_others(section: str, options: dict[str, Any], keys: ModelKeys, probl
 
 
 def readers_of(model: type | None) -> dict[str, set[str]]:
-    """What a model reads for the sake of other options only: of a term all but its own key, and ``read_with``.
+    """Returns the options of a model that only have an effect together with another option.
 
     Returns:
-        A key of ``train``, or ``network_X``, with the keys of ``train`` that make use of it.
+        Keys of ``train`` or ``network_X``, each with the keys of ``train`` that use it.
     """
     readers: dict[str, set[str]] = {}
     for key, declared in ModelKeys(model).train.items():
@@ -103,10 +103,10 @@ def readers_of(model: type | None) -> dict[str, set[str]]:
 def report_idle_keys(
     opt: dict[str, Any], model: type | None, problems: list[str], warnings: list[str]
 ) -> None:
-    """Reports options that a training does not read because the option that makes use of them is not there.
+    """Reports options without effect because the option that uses them is missing.
 
-    A ``null`` is there: it switches that option off for a run, and what belongs to it may stay. Options of networks
-    that are not there are problems, for they name weights that the run would do without; others are warnings.
+    An option that is ``null`` is not missing. A loss without effect, and ``path`` options of missing networks, are
+    problems; others are warnings.
     """
     train, path = ({} if not isinstance(opt.get(key), dict) else opt[key] for key in ("train", "path"))
     keys = ModelKeys(model)
@@ -114,8 +114,8 @@ def report_idle_keys(
         of_network = key.startswith("network_")
         if (opt if of_network else train).get(key) is not None and not readers & train.keys():
             wanted = " or ".join(f"train.{reader}" for reader in sorted(readers))
-            line = f"{key if of_network else f'train.{key}'}: nothing reads it without {wanted}"
-            if key.endswith("_opt"):  # a loss that would not be there
+            line = f"{key if of_network else f'train.{key}'}: has no effect without {wanted}"
+            if key.endswith("_opt"):  # otherwise a loss would be missing
                 problems.append(line)
             else:
                 warnings.append(line)
@@ -125,19 +125,19 @@ def report_idle_keys(
             continue
         why = f"{section} is a copy of the student" if section in opt else f"there is no {section}"
         problems += [
-            f"path.{kind}_{network}: nothing reads it, {why}; take it out"
+            f"path.{kind}_{network}: has no effect, {why}; remove it"
             for kind in NetworkPathOptions.declared()
             if path.get(f"{kind}_{network}") is not None
         ]
 
 
 def resumed_problems(ignored: Any, opt: dict[str, Any], keys: ModelKeys) -> list[str]:
-    """What is wrong with ``path.ignore_resume_networks``: networks that are not there, or that a state brings back."""
+    """Checks ``path.ignore_resume_networks`` for missing networks and for networks in the training state."""
     place, problems = "path.ignore_resume_networks", []
     networks = [key for key in opt if str(key).startswith("network_")]
     for name in [ignored] if isinstance(ignored, str) else ignored if isinstance(ignored, list) else ():
         if name not in networks or name not in keys.top:
             problems.append(f"{place}: there is no {name!r}; {nearest(str(name), networks)}")
         elif keys.ours and keys.networks[name.removeprefix("network_")].in_state:
-            problems.append(f"{place}: {name} is trained, and always goes on from the state; take it out")
+            problems.append(f"{place}: {name} is always restored from the training state; remove it")
     return problems

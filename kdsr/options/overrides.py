@@ -1,7 +1,7 @@
 """Overrides on the command line, ``a:b=value`` (BasicSR's ``--force_yml``), without ``exec`` or ``eval``.
 
-``a.b=value`` is the same: in a path without a colon, dots separate keys. A colon makes a path exact, so that a key
-which contains a dot can be written (``weights:body.3=2``); without one, a key that is there as it is written counts.
+Without a colon, dots separate keys: ``a.b=value``. With a colon, keys may contain dots (``weights:body.3=2``). Without
+a colon, an existing key that contains dots takes precedence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def split_override(entry: str) -> tuple[list[str], str]:
 
 
 def overrides_of(entries: Sequence[str], *keys: str) -> list[str]:
-    """Those of the entries that set the option ``keys``, or a section that it is in."""
+    """Returns the entries that set the option ``keys`` or a section that contains it."""
     return [entry for entry in entries if keys[: len(found := split_override(entry)[0])] == tuple(found)]
 
 
@@ -35,7 +35,7 @@ def _separator(path: str) -> str:
 
 
 def _first_key(node: Any, keys: list[str]) -> tuple[str, list[str]]:
-    """The first of ``keys`` and the others. Dots have split them: the longest that is a key of ``node`` counts."""
+    """Returns the first of ``keys``, joined by dots to the longest key in ``node``, and the remaining ones."""
     for count in range(len(keys), 1, -1):
         if isinstance(node, dict) and (key := ".".join(keys[:count])) in node:
             return key, keys[count:]
@@ -43,7 +43,7 @@ def _first_key(node: Any, keys: list[str]) -> tuple[str, list[str]]:
 
 
 def first_keys(options: Any, entry: str) -> list[str]:
-    """The keys that an override sets, in options to which it has been applied."""
+    """Returns the keys that an override sets, in options to which it has been applied."""
     keys, _ = split_override(entry)
     exact, node, found = _separator(entry.partition("=")[0]) == ":", options, []
     while keys:
@@ -54,7 +54,7 @@ def first_keys(options: Any, entry: str) -> list[str]:
 
 
 def _step_into(node: Any, key: str, place: str, entry: str, expand: Callable[[Any], Any]) -> Any:
-    """The section or list below ``node`` at ``key``; a section that is absent or off is made."""
+    """Returns the section or list ``node[key]``; creates a section that is missing or null."""
     index: Any = _list_index(node, key, place, entry) if isinstance(node, list) else key
     if isinstance(node, dict) and node.get(key) is None:
         node[key] = {}
@@ -67,7 +67,9 @@ def _step_into(node: Any, key: str, place: str, entry: str, expand: Callable[[An
 
 def _list_index(items: list[Any], key: str, place: str, entry: str) -> int:
     if not (key.isdigit() and int(key) < len(items)):
-        raise OptionError(f"override {entry!r}: {place} is a list of {len(items)}, {key!r} is no index of it")
+        raise OptionError(
+            f"override {entry!r}: {place} is a list of {len(items)}, {key!r} is not an index of it"
+        )
     return int(key)
 
 
@@ -77,19 +79,18 @@ def apply_overrides(
     parse_value: Callable[[str, str], Any],
     expand: Callable[[Any], Any],
 ) -> None:
-    """Applies overrides in place, one after the other.
+    """Applies overrides in place, in order.
 
     Args:
         options: The merged options.
         entries: ``a:b=value`` or ``a.b=value``; a numeric key indexes a list; the value is YAML (number, boolean,
             null, list, section or text) and may contain ``=``.
         parse_value: ``(text, name for messages) -> value``.
-        expand: Turns a value that refers to a section (``${network_t}``) into a copy of that section, which
-            the override then changes; gives back any other value.
+        expand: Replaces a reference to a section (``${network_t}``) by a copy of that section; returns other values
+            unchanged.
 
     Raises:
-        OptionError: A malformed entry. An unknown key is left to the option check, which names the nearest
-            ones.
+        OptionError: A malformed entry. Unknown keys are reported by the option check.
     """
     for entry in entries:
         keys, text = split_override(entry)
@@ -97,7 +98,7 @@ def apply_overrides(
         if not text or text.lower() == "none":  # as on BasicSR's command line: empty text, null
             value = None if text else ""
         if isinstance(value, dict) and value.get("_replace_") is True:
-            del value["_replace_"]  # a section replaces the one below in any case
+            del value["_replace_"]  # an override always replaces a section
         exact = _separator(entry.partition("=")[0]) == ":"
         node: Any = options
         place = ""

@@ -1,9 +1,8 @@
-"""From the command line to checked options: kdsr's replacement for ``basicsr.utils.options.parse_options``.
+"""Parses the command line and checks the options; replaces ``basicsr.utils.options.parse_options``.
 
-It differs from BasicSR's where that is defective: object tags and overrides never execute code, unknown keys
-are refused, the seed is drawn after the overrides and shared by all ranks, ``dist_params`` counts for every
-launcher, and ``num_gpu`` means what the machine has. Everything that can be checked is checked before a
-process group is joined or a file is written.
+Differences from BasicSR: object tags and overrides never execute code, unknown keys are errors, the seed is drawn after
+the overrides and shared by all ranks, ``dist_params`` applies to every launcher, and ``num_gpu`` is limited to the GPUs
+of the machine. All checks precede the process group and any written file.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ from kdsr.runtime.errors import OptionError
 def _resolve_num_gpu(
     requested: Any, *, ours: bool, args: argparse.Namespace, is_train: bool, warnings: list[str]
 ) -> int:
-    """How many GPUs this process uses: 0 or 1.
+    """Returns the number of GPUs that this process uses, 0 or 1.
 
-    Files composed of our pieces, and overrides, are taken at their word; a file written out for stock BasicSR
-    gets what the machine has, with a warning that names the requested number.
+    Without a launcher, more than one GPU is an error in composed files and overrides; for other files, such as stock
+    BasicSR's, it is a warning.
     """
     count = torch.cuda.device_count()
     if requested == "auto":
@@ -67,7 +66,7 @@ def _resolve_num_gpu(
 
 
 def _shared_seed(seed: int | None, world_size: int) -> int:
-    """The given seed, or one drawn once and shared by all ranks."""
+    """Returns the given seed, or a random one that all ranks share."""
     if seed is not None:
         return seed
     box = [random.SystemRandom().randrange(1, 2**31)]
@@ -77,7 +76,7 @@ def _shared_seed(seed: int | None, world_size: int) -> int:
 
 
 def _make_counts_whole(opt: dict[str, Any]) -> None:
-    """Turns whole floats into ints wherever a number counts something; whatever is no such number stays."""
+    """Converts whole floats to ints in options that take integers; other values are unchanged."""
     keys = ModelKeys(registered(MODEL_REGISTRY).get(str(opt.get("model_type"))))
     opt.update(whole_numbers(opt, keys.top))
     for section, declared in (
@@ -103,8 +102,8 @@ def _fill_datasets(opt: dict[str, Any]) -> None:
     for name, dataset in opt["datasets"].items():
         dataset["phase"] = name.split("_")[0]
         if dataset["phase"] != "train":
-            # These sets are read without loader processes. BasicSR's thread for "cpu" waits for ever for an image
-            # that cannot be read, and torch refuses processes that persist where there are none.
+            # These sets are read without workers. BasicSR's "cpu" prefetcher hangs on an image that cannot be
+            # read, and torch refuses persistent workers without workers.
             for key in ("prefetch_mode", "persistent_workers"):
                 dataset.pop(key, None)
         if "scale" in opt:
@@ -113,7 +112,7 @@ def _fill_datasets(opt: dict[str, Any]) -> None:
             if dataset.get(key) is not None:
                 dataset[key] = osp.expanduser(dataset[key])
         if dataset.get("meta_info_file", "") is None:
-            del dataset["meta_info_file"]  # BasicSR's SingleImageDataset opens whatever is there
+            del dataset["meta_info_file"]  # BasicSR's SingleImageDataset would open null
 
 
 def _fill_paths(opt: dict[str, Any], root_path: str, is_train: bool) -> None:
@@ -124,7 +123,7 @@ def _fill_paths(opt: dict[str, Any], root_path: str, is_train: bool) -> None:
         elif isinstance(value, list):
             path[key] = [osp.expanduser(item) if isinstance(item, str) else item for item in value]
     kind, other = ("experiments", "results") if is_train else ("results", "experiments")
-    path.pop(f"{other}_root", None)  # BasicSR would make a folder of it
+    path.pop(f"{other}_root", None)  # BasicSR would create a folder of this name
     run = osp.join(osp.abspath(path.get(f"{kind}_root") or osp.join(root_path, kind)), opt["name"])
     path[f"{kind}_root"] = path["log"] = run
     path["visualization"] = osp.join(run, "visualization")
@@ -134,7 +133,7 @@ def _fill_paths(opt: dict[str, Any], root_path: str, is_train: bool) -> None:
 
 
 def _apply_debug(opt: dict[str, Any]) -> None:
-    """BasicSR's debug mode: a run with "debug" in its name logs every step, validates and saves every 8."""
+    """Applies BasicSR's debug mode: log every step, validate and save every 8 steps."""
     if opt.get("val"):
         opt["val"]["val_freq"] = 8
     opt["logger"]["print_freq"] = 1
@@ -142,7 +141,7 @@ def _apply_debug(opt: dict[str, Any]) -> None:
 
 
 def warn(opt: dict[str, Any], warnings: Iterable[str | None]) -> None:
-    """Shows warnings on the terminal, where the log is not open yet; ``opt["warnings"]`` keeps them for its file."""
+    """Prints warnings before the log is open, and stores them in ``opt["warnings"]`` for the log file."""
     for warning in filter(None, warnings):
         opt["warnings"].append(warning)
         if opt["rank"] == 0:
@@ -152,21 +151,20 @@ def warn(opt: dict[str, Any], warnings: Iterable[str | None]) -> None:
 def parse_options(
     root_path: str, is_train: bool = True, argv: Sequence[str] | None = None
 ) -> tuple[dict[str, Any], argparse.Namespace]:
-    """Parses the command line and the option file, checks everything, joins the process group, seeds.
+    """Parses the command line and the option file, checks them, joins the process group and sets the seed.
 
     Args:
-        root_path: Folder that gets ``experiments/NAME`` or ``results/NAME`` unless ``path.experiments_root``
-            or ``path.results_root`` names another folder for the runs; the entry points pass the working
-            directory.
+        root_path: Folder for ``experiments/NAME`` or ``results/NAME``, unless ``path.experiments_root`` or
+            ``path.results_root`` is given; the entry points pass the working directory.
         is_train: Training, or testing.
         argv: The arguments; those of the process by default.
 
     Returns:
-        ``opt`` as BasicSR's loops and models expect it, and the arguments. ``args.resolved`` holds the
-        options at the user's level, with the seed, as :func:`dump` writes them; ``args.notes`` lines for the log.
+        ``opt`` as BasicSR's loops and models expect it, and the arguments. ``args.resolved`` holds the resolved options
+        with the seed, for :func:`dump`; ``args.notes`` holds lines for the log.
 
     Raises:
-        OptionError: All problems at once, before anything was built or written.
+        OptionError: All problems at once, before anything is built or written.
     """
     args = parse_arguments(is_train, argv)
     overrides = args.force_yml
@@ -205,7 +203,7 @@ def parse_options(
 
     opt["dist"] = args.launcher != "none"
     if opt["dist"]:
-        cpu_backend = {"backend": "gloo"} if num_gpu == 0 else {}  # also where the file says nccl
+        cpu_backend = {"backend": "gloo"} if num_gpu == 0 else {}  # even if the file has nccl
         init_distributed(args.launcher, {**(opt.get("dist_params") or {}), **cpu_backend})
     opt["rank"], opt["world_size"] = get_dist_info()
     if is_train:

@@ -1,4 +1,4 @@
-"""The option reference, docs/option_reference.md, from the declarations of the options."""
+"""Creates docs/option_reference.md from the declarations of the options."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _HEAD = """# Option reference
 Every key of an option file, its default and its valid values. `kdsr schema` writes this page from declarations in the
 code; do not edit it. How files are composed, and more on some options, is in [options.md](options.md).
 
-"–" as a default: the key is required, or nothing happens without it. Any other key is refused, and so is a value out
-of its range.
+"–" as a default: the key is required, or has no effect if it is missing. Unknown keys and values out of range are
+errors.
 """
 _WORDS = {bool: "true or false", str: "text", list: "list", dict: "section", NONE: "null"}
 
 
 def values_of(option: Option) -> str:
-    """The valid values of an option, in words."""
+    """Describes the valid values of an option."""
     words = []
     for kind in option.kinds:
         if kind is dict and option.losses:
@@ -64,7 +64,7 @@ def _number(option: Option, kind: type) -> str:
 
 
 def default_of(option: Option) -> str:
-    """The default of an option, in YAML."""
+    """Returns the default of an option as YAML."""
     if option.shown_default is not None:
         return option.shown_default
     if option.required or (option.default is None and NONE not in option.kinds):
@@ -74,7 +74,7 @@ def default_of(option: Option) -> str:
 
 
 def flat(declared: Mapping[str, Option], place: str = "") -> Iterable[tuple[str, Option]]:
-    """The options of a section and of the sections in it, by their places."""
+    """Yields the options of a section and of its subsections with their dotted names."""
     for key, option in declared.items():
         if option.section is not None and dict in option.kinds:
             yield from flat(option.section.declared(), f"{place}{key}.")
@@ -100,7 +100,7 @@ def _arguments(registry: Any) -> list[str]:
 
 
 def reference() -> str:
-    """The page, in Markdown."""
+    """Returns the page as Markdown."""
     top: dict[str, Option] = {}
     for keys in known_models().values():
         top |= keys.top
@@ -137,7 +137,7 @@ def reference() -> str:
         _table(top),
         "## datasets\n",
         "One section per set: `train`, and `val` or `val_NAME` in training; `test_NAME` or `val_NAME` in a test. The "
-        "keys of other types of BasicSR are not judged.\n",
+        "keys of BasicSR's other types are not checked.\n",
         _table(datasets, sets, "only of"),
         "A stage of `progressive`:\n",
         _table(StageOptions.declared()),

@@ -1,4 +1,4 @@
-"""Names and signatures: what registries offer, and the options that a constructor or a function takes."""
+"""Looks up registered names, and derives options from the signatures of constructors and functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_NAME = 200  # bytes; file systems take 255, and logs and archived folde
 
 
 def registered(registry: Any) -> dict[str, Any]:
-    """What a BasicSR registry offers, by name; as in BasicSR, ``NAME`` also finds ``NAME_basicsr``."""
+    """Returns the entries of a BasicSR registry by name; as in BasicSR, ``NAME`` also finds ``NAME_basicsr``."""
     entries = dict(iter(registry))
     for name, entry in list(entries.items()):
         if name.endswith("_basicsr"):
@@ -27,14 +27,14 @@ def registered(registry: Any) -> dict[str, Any]:
 def find_type(
     options: Mapping[str, Any], known: Mapping[str, Any], place: str, problems: list[str], own: bool = True
 ) -> Any | None:
-    """The entry that ``options['type']`` names; reports an absent or unknown one. Prints nothing.
+    """Returns the entry for ``options['type']``; reports a missing or unknown type.
 
     Args:
         options: The section.
-        known: What there is, by name.
+        known: The valid entries by name.
         place: The section's name, for messages.
-        problems: Gets what is wrong.
-        own: Whether a user's modules can add to what is known.
+        problems: Receives the problems.
+        own: Whether a user's modules can register further entries.
     """
     name = options.get("type")
     if name is None:
@@ -42,7 +42,7 @@ def find_type(
     elif not isinstance(name, str) or name not in known:
         offer = nearest(str(name), known)
         hint = (
-            " (one of your own: name its module in import_modules)"
+            " (for a type of your own, add its module to import_modules)"
             if own and offer.startswith("valid")
             else ""
         )
@@ -53,24 +53,24 @@ def find_type(
 
 
 def folder_name_problems(name: str) -> list[str]:
-    """Why ``name`` cannot be the name of a run: its folder is made, and one that is there moved aside, under it."""
+    """Checks the name of a run, which is also the name of its folder."""
     if not name.strip():
-        return ["name: is required" if not name else f"name: {name!r} is empty but for spaces"]
+        return ["name: is required" if not name else f"name: {name!r} has only spaces"]
     if name in (".", ".."):
-        return [
-            f"name: {name!r} is not the name of a new folder; choose another (a run moves aside a folder of its name)"
-        ]
+        return [f"name: {name!r} is not the name of a new folder; choose another"]
     if "/" in name:
-        return [f"name: {name} must be the name of a folder, not a path (path.experiments_root says where)"]
+        return [
+            f"name: {name} must be the name of a folder, not a path (path.experiments_root sets its parent folder)"
+        ]
     if name != name.strip() or not name.isprintable():
-        return [f"name: {name!r} has spaces at its ends, or characters that cannot be shown"]
+        return [f"name: {name!r} has spaces at its ends, or characters that cannot be printed"]
     if len(name.encode()) > _LONGEST_NAME:
         return [f"name: {name[:20]}… is longer than {_LONGEST_NAME} bytes; files are named after it"]
     return []
 
 
 def _by_default(default: Any) -> Option:
-    """What a default says about a parameter without annotation: only what cannot be mistaken."""
+    """Derives the valid kinds of a parameter without annotation from its default, where that is unambiguous."""
     if isinstance(default, bool):
         return Option(kinds=(bool, int, NONE), shown=bool)
     if isinstance(default, int | float):
@@ -81,10 +81,10 @@ def _by_default(default: Any) -> Option:
 
 
 def _parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The named parameters of a constructor or function.
+    """Returns the named parameters of a constructor or function.
 
-    Where a class takes ``**kwargs``, those of the class that it is made from too, which it may fill in itself: none is
-    required. Any other ``**kwargs`` counts as none: BasicSR's take any mistake.
+    If a class takes ``**kwargs``, the parameters of its base class are added; none of them is required, because the
+    class may set them itself. Other ``**kwargs`` are ignored: BasicSR's accept misspelt names.
     """
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(target).parameters
@@ -100,31 +100,31 @@ def _parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def described_arguments(target: Any) -> dict[str, str]:
-    """What a docstring says of each argument under ``Args:``, of a class also what those of its bases say."""
+    """Returns the descriptions of arguments under ``Args:`` in a docstring, for a class also of its bases."""
     found: dict[str, str] = {}
     for documented in reversed(target.__mro__ if isinstance(target, type) else (target,)):
         text = inspect.cleandoc(getattr(documented, "__doc__", None) or "")
         section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", text, re.MULTILINE)
-        for names, said in re.findall(
+        for names, description in re.findall(
             r"^ {4}([\w, ]+?)(?: ?\([^)]*\))?: (.+(?:\n {5,}.+)*)",
             section[1] if section else "",
             re.MULTILINE,
         ):
-            found |= dict.fromkeys(names.split(", "), " ".join(said.split()).replace("``", "`"))
+            found |= dict.fromkeys(names.split(", "), " ".join(description.split()).replace("``", "`"))
     return found
 
 
 def options_of(target: Callable[..., Any], given: Iterable[str] = ()) -> dict[str, Option]:
-    """The options that a class or function takes as its arguments, from its signature and its docstring.
+    """Returns the arguments of a class or function as options, from its signature and docstring.
 
     Args:
         target: The class or function.
-        given: Parameters that the caller fills in (an optimizer's ``params``).
+        given: Parameters that the caller sets (an optimizer's ``params``).
     """
     made_by: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     try:
         annotations = typing.get_type_hints(made_by)
-    except (NameError, TypeError):  # an annotation that exists for the type checker only
+    except (NameError, TypeError):  # an annotation for the type checker only
         annotations = {}
     described, found = described_arguments(target), {}
     for name, parameter in _parameters_of(target).items():
@@ -154,13 +154,13 @@ def check_call(
     *,
     declared: Mapping[str, Option] | None = None,
 ) -> None:
-    """Checks a section against what gets it as its arguments, beside ``type``.
+    """Checks a section, without ``type``, as the arguments of a class or function.
 
     Args:
         target: A class or function.
         options: The section.
         place: The section's name, for messages.
-        problems: Gets unknown names, missing arguments and values of an obviously wrong kind.
+        problems: Receives unknown names, missing arguments and values of a wrong kind.
         declared: The options that are valid; by default those of ``target``.
     """
     check_section(

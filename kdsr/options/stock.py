@@ -1,4 +1,4 @@
-"""Declares the top level of an option file, and what BasicSR's models, schedulers and metrics read."""
+"""Declares the top level of an option file, and the options of BasicSR's models, schedulers and metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kdsr.runtime.declarations import Network, Option, Options, Section, loss, o
 
 
 class TopOptions(Options):
-    """The top level, beside the networks."""
+    """The top level, without the networks."""
 
     name: str = option(
         None,
@@ -23,13 +23,13 @@ class TopOptions(Options):
     )
     manual_seed: int | None = option(
         None,
-        "Seed of the order of the data, of crops and flips, and of all that a model draws.",
+        "Seed of the order of the data, of crops and flips, and of a model's random numbers.",
         lowest=0,
-        highest=2**32 - 1024,  # NumPy's seeds have 32 bits; each rank adds its number
+        highest=2**32 - 1024,  # NumPy's seeds have 32 bits; each rank adds its rank
         shown_default="random",
     )
     find_unused_parameters: bool = option(
-        False, "Option of DDP, for networks with parts that get no gradient."
+        False, "Option of DDP, for networks with parameters that get no gradient."
     )
     datasets: Section = option(None, "The data sets.", required="always")
     path: Section | None = option(None, "Files and folders.")
@@ -39,18 +39,18 @@ class TopOptions(Options):
     dist_params: Section | None = option(None, "Distributed training.")
     stop_signals: list[str] = option(
         ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"],
-        "Signals on which a training saves its state and stops; SIGHUP, SIGQUIT and SIGXCPU may be named too.",
+        "Signals on which a training saves its state and stops; SIGHUP, SIGQUIT and SIGXCPU are valid too.",
     )
     import_modules: list[str] | str | None = option(
         None,
-        "Modules of your own that register networks, losses, terms, data sets, metrics or models; they are imported, "
-        "and so run, before anything else.",
+        "Modules of your own that register networks, losses, terms, data sets, metrics or models; importing them runs "
+        "their code.",
     )
     import_path: list[str] | str | None = option(
-        None, "Folders in which these are looked for before the working directory."
+        None, "Folders that are searched for these modules before the working directory."
     )
     crop_border: int | None = option(
-        None, "Accepted from BasicSR's older test files where `val` has the same; has no effect."
+        None, "Accepted from BasicSR's older test files if `val` has the same value; has no effect."
     )
     save_img: bool = option(None, "Accepted from BasicSR's older test files, likewise.")
     suffix: str | None = option(None, "Accepted from BasicSR's older test files, likewise.", one_name=True)
@@ -75,20 +75,20 @@ class GANOptions(SROptions):
 
 _STUDENT = LoopInterface.NETWORKS
 _GAN = _STUDENT | {"d": Network("The discriminator.", in_state=True)}
-# BasicSR's model class -> its options of train, and its networks. Ours have attributes; others are foreign, and
-# their keys are not judged.
+# BasicSR's model class -> its options of train, and its networks. kdsr's models declare theirs as attributes; keys of
+# other models are not checked.
 STOCK_MODELS: dict[str, tuple[type[StockTrainOptions], dict[str, Network]]] = {
     "SRModel": (SROptions, _STUDENT),
     "SwinIRModel": (SROptions, _STUDENT),
     "SRGANModel": (GANOptions, _GAN),
     "ESRGANModel": (GANOptions, _GAN),
 }
-# of their train: what compares with the ground truth
+# keys of train that need ground truth
 STOCK_GT_KEYS = ("pixel_opt", "perceptual_opt", "ldl_opt", "gan_opt")
 
 
 class MultiStepOptions(Options):
-    milestones: list[int] = option(  # the scheduler looks for the very number of the iteration
+    milestones: list[int] = option(  # the scheduler compares with exact iterations
         None, "Iterations at which the learning rate is multiplied by `gamma`.", lowest=1, required="always"
     )
     gamma: float = option(0.1, "Factor of the learning rate.", above=0)
@@ -124,17 +124,17 @@ STOCK_SCHEDULERS: dict[str, type[Options]] = {
     "MultiStepRestartLR": MultiStepOptions,
     "CosineAnnealingRestartLR": CosineOptions,
 }
-# of the models of kdsr
+# for kdsr's models
 SCHEDULERS = STOCK_SCHEDULERS | {
     "TrueCosineAnnealingLR": TrueCosineOptions,
     "CosineAnnealingRestartCyclicLR": CyclicOptions,
 }
-# of every optimizer; torch's own annotation says that it may be a tensor, too
+# for every optimizer; torch's annotation also allows a tensor
 LEARNING_RATE = {"lr": Option("Learning rate.", (int, float), required="always")}
 
 
 class MetricOptions(Options):
-    """Of every metric, beside the arguments of its function."""
+    """Options of every metric, in addition to the arguments of its function."""
 
     better: str = option(
         None,
@@ -154,7 +154,9 @@ class ComparisonOptions(StockMetricOptions):
 
 
 class NIQEOptions(StockMetricOptions):
-    convert_to: str = option("y", "Whether the Y channel or grey values are measured.", choices=("y", "gray"))
+    convert_to: str = option(
+        "y", "Whether the metric uses the Y channel or grey values.", choices=("y", "gray")
+    )
 
 
 STOCK_METRICS: dict[str, type[MetricOptions]] = {

@@ -1,4 +1,4 @@
-"""A test of what a run has trained, from the option file of the training or from the run's folder."""
+"""Derives the options of a test from the option file of a training or the folder of a run."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from kdsr.options.signatures import registered
 from kdsr.runtime.atomic_files import display_path
 from kdsr.runtime.errors import OptionError
 
-# sections that only a training reads, beside the networks that are not the student
+# sections of a training only
 _OF_TRAINING = ("train", "logger")
 _OF_TRAINING_PATHS = re.compile(
     r"(pretrain_network|strict_load|param_key)_|(init_from|resume_state|ignore_resume_networks)$"
 )
-_OF_STUDENT = ("pretrain_network_g", "strict_load_g", "param_key_g")  # those that the command line sets count
+_OF_STUDENT = ("pretrain_network_g", "strict_load_g", "param_key_g")  # kept if set on the command line
 
 
 def has_training_set(opt: dict[str, Any]) -> bool:
-    """Whether options have a training set."""
+    """Whether the options have a training set."""
     datasets = opt.get("datasets")
     return isinstance(datasets, dict) and isinstance(datasets.get("train"), dict)
 
 
 def is_test_only(opt: dict[str, Any]) -> bool:
-    """Whether options have sets and no training set, and are not those of a training whose set is missing."""
+    """Whether the options are for a test: no training set, and no section ``train`` unless a set is named ``test``."""
     datasets = opt.get("datasets")
     if not isinstance(datasets, dict) or not any(datasets.values()) or datasets.get("train"):
         return False
@@ -40,10 +40,10 @@ def is_test_only(opt: dict[str, Any]) -> bool:
 
 
 def option_file_of(source: str) -> str:
-    """The option file to test: ``source``, or where that is the folder of a run, the newest of a training in it.
+    """Returns ``source``, or, if it is the folder of a run, the newest option file of a training in it.
 
     Raises:
-        OptionError: The folder holds none.
+        OptionError: The folder has no such file.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -53,8 +53,8 @@ def option_file_of(source: str) -> str:
     ]
     if not files:
         raise OptionError(
-            f"{source}: this folder holds no option file of a training (a .yml with datasets.train), which each "
-            "run leaves in its folder"
+            f"{source}: this folder has no option file of a training (a .yml with datasets.train); give the folder of "
+            "a run, or an option file"
         )
     return str(max(files, key=lambda file: (file.stat().st_mtime_ns, file.name)))
 
@@ -73,18 +73,18 @@ def as_test(
     root_path: str,
     problems: list[str],
 ) -> tuple[dict[str, Any], list[str]]:
-    """Makes the options of a test from those of a training.
+    """Returns the options of a test for those of a training, and lines for the log.
 
-    The student is tested on the validation sets, with the weights that its run has saved. ``train``, ``logger``,
-    the other networks and the paths of the student's initial weights are left out.
+    The student is tested on the validation sets with the saved weights of its run. ``train``, ``logger``, the other
+    networks and the paths of initial weights are removed.
 
     Args:
-        opt: The options of the training, overrides applied.
-        source: What the user gave: an option file, or the folder of a run.
-        args: The command line; ``opt`` is the option file. Of its overrides ``path:pretrain_network_g=FILE`` chooses
+        opt: The options of the training, with overrides applied.
+        source: The given option file or folder of a run.
+        args: The command line; ``args.opt`` is the option file. The override ``path:pretrain_network_g=FILE`` selects
             other weights.
-        root_path: Folder that has ``experiments``.
-        problems: Gets what is missing for a test.
+        root_path: Folder that contains ``experiments``.
+        problems: Receives the problems.
 
     Returns:
         The options, at the user's level, and lines for the log.
@@ -97,9 +97,7 @@ def as_test(
     }
     opt["datasets"] = {name: value for name, value in opt["datasets"].items() if name != "train"}
     if not any(opt["datasets"].values()):
-        problems.append(
-            f"datasets: {file} has no validation set (val, val_NAME), which is what a test measures"
-        )
+        problems.append(f"datasets: {file} has no validation set (val, val_NAME) to test on")
     path = opt["path"] = dict(opt["path"]) if isinstance(opt.get("path"), dict) else {}
     for key in list(path):
         if _OF_TRAINING_PATHS.match(key) and not (
@@ -117,28 +115,30 @@ def as_test(
         return opt, notes
     if run is None:
         problems.append(
-            f"path.pretrain_network_g: {file} describes a training, and there are no weights that it has saved "
-            f"(net_g_latest.pth, net_g_N.pth) in {runs[-1] / 'models'}; train first, or name a file: "
+            f"path.pretrain_network_g: {file} describes a training that has saved no weights "
+            f"(net_g_latest.pth, net_g_N.pth) in {runs[-1] / 'models'}; train first, or give a file: "
             "--force_yml path:pretrain_network_g=FILE"
         )
         return opt, notes
     if run == beside and not overrides_of(overrides, "name"):
-        opt["name"] = run.name  # of a run that was moved aside: its results are not those of the newer one
+        opt["name"] = run.name  # a renamed run: its results must not replace those of the newer run
     weights, *others = _weights(run)
     path["pretrain_network_g"] = display_path(weights)
     model = registered(MODEL_REGISTRY).get(str(opt.get("model_type")))
     if not (isinstance(model, type) and issubclass(model, LoopInterface)):
-        path.setdefault("param_key_g", "params_ema")  # the default of our models; BasicSR's is params
-    also = f"; also there: {', '.join(file.name for file in others)}" if others else ""
-    notes.append(f"weights: {path['pretrain_network_g']}{also} (path:pretrain_network_g=FILE chooses)")
+        path.setdefault("param_key_g", "params_ema")  # the default of kdsr's models; BasicSR's is params
+    others_found = f"; also found: {', '.join(file.name for file in others)}" if others else ""
+    notes.append(
+        f"weights: {path['pretrain_network_g']}{others_found} (path:pretrain_network_g=FILE selects another)"
+    )
     return opt, notes
 
 
 def _weights(run: Path) -> list[Path]:
-    """The student's checkpoints of a run, the one to test first: the last that was saved.
+    """Returns the student's checkpoints of a run, the newest first.
 
-    ``net_g_latest.pth`` is written at the end only: of a run that was made longer and has not ended again, a numbered
-    file is newer.
+    ``net_g_latest.pth`` is written only at the end: in a run that was extended and has not ended again, a numbered file
+    is newer.
     """
     models = run / "models"
     numbered = [file for file in models.glob("net_g_*.pth") if file.stem.removeprefix("net_g_").isdecimal()]

@@ -1,7 +1,6 @@
-"""``import_modules``: the user's own modules, imported before the options that name what is in them are checked.
+"""Imports the user's modules in ``import_modules`` before the option check.
 
-Importing a module runs its code. Nothing else in an option file does, and nothing is imported that the file does not
-name.
+Importing a module runs its code. No other option runs code.
 """
 
 from __future__ import annotations
@@ -42,24 +41,23 @@ _REGISTRIES: dict[str, Any] = {
     "a metric": METRIC_REGISTRY,
     "a model": MODEL_REGISTRY,
 }
-_registering: set[str] = set()  # modules that registered something when they were imported
+_registering: set[str] = set()  # modules that registered an entry when imported
 
 
 def import_user_modules(opt: dict[str, Any], file: str | Path, warnings: list[str]) -> None:
-    """Imports what ``import_modules`` names; a module that this process has imported already stays as it is.
+    """Imports the modules in ``import_modules``; a module that is already imported is not reloaded.
 
-    Each is looked for in the folders of ``import_path``, in the working directory, in the folder of the option file,
-    and then where Python finds modules by itself. The folder in which one is found is added at the end of
-    ``sys.path`` and stays there: workers of loaders, which import the module again, get a copy of it. What lies in
-    the option file's folder is noted in ``import_path``, so that the resolved options run alone.
+    A module is searched for in the folders of ``import_path``, the working directory, the folder of the option file,
+    and Python's own path. The folder in which it is found is appended to ``sys.path``, for the loader's workers. If it is
+    the folder of the option file, it is also added to ``import_path``, so that the resolved options are self-contained.
 
     Args:
         opt: The options, before they are checked.
-        file: Where they came from.
-        warnings: Gets modules that register nothing.
+        file: The option file.
+        warnings: Receives modules that register nothing.
 
     Raises:
-        OptionError: With all modules that are not there, not one only, or cannot be imported.
+        OptionError: All modules that are missing, ambiguous, or cannot be imported.
     """
     problems: list[str] = []
     names = _texts(opt, MODULES_KEY, "module names", problems)
@@ -67,9 +65,9 @@ def import_user_modules(opt: dict[str, Any], file: str | Path, warnings: list[st
     own = [osp.abspath(osp.expanduser(folder)) for folder in given]
     for index, folder in enumerate(own):
         if not osp.isdir(folder):
-            problems.append(f"{FOLDERS_KEY}.{index}: there is no folder {given[index]}")
+            problems.append(f"{FOLDERS_KEY}.{index}: no such folder: {given[index]}")
     beside = osp.dirname(osp.expanduser(str(file)))
-    importlib.invalidate_caches()  # a file may have been written since a folder was last looked at
+    importlib.invalidate_caches()  # a file may be newer than Python's cache
     places = list(dict.fromkeys([*own, os.getcwd(), osp.abspath(beside)]))
     for index, name in enumerate(names):
         place = f"{MODULES_KEY}.{index}"
@@ -101,7 +99,7 @@ def _texts(opt: dict[str, Any], key: str, what: str, problems: list[str]) -> lis
 
 
 def module_fingerprints(opt: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of the code of each module that was imported, by its name; of a package all files count."""
+    """Returns the SHA-256 of each imported module's code by name; of a package, of all its files."""
     found = {}
     for name in _texts(opt, MODULES_KEY, "module names", []):
         file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
@@ -111,7 +109,7 @@ def module_fingerprints(opt: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------ where it is
+# ------------------------------------------------------------------------------------------------------ searching
 
 
 def _name_problem(name: str) -> str | None:
@@ -119,18 +117,18 @@ def _name_problem(name: str) -> str | None:
         file = Path(name).with_suffix("")
         below = all(part.isidentifier() for part in file.parts)
         written = ".".join(file.parts) if below else f"{file.name}, and {FOLDERS_KEY}: [{file.parent}]"
-        return f"{name} is a file; modules are named as Python imports them: write {written}"
+        return f"{name} is a file; give the module's name instead: {written}"
     if not all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")):
-        return f"{name!r} is no name of a module; it is letters, digits and _, with dots between packages"
+        return f"{name!r} is not the name of a module; use letters, digits and _, with dots between packages"
     return None
 
 
 def _specs(name: str, folder: str | None) -> list[ModuleSpec]:
-    """What Python would import for each part of a dotted name; fewer than parts where it finds no more.
+    """Returns the import specs of the parts of a dotted name, up to the first part that is missing. Imports nothing.
 
     Args:
-        name: Of the module.
-        folder: Where to look; None: where Python does. Nothing is imported.
+        name: The module.
+        folder: The folder to search; None: Python's path.
     """
     parts = name.split(".")
     try:
@@ -150,18 +148,18 @@ def _specs(name: str, folder: str | None) -> list[ModuleSpec]:
 
 
 def _file(name: str, specs: Sequence[ModuleSpec]) -> str | None:
-    """The file of the module itself; None where it was not found, or is a folder without an ``__init__.py``."""
+    """Returns the file of the module; None if it was not found or is a folder without an ``__init__.py``."""
     return specs[-1].origin if len(specs) == len(name.split(".")) else None
 
 
 def _first(name: str, places: Iterable[str]) -> tuple[str, str] | None:
-    """The first folder that has the module, and the module's file."""
+    """Returns the first folder with the module, and the module's file."""
     found = ((folder, _file(name, _specs(name, folder))) for folder in places)
     return next(((folder, file) for folder, file in found if file), None)
 
 
 def _place_problem(name: str, found: tuple[str, str] | None, places: Sequence[str]) -> str | None:
-    """Why a module is not there, or not the only one of its name."""
+    """Returns why a module is missing or ambiguous, or None."""
     by_itself = _specs(name, None)
     other = _file(name, by_itself)
     if found is None:
@@ -170,23 +168,20 @@ def _place_problem(name: str, found: tuple[str, str] | None, places: Sequence[st
         for folder in places:
             below = osp.join(folder, *name.split("."))
             if osp.isdir(below):
-                return f"{below} is a folder without an __init__.py; name a module in it, {name}.NAME"
+                return f"{below} is a folder without an __init__.py; give a module in it, {name}.NAME"
         near = difflib.get_close_matches(
             name, [file.stem for folder in places for file in Path(folder).glob("*.py")], 1
         )
-        return (
-            f"there is no module {name}; looked for in {', '.join(places)} and where Python finds modules. "
-            + (
-                f"Did you mean {near[0]}?"
-                if near
-                else f"Put it into one of these, or its folder into {FOLDERS_KEY}"
-            )
+        return f"no module {name} in {', '.join(places)} or Python's path. " + (
+            f"Did you mean {near[0]}?"
+            if near
+            else f"Put it into one of these folders, or add its folder to {FOLDERS_KEY}"
         )
     folder, file = found
     mine = _specs(name, folder)
     above = by_itself[0].origin if by_itself else None
     if above and not _same(above, mine[0].origin or ""):
-        other = other or above  # a package elsewhere hides the one that has the module
+        other = other or above  # a package elsewhere hides the one with the module
     if other and not _same(other, file):
         return f"{file} is hidden by {other}, which has the same name; rename yours"
     return None
@@ -200,7 +195,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _imported(name: str, found: tuple[str, str] | None) -> str | None:
-    """Imports a module; why it cannot be. A module that fails leaves the registries as they were."""
+    """Imports a module; returns the reason if that fails, and restores the registries."""
     if name in sys.modules:
         return None
     if found and found[0] not in sys.path:
@@ -210,9 +205,9 @@ def _imported(name: str, found: tuple[str, str] | None) -> str | None:
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        said = _why(name, error, found)
+        reason = _why(name, error, found)
         _roll_back(before, there)
-        return said
+        return reason
     if any(dict(iter(registry)).keys() > before[what].keys() for what, registry in _REGISTRIES.items()):
         _registering.add(name)
     return None
@@ -226,7 +221,7 @@ def _registers(name: str) -> bool:
 
 
 def _roll_back(before: dict[str, dict[str, Any]], there: set[str]) -> None:
-    """Takes out what was registered on the way, and the modules that did it: they would not do it again."""
+    """Removes new registry entries and the modules that added them, so that a new import registers them again."""
     for what, registry in _REGISTRIES.items():
         for entry in [key for key, _ in registry if key not in before[what]]:
             module = getattr(registry._obj_map.pop(entry), "__module__", "")
@@ -240,7 +235,7 @@ def _why(name: str, error: BaseException, found: tuple[str, str] | None) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith("<frozen") and not _same(frame.filename, __file__)
     ]
-    if found:  # the last line of the user's own code says more than the library below it
+    if found:  # the last line in the user's code is more useful than one in a library
         own = [frame for frame in frames if frame.filename.startswith(found[0] + os.sep)]
         frames = [frame for frame in own if "site-packages" not in frame.filename] or frames
     where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
@@ -250,17 +245,17 @@ def _why(name: str, error: BaseException, found: tuple[str, str] | None) -> str:
     if taken:
         kind, entry, by = taken
         return (
-            f"{name} cannot be imported: it registers {kind} {entry} ({where}), and there is one of that name "
-            f"already, of {by}; give yours another name"
+            f"{name} cannot be imported: it registers {kind} {entry} ({where}), but {by} has registered one of "
+            f"this name; rename yours"
         )
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    said = (text.strip().splitlines() or [""])[0]
-    said = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    return f"{name} cannot be imported: {said}" + (f" ({where})" if where else "")
+    message = (text.strip().splitlines() or [""])[0]
+    message = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return f"{name} cannot be imported: {message}" + (f" ({where})" if where else "")
 
 
 def _already_registered(error: BaseException) -> tuple[str, str, str] | None:
-    """What BasicSR's registry refused: the kind, the name, and the module that has registered it."""
+    """Returns kind, name and registering module of a duplicate refused by BasicSR's registry, or None."""
     step = error.__traceback__
     while step is not None and step.tb_next is not None:
         step = step.tb_next

@@ -126,7 +126,7 @@ class Job:
         return self.wait(lambda shown: shown["JobState"] in ENDED)
 
     def start_again(self) -> None:
-        """A requeued job waits for two minutes, unless it is told not to.
+        """A requeued job waits for two minutes, unless its start time is updated.
 
         Not less than seconds: nodes refuse a job that comes again in the second in which it was ended.
         """

@@ -228,7 +228,7 @@ def test_too_many_in_a_row_end_the_run_with_the_weights_from_before(
     assert not equal(weights(resumed.net_g, resumed.net_g_ema), before)
 
 
-def test_the_last_save_tells_of_what_no_line_was_printed_for(
+def test_the_last_save_reports_steps_without_a_line_in_the_log(
     run_options: dict[str, Any], tmp_path: Path
 ) -> None:
     run_options["train"]["optim_g"]["fused"] = True

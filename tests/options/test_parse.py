@@ -342,7 +342,7 @@ def test_num_gpu_of_a_foreign_file_means_what_the_machine_has(
     opt, _ = parse(file)
     assert opt["num_gpu"] == 1 and "4 was requested, the run uses one GPU" in opt["warnings"][0]
     for requested, used in (("auto", 1), ("1", 1), ("0", 0)):
-        opt, _ = parse(file, "--force_yml", f"num_gpu={asked}")
+        opt, _ = parse(file, "--force_yml", f"num_gpu={requested}")
         assert (opt["num_gpu"], opt["warnings"]) == (used, [])
 
 
