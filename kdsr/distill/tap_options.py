@@ -1,7 +1,7 @@
-"""Reads options that list features, ``taps: [{student: body.3, teacher: body.7}, ...]``, and names files with them.
+"""Reads options that list features, ``taps: [{student: body.3, teacher: body.7}, ...]``, and suggests pieces with them.
 
-The pieces of option files in ``options/_base_/taps`` and ``blocks`` are named after the networks that they are for,
-``EDSR.yml``. Those for one method or size alone, ``EDSR_FACD.yml``, are never suggested.
+The pieces in ``options/_base_/taps`` and ``blocks`` have the name of their network, ``EDSR.yml``. Those for one method
+or size, ``EDSR_FACD.yml``, are not suggested.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from kdsr.distill.adapters import TapPair
 from kdsr.distill.taps import share_problem
 from kdsr.runtime.atomic_files import display_path
 
-# of a checkout; an installed package has none
+# in a checkout; an installed package has no pieces
 PIECES = Path(__file__).resolve().parents[2] / "options" / "_base_"
 
 
 def tap_problems(value: Any, option: str, what: str = "features") -> list[str]:
-    """What is wrong with such an option, which lists ``what``; empty when ``tap_pairs`` can read it."""
+    """Returns the problems of an option that lists ``what``; empty if ``tap_pairs`` can read it."""
     if isinstance(value, dict):
         lists = [value.get(role) for role in TapPair._fields]
         if set(value) != set(TapPair._fields) or not all(isinstance(names, list) for names in lists):
@@ -56,19 +56,19 @@ def _is_name(name: Any) -> bool:
 
 def _wrong(option: str, value: Any, what: str) -> str:
     return (
-        f"{option}: {value!r} names no {what}; write pairs of module names, such as "
+        f"{option}: {value!r} is not a list of {what}; give pairs of module names, such as "
         "[{student: body.3, teacher: body.7}]"
     )
 
 
 def missing_taps(opt: dict[str, Any], key: str, needed_by: Sequence[str], teacher: str = "t") -> str:
-    """The message that ``train.<key>`` is missing: which piece has it for these networks, or how to write it.
+    """Returns the message that ``train.<key>`` is missing, with a piece that has it for these networks, or an example.
 
     Args:
         opt: The options.
         key: ``taps``, ``encoder_taps``, ``decoder_taps`` or ``blocks``.
-        needed_by: The keys of ``train`` that need it.
-        teacher: The key of the network that the student is compared with.
+        needed_by: The keys of ``train`` that require it.
+        teacher: The key of the teacher network.
     """
     needing = " and ".join(f"train.{name}" for name in needed_by)
     problem = f"train.{key}: missing, {needing} need{'s' if len(needed_by) == 1 else ''} it"
@@ -91,14 +91,14 @@ def _gives(piece: Path, key: str) -> bool:
 
 
 def _is_for(piece: Path, types: Sequence[str]) -> bool:
-    """Whether a piece is named after all of these types of networks, or after classes that they derive from."""
+    """Whether a piece has the name of all these types of networks, or of base classes of them."""
     known = dict(iter(ARCH_REGISTRY))
     bases = [[cls.__name__ for cls in known[one].__mro__] if one in known else [one] for one in types]
     return bool(types) and all(piece.stem in names for names in bases)
 
 
 def tap_pairs(value: Any) -> list[TapPair]:
-    """The pairs, from a list of ``{student, teacher}`` or from ``{student: [...], teacher: [...]}``."""
+    """Returns the pairs of a list of ``{student, teacher}`` or of ``{student: [...], teacher: [...]}``."""
     if isinstance(value, dict):
         return [TapPair(*names) for names in zip(value["student"], value["teacher"], strict=True)]
     return [TapPair(pair["student"], pair["teacher"]) for pair in value]

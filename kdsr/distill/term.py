@@ -1,7 +1,7 @@
-"""Term: one loss, or one method with its state, that any KDModel takes; switched on by one key of ``train``.
+"""Term: a loss, or a method with state, that any KDModel can use; enabled by one key of ``train``.
 
-A term declares what it needs and computes its losses from the ``Step``. It knows nothing of the model and of other
-terms, so that terms compose: DCKD with zoomed views is DCKD*, SLKD with FitNet is two lines of options.
+A term declares what it needs and computes its losses from the ``Step``. It does not depend on the model or on other
+terms, so terms can be combined: DCKD with zoomed views is DCKD*, SLKD with FitNet is two lines of options.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdsr.runtime.declarations import Network, Options
 
 
 class TermRegistry(Registry):
-    """BasicSR's registry, for terms: no two of them are switched on by the same key."""
+    """BasicSR's registry for terms; their keys must be unique."""
 
     def _do_register(self, name: str, obj: type[Term], suffix: str | None = None) -> None:
         for other, term in self:
@@ -33,27 +33,27 @@ class TermRegistry(Registry):
 
 TERM_REGISTRY = TermRegistry("term")
 
-Shapes = Sequence[tuple[torch.Size, torch.Size]]  # of a group's features: the student's, the teacher's
+Shapes = Sequence[tuple[torch.Size, torch.Size]]  # of the student's and the teacher's features of a group
 
 
 def all_terms() -> dict[str, type[Term]]:
-    """The registered terms by their keys, in the order of registration."""
+    """Returns the registered terms by their keys, in the order of registration."""
     return {term.KEY: term for _, term in TERM_REGISTRY}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a term may use while it is built.
+    """What a term may use in its constructor.
 
     Attributes:
         opt: All options.
-        device: Where the run computes.
+        device: The device of the run.
         student: The bare student.
-        sample_lq: Makes an empty LQ patch of the size that training begins with, (1, C, H, W).
-        loss: Builds the loss that ``train.<key>`` names; None where there is none.
+        sample_lq: Returns a black LQ patch of the initial training size, (1, C, H, W).
+        loss: Builds the loss ``train.<key>``; None if there is none.
         frozen: Builds ``network_<key>`` with its weights, once per run: eval mode, no gradients.
-        new_student: Builds a further network like the student, with random weights, eval mode, no gradients.
-        multiple_of: What the sides of a network's images must be divisible by.
+        new_student: Builds another network like the student, with random weights, eval mode, no gradients.
+        multiple_of: Returns the divisor that the sides of a network's images must have.
     """
 
     opt: Mapping[str, Any]
@@ -75,22 +75,23 @@ class Setup:
 
 
 class Term(ABC):
-    """Base of the terms: ``losses`` is each one's own, the rest is overridden where it is needed.
+    """Base class of the terms. Subclasses must implement ``losses``; other methods are optional.
 
-    A step calls ``prepare`` of every term, then the teachers, ``before_student`` of every term, the student, ``losses``
-    of every term, and after the update ``after_step`` of every term.
+    A step calls, for all terms each: ``prepare``, then the teachers, ``before_student``, then the student, ``losses``,
+    then the update, ``after_step``.
 
     Attributes:
-        KEY: The key of ``train`` that switches it on, ``*_opt``; its value are the options of a registered loss.
-        options: Declares that key and the others of ``train`` that it reads; in an instance their values.
-        NETWORKS: Networks that it reads beside the teacher: ``extractor`` for ``network_extractor``.
-        NEEDS: Any of ``teacher`` (``network_t`` is given), ``teacher_output`` (T(x) too), ``taps`` (``train.taps``
-            names features of student and teacher) and ``gt`` (ground truth).
-        COMPARES_IMAGES: Whether ``loss`` takes two batches of images, (N, C, H, W); one that cannot is then named.
-        LABELS: What its ``networks`` are called in ``kdsr bench step``, by their names.
+        KEY: The key of ``train`` that enables the term, ``*_opt``; its value is the options of a registered loss.
+        options: Declares this key and the other keys of ``train`` that the term reads; in an instance, their values.
+        NETWORKS: Networks of the term other than the teacher: ``extractor`` for ``network_extractor``.
+        NEEDS: Any of ``teacher`` (``network_t`` is given), ``teacher_output`` (T(x) as well), ``taps`` (``train.taps``
+            lists features of student and teacher) and ``gt`` (ground truth).
+        COMPARES_IMAGES: Whether ``loss`` must take two batches of images, (N, C, H, W); checked after a failed first
+            step.
+        LABELS: Labels of its ``networks`` in ``kdsr bench step``, by their names.
 
     Args:
-        setup: What it may build from.
+        setup: Options and builders.
     """
 
     KEY: ClassVar[str]
@@ -104,67 +105,67 @@ class Term(ABC):
         self.setup = setup
         self.options = type(self).options.read(setup.train)
         loss = setup.loss(self.KEY)
-        assert loss is not None  # a term is built where its key is given
+        assert loss is not None  # a term is built only if its key is given
         self.loss = loss
 
     @classmethod
     def problems(cls, opt: dict[str, Any]) -> list[str]:
-        """What is wrong with the options beside kinds and ``NEEDS``; called when ``KEY`` is given."""
+        """Returns problems of the options beyond kinds and ``NEEDS``; called if ``KEY`` is given."""
         return []
 
     @classmethod
     def keys_with_gt(cls, train: dict[str, Any]) -> dict[str, str]:
-        """The keys of ``train`` that need ground truth when it is on, each with what to do where there is none."""
-        return {cls.KEY: "take it out"} if "gt" in cls.NEEDS else {}
+        """Returns the keys of ``train`` that need ground truth, each with a remedy if there is none."""
+        return {cls.KEY: "remove it"} if "gt" in cls.NEEDS else {}
 
     @classmethod
     def patch_multiples(cls, opt: dict[str, Any]) -> dict[str, int]:
-        """What the sides of training patches of the ground truth must be multiples of, by the option that asks."""
+        """Returns the divisors that the sides of GT patches must have, by the option that needs them."""
         return {}
 
     def tap_groups(self) -> dict[str, TapGroup]:
-        """Which features it compares, by a name that no other term uses."""
+        """Returns the features that it compares, by unique names."""
         return {}
 
     def passes(self, shapes: Mapping[str, Shapes]) -> dict[str, nn.Module]:
-        """Further passes of the student, within what DDP wraps: modules that map ``(student, *inputs)`` to a result.
+        """Returns further passes of the student within DDP: modules that map ``(student, *inputs)`` to a result.
 
-        They may hold trained parameters, which then belong to the training state; all of them must be used at every
-        step. One with an attribute ``group`` gets the student's features of that tap group before its other inputs.
+        They may have trained parameters, which are part of the training state and must all be used at every step. A
+        module with an attribute ``group`` gets the student's features of that tap group before its other inputs.
 
         Args:
-            shapes: Of the features of each tap group.
+            shapes: Shapes of the features of each tap group.
         """
         return {}
 
     def prepare(self, step: Step) -> None:
-        """Before any network runs: draws, and says what else teacher (``step.show_teacher``) and student
-        (``step.student_inputs``) are to see."""
+        """Called before any network runs, to draw random numbers and to add inputs for the teacher
+        (``step.show_teacher``) and the student (``step.student_inputs``)."""
         return
 
     def before_student(self, step: Step) -> None:
-        """Between teacher and student, without gradient: the term's own frozen networks, inputs made of T(x)."""
+        """Called between teacher and student, without gradient, to run frozen networks or derive inputs from T(x)."""
         return
 
     @abstractmethod
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """The weighted losses by name, scalars. Scalars for the log alone go into ``step.statistics``."""
+        """Returns the weighted losses by name, scalars. Scalars only for the log go into ``step.statistics``."""
 
     def after_step(self, step: Step) -> None:
-        """After the update of the student and of its EMA."""
+        """Called after the update of the student and its EMA."""
         return
 
     def networks(self) -> dict[str, nn.Module]:
-        """Its frozen networks beside the teachers, by the name under which they are logged and measured."""
+        """Returns its frozen networks other than the teachers, by their names in the log and the benchmark."""
         return {}
 
     def state_networks(self) -> dict[str, nn.Module]:
-        """Those of its networks that change: they belong to the training state."""
+        """Returns its networks that change, which are part of the training state."""
         return {}
 
 
 def term_problems(opt: dict[str, Any]) -> list[str]:
-    """What is missing for the terms that the options switch on; each message names its option."""
+    """Returns the problems of the terms that the options enable."""
     train = opt.get("train") or {}
     problems = []
     for key, term in all_terms().items():

@@ -1,4 +1,4 @@
-"""The networks that the options list, and the files of pretrained weights that they name."""
+"""Networks in lists of the options, and the files of pretrained weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _OF_NETWORK = ("pretrain_network", "strict_load", "param_key")  # of ``path``
 
 
 def each_network(opt: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with an entry for each network of a list.
+    """Returns the options with one entry for each network of a list.
 
-    ``network_t: [A, B]`` becomes ``network_t.0: A`` and ``network_t.1: B``, and so do its options of ``path``; one
-    value that is no list is that of every network.
+    ``network_t: [A, B]`` becomes ``network_t.0: A`` and ``network_t.1: B``, and so do its options of ``path``. A single
+    value applies to every network.
     """
     lists = {
         key: value
@@ -37,7 +37,7 @@ def each_network(opt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def list_problems(opt: Mapping[str, Any]) -> list[str]:
-    """Where lists of networks and of their options of ``path`` do not go together."""
+    """Checks that lists of networks and of their ``path`` options have the same length."""
     path = opt["path"] if isinstance(opt.get("path"), dict) else {}
     problems = []
     for key, networks in opt.items():
@@ -51,14 +51,16 @@ def list_problems(opt: Mapping[str, Any]) -> list[str]:
                 there = "one network" if count is None else f"a list of {count} networks"
                 problems.append(f"path.{option}: is a list of {len(value)}, and {key} is {there}")
             elif count is not None and kind == "pretrain_network" and isinstance(value, str):
-                problems.append(f"path.{option}: {key} is a list of {count} networks; list a file for each")
+                problems.append(
+                    f"path.{option}: {key} is a list of {count} networks; give a list with a file for each"
+                )
     return problems
 
 
 def weight_files(opt: Mapping[str, Any]) -> dict[str, Any]:
-    """The file of weights of each network, by the network's key (``t``; ``t.0`` in a list).
+    """Returns the file of weights of each network by its key (``t``; ``t.0`` in a list).
 
-    It is ``path.pretrain_network_<key>``, or the file that the network itself reads (``type: Spandrel``).
+    The file is ``path.pretrain_network_<key>``, or the one that the network itself reads (``type: Spandrel``).
     """
     known, opt = dict(iter(ARCH_REGISTRY)), each_network(opt)
     files: dict[str, Any] = {

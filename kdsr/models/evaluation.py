@@ -34,9 +34,9 @@ class ImageResult:
     Attributes:
         index: Position in the data set.
         image: Path below the data root without the ending (``result_name``).
-        values: By the metric's name in the options.
-        baseline: The same of the image without a network, where it was asked for.
-        unmeasured: Why metrics of the baseline have no value.
+        values: Values by the metric's name in the options.
+        baseline: Values of the image without a network, if requested.
+        unmeasured: Reasons for missing values of the baseline.
     """
 
     index: int
@@ -48,14 +48,14 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What is measured of each image, and the words for messages about it.
+    """Metrics of an evaluation, and names for messages.
 
     Args:
         metrics: ``val.metrics`` of the options.
-        baseline: Those that are measured of the baseline too.
+        baseline: The metrics that are also computed for the baseline.
         scale: Upscaling factor.
-        network: What restores the images, in messages: ``the student``.
-        colour: The option that sets the channels of the images, in messages.
+        network: Name of the network in messages, such as ``the student``.
+        colour: Name in messages of the option that sets the channels of the images.
     """
 
     metrics: dict[str, dict[str, Any]] | None = None
@@ -66,8 +66,8 @@ class EvaluationSettings:
 
 
 def _rank_share(dataloader: DataLoader, rank: int, world_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    # BasicSR's validation loaders have batch size 1 and no workers; indexing the data set lets each rank read its
-    # own images only, uneven numbers included.
+    # BasicSR's validation loaders have batch size 1 and no workers. Indexing the data set lets each rank read only its
+    # own images, even if their number is not divisible.
     dataset = dataloader.dataset
     for index in range(rank, len(dataset), world_size):  # type: ignore[arg-type]
         yield index, default_collate([dataset[index]])
@@ -83,22 +83,22 @@ def evaluate(
     world_size: int = 1,
     save_to: Callable[[str], Path] | None = None,
 ) -> list[ImageResult]:
-    """Restores every image of a set and measures it with BasicSR's metrics on 8-bit images.
+    """Restores every image of a set and computes BasicSR's metrics on 8-bit images.
 
     Args:
-        restore: Maps an LQ batch (1, C, H, W) as the set gives it to the restored batch.
+        restore: Maps an LQ batch of the set, (1, C, H, W), to the restored batch.
         dataloader: BasicSR validation or test loader. Its set's ``mean`` and ``std`` are undone before measuring.
-        settings: What is measured, or the metrics alone; where the set has no GT, those that need none.
+        settings: The settings, or only the metrics. Metrics that need GT are skipped if the set has none.
         device: Where ``restore`` runs.
-        rank: This process among ``world_size``; each measures its share and all get all results.
+        rank: Rank of this process; each rank measures its share, and all get all results.
         world_size: Number of processes.
-        save_to: Gives the file for an image's name; the restored image is written there as PNG.
+        save_to: Returns the file for an image's name; the restored image is written there as PNG.
 
     Returns:
         One result per image, in the order of the data set; every value is finite.
 
     Raises:
-        DataError: An image cannot be read, written or measured, or two have one name; on every rank.
+        DataError: An image cannot be read, written or measured, or two images have the same name; on every rank.
         TrainingError: The output for an image is not finite; on every rank.
     """
     if not isinstance(settings, EvaluationSettings):
@@ -115,11 +115,11 @@ def evaluate(
     except (DataError, TrainingError) as error:
         problems = [(type(error), problem) for problem in error.problems]
     problems = gather_lists(problems)
-    if problems:  # on every rank: none must wait for one that is gone
+    if problems:  # on every rank, to avoid a deadlock
         raise problems[0][0]([problem for _, problem in problems])
     results = sorted(gather_lists(results), key=lambda result: result.index)
     problem = same_names((result.image, f"item {result.index}") for result in results)
-    if problem:  # of a data set whose names were not known before
+    if problem:  # a data set whose names were not known before
         raise DataError(f"{opt.get('name')}: {problem}")
     return results
 
@@ -138,7 +138,7 @@ def _evaluate_one(
     output = restore_item(restore, data, settings, device)
     image, gt = images_to_compare(output, data, normalised)
     if save_to is not None:
-        png = cv2.imencode(".png", image)[1].tobytes()  # BasicSR's imwrite names no file when it fails
+        png = cv2.imencode(".png", image)[1].tobytes()  # the errors of BasicSR's imwrite lack the file's name
         atomic_write(save_to(name), lambda file: file.write(png))
     if settings.metrics and gt is not None and (problem := shape_problem(image, gt, settings.colour)):
         raise DataError(f"{path}: the output of {settings.network} {problem}")
@@ -161,11 +161,13 @@ def restore_item(
     settings: EvaluationSettings,
     device: torch.device,
 ) -> Tensor:
-    """The network's output for an item of a set, (1, C, H, W).
+    """Restores an item of a set; returns the output, (1, C, H, W).
+
+    Other errors of the network get a note with the image's name.
 
     Raises:
         TrainingError: The output is not finite.
-        DataError: There is not enough memory for the image. Any other error of the network gets a note that names it.
+        DataError: The image does not fit into memory.
     """
     path = data["lq_path"][0]
     height, width = data["lq"].shape[-2:]
@@ -178,13 +180,13 @@ def restore_item(
             error.add_note(f"while {settings.network} restored {path} ({height}×{width} pixels)")
             raise
         raise DataError(
-            f"{path}: {width}x{height} pixels need more memory than there is; with val.tile they are "
-            "restored in tiles (make these smaller where it is set)"
+            f"{path}: {width}x{height} pixels do not fit into memory; set val.tile to restore in tiles, "
+            "or make the tiles smaller"
         ) from error
     if not finite:
         raise TrainingError(
             f"{path}: the output of {settings.network} is not finite (NaN or infinite); its weights are not "
-            "finite or too large: use another checkpoint, in training a lower train.optim_g.lr"
+            "finite or too large: use another checkpoint, or a lower train.optim_g.lr in training"
         )
     return output
 
@@ -192,7 +194,7 @@ def restore_item(
 def images_to_compare(
     output: Tensor, data: dict[str, Any], normalised: tuple[Any, ...]
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """A network's output and the ground truth of an item as 8-bit images, a set's normalisation undone."""
+    """Returns a network's output and the ground truth as 8-bit images, without the set's normalisation."""
     gt = as_image(without_normalisation(data["gt"], *normalised)) if "gt" in data else None
     return as_image(without_normalisation(output, *normalised)), gt
 
@@ -206,7 +208,7 @@ def measure_image(
     settings: EvaluationSettings,
     normalised: tuple[Any, ...],
 ) -> tuple[ImageResult, dict[str, str]]:
-    """The metrics of a restored image and of its baseline; for metrics that failed on the former, the reason."""
+    """Computes the metrics of a restored image and its baseline; also returns reasons for failed metrics."""
     values, failed = metric_values(image, gt, settings.metrics)
     result = ImageResult(index, name, values)
     if settings.baseline:
@@ -217,7 +219,7 @@ def measure_image(
 
 
 def mean_values(results: list[ImageResult]) -> dict[str, float]:
-    """Mean over the images, per metric; empty where nothing was measured."""
+    """Mean over the images, per metric; empty if there are no results."""
     if not results:
         return {}
     return {key: float(np.mean([result.values[key] for result in results])) for key in results[0].values}

@@ -1,4 +1,4 @@
-"""KDModel: trains a student with the terms that the options switch on. The methods are its presets."""
+"""KDModel: trains a student with the terms that the options enable. The methods are its presets."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class KDTrainOptions(TrainOptions):
     mixing_augs: MixingOptions = option(None, "Mixup of the training images, as in Restormer's code.")
     teacher_weights: list[float] | None = option(
         None,
-        "Weights of the teachers in their mean, where `network_t` is a list: one each; they are divided by their sum.",
+        "Weights of the teachers in their mean if `network_t` is a list: one per teacher, divided by their sum.",
         lowest=0,
         fewest=1,
-        shown_default="all alike",
+        shown_default="equal",
     )
 
 
@@ -75,7 +75,7 @@ class KDModel(LoopInterface, SRModel):
 
     @classmethod
     def term_classes(cls) -> list[type[Term]]:
-        """The terms that it can train with; each declares its own option keys."""
+        """The classes of the terms that it can use; each declares its own option keys."""
         return [*all_terms().values()]
 
     @classmethod
@@ -92,13 +92,13 @@ class KDModel(LoopInterface, SRModel):
             else []
         )
         problems += [
-            f"path.pretrain_network_{key}: missing; a teacher with random weights has nothing to teach"
+            f"path.pretrain_network_{key}: missing; a teacher with random weights is of no use"
             for key in teachers
             if key not in weight_files(opt)
         ]
         if path.get("init_from") == "teacher" and (several or not teachers):
             there = (
-                "network_t is a list, name a checkpoint" if several else "there is no teacher; give network_t"
+                "network_t is a list; give a checkpoint" if several else "there is no teacher; give network_t"
             )
             problems.append(f"path.init_from: teacher: {there}")
         weights = train.get("teacher_weights")
@@ -111,8 +111,8 @@ class KDModel(LoopInterface, SRModel):
         if train.get("taps") is not None:
             problems += tap_problems(train["taps"], "train.taps")
         if cls.REQUIRED_TERMS and not any(train.get(key) for key in cls.REQUIRED_TERMS):
-            wanted = " or ".join(f"train.{key}" for key in cls.REQUIRED_TERMS)
-            problems.append(f"{wanted}: missing, {cls.__name__} is for it; give it, or use KDModel")
+            keys = " or ".join(f"train.{key}" for key in cls.REQUIRED_TERMS)
+            problems.append(f"{keys}: missing, required by {cls.__name__}; give it, or use KDModel")
         return list(
             dict.fromkeys(problems + term_problems(opt))
         )  # two terms may need the same missing network
@@ -134,7 +134,7 @@ class KDModel(LoopInterface, SRModel):
     # ------------------------------------------------------------------------------------------------ building
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        # not SRModel's, which requires a pixel loss and wraps networks for a GPU only
+        # SRModel's requires a pixel loss and uses DDP only on GPUs
         BaseModel.__init__(self, opt)
         self.builder = Builder(opt, self.device)
         self.restorer = Restorer(opt)
@@ -144,7 +144,7 @@ class KDModel(LoopInterface, SRModel):
             self.init_training_settings()
 
     def init_training_settings(self) -> None:
-        """Builds what only training needs: the teachers, the terms, the moving average, optimizer and guard."""
+        """Builds the teachers, the terms, the moving average, optimizers and guard."""
         train = self.opt["train"]
         self.mixing = KDTrainOptions.read(train).mixing_augs
         self.teachers: dict[str, Teacher] = {}
@@ -181,21 +181,21 @@ class KDModel(LoopInterface, SRModel):
         self.optimizer_g = self.optimizers[0]
 
     def teacher(self, key: str) -> Teacher:
-        """The frozen ``network_<key>`` as a teacher, built once."""
+        """Returns the frozen ``network_<key>`` as a teacher; built once."""
         if key not in self.teachers:
             net = self.builder.frozen(key)
             self.teachers[key] = Teacher(net, self.restorer.multiple_of(net), self.opt.get("scale") or 1)
         return self.teachers[key]
 
     def sample_lq(self) -> Tensor:
-        """A black LQ patch of the size used at the start of training, (1, C, H, W)."""
+        """Returns a black LQ patch of the size used at the start of training, (1, C, H, W)."""
         options = self.opt["network_g"]
         channels = next((options[key] for key in _CHANNEL_KEYS if key in options), 3)
         size = self.opt["datasets"]["train"].get("gt_size", 64) // self.opt.get("scale", 1)
         return torch.zeros(1, channels, size, size, device=self.device)
 
     def trained_module(self) -> nn.Module:
-        """The module that DDP wraps and the optimizer trains: the student, in a bundle where terms tap or rerun it."""
+        """Returns the module that DDP wraps and the optimizer trains: the student, in a bundle if terms need one."""
         groups = {name: group for term in self.terms.values() for name, group in term.tap_groups().items()}
         teachers = {group.teacher: self.teacher(group.teacher) for group in groups.values()}
         bundle = StudentBundle(self.net_g, groups, teachers, self.sample_lq() if groups else torch.empty(0))
@@ -207,13 +207,13 @@ class KDModel(LoopInterface, SRModel):
         return self.student_bundle
 
     def networks(self) -> dict[str, nn.Module]:
-        """All networks of a training by name: the student, its EMA, the teachers, and the terms' own."""
+        """Returns all networks of a training by name: the student, its EMA, the teachers, and those of the terms."""
         found = {"net_g": self.net_g} | ({"net_g_ema": self.ema.net} if self.ema else {})
         found |= {f"net_{key}": teacher.net for key, teacher in self.teachers.items()}
         return found | {name: net for term in self.terms.values() for name, net in term.networks().items()}
 
     def state_networks(self) -> dict[str, nn.Module]:
-        """The networks that change: they belong to the training state."""
+        """Returns the networks that change, which are part of the training state."""
         found = {"net_g": self.net_g} | ({"net_g_ema": self.ema.net} if self.ema else {})
         if self.student_bundle is not None:
             found |= self.student_bundle.trained_parts()
@@ -236,7 +236,7 @@ class KDModel(LoopInterface, SRModel):
         self.gt: Tensor | None = data["gt"].to(**to) if data.get("gt") is not None else None
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One training step. An update that is not finite is skipped, on all ranks."""
+        """Runs one training step. An update that is not finite is skipped on all ranks."""
         self.guard.begin()
         losses = self.compute_gradients(current_iter)
         self.guard.step(current_iter, losses, self.images)
@@ -249,18 +249,18 @@ class KDModel(LoopInterface, SRModel):
             self.trainer.check()
 
     def compute_gradients(self, current_iter: int) -> dict[str, Tensor]:
-        """The weighted losses of the step by name (scalars), after the backward pass of their sum."""
+        """Runs forward and backward pass; returns the weighted losses by name (scalars)."""
         for loss in self.builder.scheduled_losses:
             loss.begin(current_iter)
         with self.builder.precision.autocast:
             losses = self.forward_step(current_iter)
         if not losses:
-            raise OptionError("train: names no loss; give pixel_opt, or the options of a method")
+            raise OptionError("train: has no loss; give pixel_opt, or the options of a method")
         self.guard.backward(torch.stack(list(losses.values())).sum())
         return losses
 
     def forward_step(self, current_iter: int) -> dict[str, Tensor]:
-        """The frozen networks first, then the student, then the losses of each term."""
+        """Runs the frozen networks, then the student, then the losses of each term."""
         self.step = step = self.begin_step(current_iter)
         with torch.no_grad():
             self.run_frozen(step)
@@ -275,7 +275,7 @@ class KDModel(LoopInterface, SRModel):
         return Step(current_iter, lq, gt, self.generator, self.net_g, ema)
 
     def run_frozen(self, step: Step) -> None:
-        """All that needs no gradient: the terms draw, the teachers run, the terms run networks of their own."""
+        """Runs everything without gradient: ``prepare`` of the terms, the teachers, ``before_student`` of the terms."""
         if self.teacher_sees_lq:
             step.show_teacher(X, step.lq)
         for term in self.terms.values():
@@ -286,7 +286,7 @@ class KDModel(LoopInterface, SRModel):
             term.before_student(step)
 
     def run_student(self, step: Step) -> None:
-        """The student's output and, with a bundle, its adapted features and further passes."""
+        """Runs the student; with a bundle also its adapted features and further passes."""
         if self.student_bundle is None:
             output = self.bundle(step.lq)
         else:
@@ -294,7 +294,7 @@ class KDModel(LoopInterface, SRModel):
         self.output = step.output = output.to(step.lq.dtype)
 
     def compute_losses(self, step: Step) -> dict[str, Tensor]:
-        """The weighted losses by name; their sum is what is minimised."""
+        """Returns the weighted losses by name; their sum is minimised."""
         return {name: loss for term in self.terms.values() for name, loss in term.losses(step).items()}
 
     def statistics(self) -> dict[str, Tensor]:
@@ -306,16 +306,16 @@ class KDModel(LoopInterface, SRModel):
         return self.restore_with(getattr(self, "net_g_ema", self.net_g), lq)
 
     def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
-        """Restores images of any size with a network; the features of whole images are dropped."""
-        restored = self.restorer(net, lq)
+        """Restores images of any size with a network; the tapped features are dropped."""
+        output = self.restorer(net, lq)
         if self.student_bundle is not None:
             self.student_bundle.clear()
             for teacher in self.teachers.values():
                 teacher.clear()
-        return restored
+        return output
 
     def teachers_by_place(self) -> dict[str, nn.Module]:
-        """The teacher by its place in the options: ``network_t``; before it those of a list: ``network_t.0``, ..."""
+        """Returns the teacher as ``network_t``; for a list first its members, ``network_t.0``, ..."""
         listed = self.net_t if isinstance(self.net_t, Ensemble) else ()
         found = {f"network_t.{index}": net for index, net in enumerate(listed)}
         return found | ({"network_t": self.net_t} if self.net_t is not None else {})

@@ -1,4 +1,4 @@
-"""``metrics.csv``: the values of each image, whole or not at all."""
+"""Reads and writes ``metrics.csv``, the metrics of each image; writes are atomic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdsr.runtime.atomic_files import atomic_write
 from kdsr.runtime.errors import DataError
 
 CSV_HEADER = ("iteration", "network", "set", "image", "metric", "value")
-BASELINE = "baseline"  # the network of rows that were measured without one
+BASELINE = "baseline"  # value of the column network in rows of the baseline
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class MeasuredRow:
 
 
 def read_csv(path: Path) -> list[MeasuredRow]:
-    """The rows of ``metrics.csv``; none where there is no such file.
+    """Returns the rows of ``metrics.csv``; none if the file does not exist.
 
     Raises:
-        DataError: The file is not one of ours.
+        DataError: The file has another format.
     """
     if not path.exists():
         return []
@@ -54,7 +54,7 @@ def read_csv(path: Path) -> list[MeasuredRow]:
 
 
 def write_csv(path: Path, rows: list[MeasuredRow]) -> None:
-    """Writes ``metrics.csv``, whole or not at all (header: ``CSV_HEADER``)."""
+    """Writes ``metrics.csv`` atomically (header: ``CSV_HEADER``)."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_HEADER)
@@ -66,7 +66,7 @@ def write_csv(path: Path, rows: list[MeasuredRow]) -> None:
 def append_csv(
     path: Path, iteration: int | str, network: str, dataset: str, results: list[ImageResult]
 ) -> None:
-    """Adds one row per image and metric to ``metrics.csv``; those of a baseline before all rows of an iteration."""
+    """Adds one row per image and metric to ``metrics.csv``; rows of a baseline come after those of iteration 0."""
 
     def made(at: int | str, who: str, which: str) -> list[MeasuredRow]:
         return [
@@ -75,9 +75,9 @@ def append_csv(
             for metric, value in getattr(result, which).items()
         ]
 
-    # The whole file anew: a run that is killed here must not leave half a validation.
+    # Rewrites the whole file: a killed run must not leave half a validation.
     rows = read_csv(path)
-    # Where a resumed run, which forgets later iterations and keeps the baseline, would have it too.
+    # The same place as in a resumed run, which drops later iterations and keeps the baseline.
     start = next((place for place, row in enumerate(rows) if row.iteration != 0), len(rows))
     write_csv(
         path,
@@ -86,7 +86,7 @@ def append_csv(
 
 
 def forget_after(path: Path, iteration: int) -> None:
-    """Drops the rows later than ``iteration``: a resumed run measures those again."""
+    """Removes the rows after ``iteration``, which a resumed run measures again."""
     rows = read_csv(path)
     kept = [row for row in rows if isinstance(row.iteration, int) and row.iteration <= iteration]
     if len(kept) != len(rows):
@@ -94,7 +94,7 @@ def forget_after(path: Path, iteration: int) -> None:
 
 
 def recorded_means(path: Path, iteration: int, dataset: str, network: str = "student") -> dict[str, float]:
-    """A network's mean values on a set at an iteration, from ``metrics.csv``; empty where it was not measured."""
+    """Returns a network's mean values on a set at an iteration from ``metrics.csv``; empty if there are none."""
     values: dict[str, list[float]] = {}
     for row in read_csv(path):
         if (row.iteration, row.network, row.set) == (iteration, network, dataset):

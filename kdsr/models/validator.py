@@ -1,4 +1,4 @@
-"""Validator: measures networks on whole data sets, and keeps the values."""
+"""Validator: measures networks on whole data sets and records the values."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Validator:
         opt: The parsed options.
         device: Where the run computes.
         restore: Runs the network under test on images of any size.
-        has_baseline: False where outputs are compared with the input itself.
+        has_baseline: False if outputs are compared with the input.
 
     Attributes:
         best: The best mean values so far, by set and metric: ``{better, val, iter}``.
         before: Called before a validation; set by the pipeline.
-        failed: Called when an image could not be measured; set by the pipeline.
-        save_best: Called in training when the weights are the best so far by ``logger.save_best``, with set, metric,
-            value and iteration.
+        failed: Called if an image could not be measured; set by the pipeline.
+        save_best: Called in training if the weights are the best so far according to ``logger.save_best``, with set,
+            metric, value and iteration.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Validator:
     def validate(
         self, dataloader: Any, iteration: int | str, tb_logger: Any, save_img: bool = False
     ) -> dict[str, float]:
-        """Validates on all ranks, once for each set and iteration: BasicSR calls twice at the end of a training.
+        """Validates on all ranks. A second call for a set and iteration does nothing: BasicSR calls twice at the end.
 
         Args:
-            dataloader: BasicSR's, of a validation or test set.
-            iteration: In training the last one that was trained, in a test the name of the run.
+            dataloader: BasicSR's loader of a validation or test set.
+            iteration: The last iteration of the training, in a test the name of the run.
             tb_logger: TensorBoard's writer, or None.
-            save_img: Whether the restored images are written.
+            save_img: Whether the restored images are saved.
 
         Returns:
             The mean values by metric.
@@ -85,13 +85,13 @@ class Validator:
             self.before()
         try:
             results = self.measure(self.restore, dataloader, iteration, self._tested_network(), save_img)
-        except DataError:  # on all ranks; the weights are good, so the pipeline saves them
+        except DataError:  # on all ranks; the weights are valid, so the pipeline saves them
             if self.failed is not None:
                 self.failed()
             raise
         means = mean_values(results)
         if means and self.is_train:
-            # The best checkpoint first: a validation recorded in metrics.csv is not repeated by a resumed run.
+            # Save the best checkpoint first: a resumed run does not repeat a validation that is in metrics.csv.
             self._update_best(name, means, iteration)
         self.record(iteration, "student", name, results)
         if means:
@@ -102,10 +102,9 @@ class Validator:
         return means
 
     def validate_due(self, dataloaders: list[Any], iteration: int, tb_logger: Any) -> None:
-        """Makes, at a resume, the validations of the state's iteration that the killed run has not made.
+        """After a resume, runs the missing validations of the state's iteration.
 
-        Those in ``metrics.csv`` are not repeated, but they may set a best value that is not in the state, which was
-        saved before them.
+        Validations in ``metrics.csv`` are not repeated, but their best values are used: the state was saved before.
         """
         val = self.opt["val"]
         names = [dataloader.dataset.opt["name"] for dataloader in dataloaders]
@@ -113,7 +112,7 @@ class Validator:
         def recorded() -> list[dict[str, float]]:
             return [recorded_means(self.metrics_file, iteration, name) for name in names]
 
-        # Rank 0 reads for all: the others may not see its disk.
+        # Rank 0 reads for all: other ranks may not have the file.
         for dataloader, name, means in zip(dataloaders, names, on_first_rank(recorded), strict=True):
             if means:
                 self._update_best(name, means, iteration)
@@ -122,12 +121,12 @@ class Validator:
                 self.validate(dataloader, iteration, tb_logger, val["save_img"])
 
     def validate_teacher(self, dataloaders: list[Any], restore: Restore, place: str = "network_t") -> None:
-        """Measures the teacher like the student, so that a wrong range, scale or key shows at once.
+        """Validates the teacher like the student, to find a wrong range, scale or key early.
 
         Args:
-            dataloaders: BasicSR's, of the validation sets.
+            dataloaders: BasicSR's loaders of the validation sets.
             restore: Runs the teacher on images of any size.
-            place: Its place in the options; ``network_t.1`` is recorded as ``teacher.1``.
+            place: Its key in the options; ``network_t.1`` is recorded as ``teacher.1``.
         """
         which = place.removeprefix("network_t")
         for dataloader in dataloaders:
@@ -141,11 +140,11 @@ class Validator:
                 get_root_logger().warning(line)
 
     def resume(self, iteration: int) -> None:
-        """Drops the values of later iterations: the resumed run measures those again. Collective."""
+        """Removes the values of later iterations, which the resumed run measures again. Collective."""
         on_first_rank(lambda: forget_after(self.metrics_file, iteration))
 
     def _tested_network(self) -> str:
-        """The name of the network under test, for messages."""
+        """Returns the name of the network under test, for messages."""
         if not self.is_train:
             return "the tested network"
         return "the student's EMA" if self.opt["train"].get("ema_decay", 0) > 0 else "the student"
@@ -153,7 +152,7 @@ class Validator:
     def _update_best(self, name: str, means: dict[str, float], iteration: int | str) -> None:
         """Updates ``best`` with the mean values of a set.
 
-        If a resumed run has other metrics than before, the best values of those in both are kept.
+        If a resumed run has other metrics, the best values of the common ones are kept.
         """
         before = self.best.pop(name, {})
         metrics = self.opt["val"].get("metrics")
@@ -181,7 +180,7 @@ class Validator:
     def measure(
         self, restore: Restore, dataloader: Any, iteration: int | str, network: str, save_img: bool = False
     ) -> list[ImageResult]:
-        """Measures every image of a set on all ranks; the baseline too, where its values are not known yet."""
+        """Measures every image of a set on all ranks, and the baseline if its values are unknown."""
         name = dataloader.dataset.opt["name"]
         metrics = self.opt["val"].get("metrics") or {}
         if name not in self._baselines:
@@ -218,13 +217,13 @@ class Validator:
             )
 
     def record(self, iteration: int | str, network: str, name: str, results: list[ImageResult]) -> None:
-        """Adds the values of each image to ``metrics.csv``, in training also those of a new baseline."""
-        if not self.is_train:  # programs that read a test's file expect the tested network alone
+        """Adds the values of each image to ``metrics.csv``, in training also a new baseline."""
+        if not self.is_train:  # the file of a test has rows of the tested network only
             results = [replace(result, baseline={}) for result in results]
         on_first_rank(lambda: append_csv(self.metrics_file, iteration, network, name, results))
 
     def _log_means(self, title: str, values: dict[str, float], name: str, with_best: bool = False) -> None:
-        """Logs mean values of a set, each beside the baseline's and, for the student, the best one so far."""
+        """Logs the mean values of a set with the baseline and, for the student, the best values so far."""
         baseline = self._baselines.get(name, {})
         lines = [title]
         for metric, value in values.items():
@@ -238,7 +237,7 @@ class Validator:
         get_root_logger().info("\n".join(lines) + "\n")
 
     def _scalars(self, name: str, means: dict[str, float], results: list[ImageResult]) -> dict[str, float]:
-        """The values of a validation by their tags in TensorBoard."""
+        """Returns the values of a validation by their TensorBoard tags."""
         tagged = {"metrics": means, "baseline": self._baselines.get(name, {})}
         scalars = {
             f"{tag}/{name}/{key}": value for tag, values in tagged.items() for key, value in values.items()
@@ -249,11 +248,11 @@ class Validator:
 
     @property
     def metrics_file(self) -> Path:
-        """Where the values of each image go: ``metrics.csv`` in the run's folder."""
+        """``metrics.csv`` in the run's folder."""
         return Path(self.opt["path"]["experiments_root" if self.is_train else "results_root"]) / "metrics.csv"
 
     def _image_path(self, name: str, image: str, iteration: int | str) -> Path:
-        """BasicSR's paths of saved images; in training below the set's name, which BasicSR leaves out."""
+        """Returns BasicSR's path of a saved image; in training with the set's name, which BasicSR omits."""
         folder = Path(self.opt["path"]["visualization"], name)
         if self.is_train:
             return folder / image / f"{Path(image).name}_{iteration}.png"

@@ -47,8 +47,8 @@ _registering: set[str] = set()  # modules that registered an entry when imported
 def import_user_modules(opt: dict[str, Any], file: str | Path, warnings: list[str]) -> None:
     """Imports the modules in ``import_modules``; a module that is already imported is not reloaded.
 
-    A module is searched for in the folders of ``import_path``, the working directory, the folder of the option file,
-    and Python's own path. The folder in which it is found is appended to ``sys.path``, for the loader's workers. If it is
+    A module is searched for in the folders of ``import_path``, the working directory, the option file's folder, and
+    Python's own path. The folder in which it is found is appended to ``sys.path``, for the loader's workers. If it is
     the folder of the option file, it is also added to ``import_path``, so that the resolved options are self-contained.
 
     Args:

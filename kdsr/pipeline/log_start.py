@@ -36,7 +36,7 @@ def _is_for_the_terminal(record: logging.LogRecord) -> bool:
 
 
 def run_summary(opt: dict[str, Any]) -> str:
-    """The summary of a run: model, device, folder and log file. Also filters the terminal's log from here on.
+    """Returns the summary of a run (model, device, folder, log file), and filters the terminal's log from now on.
 
     Args:
         opt: The parsed options; the log must be open.
@@ -61,7 +61,7 @@ def run_summary(opt: dict[str, Any]) -> str:
 
 
 def all_options(opt: dict[str, Any]) -> FileOnly:
-    """BasicSR's banner, versions and the options, for the log file. Also logs the warnings there."""
+    """Returns BasicSR's banner, versions and options for the log file; also logs the warnings there."""
     for warning in opt.get("warnings", ()):
         get_root_logger().warning(FileOnly(warning))
     shown = {key: value for key, value in opt.items() if key != "warnings"}
@@ -69,7 +69,7 @@ def all_options(opt: dict[str, Any]) -> FileOnly:
 
 
 def reset_logger() -> None:
-    """Lets the next run open its own log file: BasicSR's logger keeps its first one."""
+    """Resets BasicSR's logger, which would keep the log file of the first run."""
     logger = logging.getLogger("basicsr")
     logger.setLevel(logging.NOTSET)
     if initialized_logger.pop("basicsr", None):
@@ -80,7 +80,7 @@ def reset_logger() -> None:
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Logs only errors, in rehearsals before the run."""
+    """Logs only errors, for checks before the run."""
     reset_logger()
     logging.getLogger("basicsr").setLevel(logging.ERROR)
     try:
@@ -90,7 +90,7 @@ def errors_only() -> Iterator[None]:
 
 
 class HeldLog(logging.Handler):
-    """A context in which the log keeps its lines, for the log file that is opened later."""
+    """A context that stores log lines until the log file is open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,14 +104,14 @@ class HeldLog(logging.Handler):
         logger = logging.getLogger("basicsr")
         logger.addHandler(self)
         logger.setLevel(logging.INFO)
-        initialized_logger["basicsr"] = True  # BasicSR opens no other
+        initialized_logger["basicsr"] = True  # so that BasicSR does not add handlers
         return self
 
     def __exit__(self, *_: object) -> None:
         reset_logger()
 
     def release_lines(self) -> None:
-        """Writes the lines into the log that is open now."""
+        """Writes the stored lines to the log."""
         logger = get_root_logger()
         for record in self.records:
             if logger.isEnabledFor(record.levelno):

@@ -1,4 +1,4 @@
-"""What is tried before anything is written: every checkpoint, and a first step."""
+"""Tries every checkpoint and a first training step before anything is written."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from kdsr.runtime.memory import limit_network_size, require_memory
 from kdsr.runtime.snapshot import left_unchanged
 
 T = TypeVar("T")
-CORNER = 64  # pixels of the ground truth's sides that the first step is made on
+CORNER = 64  # side of the ground truth in the first step, in pixels
 
 
 def build(opt: dict[str, Any]) -> Any:
-    """Builds the model of a run, with the weights that the options name.
+    """Builds the model of a run with its pretrained weights.
 
     Raises:
         OptionError: It cannot be built.
-        CheckpointError: With all the files that cannot be read or do not fit.
+        CheckpointError: All files that cannot be read or do not fit.
     """
     try:
         with limit_network_size("the networks"):
@@ -56,11 +56,11 @@ def build(opt: dict[str, Any]) -> Any:
 
 
 def _explain(opt: dict[str, Any]) -> None:
-    """After a model that could not be built: its networks one by one.
+    """Builds the networks of a failed model one by one, to find the cause.
 
     Raises:
         OptionError: A network is too large, or cannot be built.
-        CheckpointError: With all the files at fault.
+        CheckpointError: All files that cannot be read or do not fit.
     """
     ours = issubclass(registered(MODEL_REGISTRY)[opt["model_type"]], LoopInterface)
     opt = each_network(opt)
@@ -79,7 +79,7 @@ def _explain(opt: dict[str, Any]) -> None:
         with limit_network_size(place):
             built[name] = _called(network, options, OptionError, f"{place}: {kind} cannot be built: ")
         try:
-            if ours:  # BasicSR's models have rules of their own
+            if ours:  # BasicSR's models load weights in other ways
                 load_pretrained(built[name], name, opt)
         except KdsrError as error:
             problems += error.problems
@@ -93,7 +93,7 @@ def _explain(opt: dict[str, Any]) -> None:
 
 
 class _NoValues(Exception):
-    """A network computes with values while it is built, which the meta device has none of."""
+    """A network needs values while it is built, which the meta device does not have."""
 
 
 def _called(network: type, options: dict[str, Any], failing: type[Exception], message: str) -> nn.Module:
@@ -101,24 +101,25 @@ def _called(network: type, options: dict[str, Any], failing: type[Exception], me
         return network(**options)
     except KdsrError:
         raise
-    except Exception as error:  # whatever an architecture makes of numbers that do not go together
+    except Exception as error:  # any error of an architecture
         raise failing(f"{message}{describe_error(error)}") from error
 
 
 def _copies(opt: dict[str, Any], key: str) -> int:
-    """How often the machine's memory holds the weights of a network."""
+    """Returns how many copies of a network's weights the machine's memory holds."""
     if not opt["is_train"] or opt["num_gpu"] or key not in ("g", "d"):
         return 1
     kind = str((opt["train"].get(f"optim_{key}") or {}).get("type"))
-    return 4 if "Adam" in kind else 2  # with gradients, and Adam's two moments
+    return 4 if "Adam" in kind else 2  # gradients, and Adam's two moments
 
 
 def rehearse(model: Any, opt: dict[str, Any], dataset: Any) -> None:
-    """Makes the first step on one or two images, and puts the model back to where it was.
+    """Runs the first step on one or two images, then restores the model.
 
-    What no look at single options can find shows here, before the run's folder is made: losses that get what they
-    cannot take, networks whose outputs differ in size, optimizers that refuse their numbers. The student sees a whole
-    patch. The step is made on corners of patches, which is much faster; where it fails there, on whole ones.
+    Finds errors that the check of single options cannot find, before the run's folder is created: losses that do not
+    fit their inputs, networks with outputs of different sizes, values that an optimizer refuses. The step uses crops of
+    the patches, which is much faster; if it fails, it is repeated with whole patches. The student always gets a whole
+    patch.
 
     Args:
         model: The model of the run.
@@ -126,14 +127,14 @@ def rehearse(model: Any, opt: dict[str, Any], dataset: Any) -> None:
         dataset: The training set.
 
     Raises:
-        OptionError: What went wrong in reading the first training images, or in the first step.
+        OptionError: The first training images cannot be read, or the first step fails.
     """
     with generators_kept(opt):
         batch = _first_batch(dataset, opt, isinstance(model, LoopInterface))
         if "gt" not in batch and (problems := ground_truth_problems(opt, type(model))):
             raise OptionError(problems)
         corner = _corner(batch, opt)
-        if corner is not None and not opt["dist"]:  # a rank must not try again while the others wait for it
+        if corner is not None and not opt["dist"]:  # no second try on one rank while the others wait
             with contextlib.suppress(Exception), left_unchanged(model):
                 with torch.no_grad():  # some networks take images of one size only
                     model.net_g(batch["lq"][:1].to(model.device))
@@ -144,10 +145,10 @@ def rehearse(model: Any, opt: dict[str, Any], dataset: Any) -> None:
 
 
 def _corner(batch: Any, opt: dict[str, Any]) -> dict[str, Any] | None:
-    """The upper left corners of a batch's images; None where they are not larger."""
+    """Crops the images of a batch to their upper left corners; None if they are not larger."""
     scale = opt.get("scale") or 1
     lq, gt = (batch.get(key) for key in ("lq", "gt")) if isinstance(batch, dict) else (None, None)
-    side = 16 * math.ceil(CORNER / scale / 16)  # LQ pixels; a multiple of what most networks divide by
+    side = 16 * math.ceil(CORNER / scale / 16)  # LQ pixels; a multiple of 16 suits most networks
     if not (isinstance(lq, Tensor) and lq.ndim == 4 and min(lq.shape[-2:]) > side):
         return None
     corner = {**batch, "lq": lq[..., :side, :side]}
@@ -157,17 +158,18 @@ def _corner(batch: Any, opt: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _first_step(model: Any, opt: dict[str, Any], batch: Any) -> None:
-    """
+    """Runs one training step.
+
     Raises:
-        OptionError: Something went wrong.
+        OptionError: The step fails.
     """
     try:
         if isinstance(model, LoopInterface):
-            model.trainer.guard.limit = 2  # a first step that is not finite ends no run
+            model.trainer.guard.limit = 2  # a first step that is not finite does not end the run
         model.update_learning_rate(1, warmup_iter=LoopOptions.read(opt["train"]).warmup_iter)
         model.feed_data(batch)
         model.optimize_parameters(1)
-        problems = _unlike_outputs(model, opt)  # a loss may have taken one channel for three
+        problems = _unlike_outputs(model, opt)  # a loss may have broadcast one channel to three
     except KdsrError:
         raise
     except Exception as error:
@@ -181,7 +183,7 @@ def _first_step(model: Any, opt: dict[str, Any], batch: Any) -> None:
 
 @contextlib.contextmanager
 def generators_kept(opt: dict[str, Any]) -> Iterator[None]:
-    """Puts Python's, NumPy's and torch's generators back to where they were."""
+    """Restores the states of Python's, NumPy's and torch's generators at the end."""
     devices = [torch.cuda.current_device()] if opt["num_gpu"] and torch.cuda.is_available() else []
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -193,10 +195,11 @@ def generators_kept(opt: dict[str, Any]) -> Iterator[None]:
 
 
 def first_items(name: str, options: dict[str, Any], load: Callable[[], T]) -> T:
-    """What ``load`` reads of the data set ``name``.
+    """Calls ``load``, which reads from the data set ``name``.
 
     Raises:
-        OptionError: The data set fails; an image that cannot be read is a DataError.
+        OptionError: The data set fails.
+        DataError: An image cannot be read.
     """
     try:
         return load()
@@ -209,10 +212,10 @@ def first_items(name: str, options: dict[str, Any], load: Callable[[], T]) -> T:
 
 
 def _first_batch(dataset: Any, opt: dict[str, Any], ours: bool) -> Any:
-    """One or two training images, as the model is fed them.
+    """Returns a batch of one or two training images.
 
     Raises:
-        OptionError: The data set gives none, or, for one of our models, something else.
+        OptionError: The data set fails, or gives items that kdsr's models cannot take.
     """
     train = opt["datasets"]["train"]
     samples = min(2, train["batch_size_per_gpu"])
@@ -227,21 +230,21 @@ def _first_batch(dataset: Any, opt: dict[str, Any], ours: bool) -> Any:
         )
         raise OptionError(
             f"datasets.train: {train['type']} gives items that {opt['model_type']} cannot take: {found}; "
-            "wanted is a dict with the image lq, and gt where there is one"
+            "expected a dict with the image lq, and gt if there is one"
         )
     return batch
 
 
 def _unlike_outputs(model: Any, opt: dict[str, Any]) -> list[str]:
-    """Networks that give images of another shape than the ground truth, after a step that was begun."""
+    """Returns the networks whose output in the step has another shape than the ground truth."""
     made = vars(model) if isinstance(model, LoopInterface) else {}
     step = made.get("step")
     teacher_output = step.teacher_outputs.get(X) if step is not None else None
     images = {"network_g": made.get("output"), "network_t": teacher_output}
     wanted = next((image for image in (made.get("gt"), *images.values()) if image is not None), None)
     return [
-        f"{key}: {'each' if isinstance(opt[key], list) else opt[key]['type']} gives {_size(image)}, {_size(wanted)} "
-        "are wanted (channels × height × width): "
+        f"{key}: {'each' if isinstance(opt[key], list) else opt[key]['type']} gives {_size(image)}, expected "
+        f"{_size(wanted)} (channels × height × width): "
         f"another scale than {opt.get('scale', 1)}, or another number of channels"
         for key, image in images.items()
         if image is not None and wanted is not None and image.shape[1:] != wanted.shape[1:]
@@ -249,15 +252,15 @@ def _unlike_outputs(model: Any, opt: dict[str, Any]) -> list[str]:
 
 
 def _at_fault(model: Any, opt: dict[str, Any], batch: Any) -> list[str]:
-    """After a step that failed: the options that do the same by themselves."""
+    """Finds the options at fault after a failed step, by trying networks and losses one by one."""
     problems = []
     nets = {"network_g": model.net_g, **model.teachers_by_place()} if isinstance(model, KDModel) else {}
-    for key, net in nets.items():  # a VQGANModel's gives more than an image
-        with contextlib.suppress(Exception), torch.no_grad():  # a net that fails has an error of its own
+    for key, net in nets.items():  # a VQGANModel's network returns more than an image
+        with contextlib.suppress(Exception), torch.no_grad():  # reported by the failed step
             if not isinstance(output := net(batch["lq"].to(model.device)), Tensor):
                 problems.append(
                     f"{key}: {each_network(opt)[key]['type']} gives a {type(output).__name__}; "
-                    "one tensor is wanted, the images"
+                    "expected one tensor, the images"
                 )
     terms = model.terms.items() if isinstance(model, KDModel) else ()
     for key, loss in ((key, term.loss) for key, term in terms if term.COMPARES_IMAGES):
@@ -265,12 +268,12 @@ def _at_fault(model: Any, opt: dict[str, Any], batch: Any) -> list[str]:
         try:
             if (value := loss(image, image.flip(0))).ndim == 0:
                 continue
-            reason = f"gives {value.numel()} numbers"
+            reason = f"gives {value.numel()} values"
         except Exception as error:
             reason = describe_error(error)
         problems.append(
             f"train.{key}.type: {opt['train'][key]['type']} does not compare two batches of images ({reason}); "
-            "L1Loss does"
+            "use a loss such as L1Loss"
         )
     return problems
 
@@ -280,15 +283,15 @@ def _size(images: Tensor) -> str:
 
 
 def describe_error(error: Exception) -> str:
-    """The kind and the first line of an error, with the user's own line of code that it came from."""
+    """Returns the type and first line of an error, with the line of the user's code that raised it."""
     if is_out_of_memory(error):
-        return "the machine has not enough memory for it; is one of its numbers too large?"
+        return "the machine has too little memory for it; check its options for large numbers"
     last = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {last}{_users_line(error)}"
 
 
 def _users_line(error: Exception) -> str:
-    """The last line of the user's own code that the error came through, in brackets."""
+    """Returns the last line of the user's code in the traceback, in brackets."""
     not_theirs = (sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]), "<")
     own = [
         frame

@@ -1,4 +1,4 @@
-"""A rehearsal of validation: before anything is written, images of every set go through networks and metrics."""
+"""Tries validation before anything is written: restores and measures images of every set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kdsr.options.stock import STOCK_MODELS
 from kdsr.pipeline.preflight import describe_error, first_items, generators_kept
 from kdsr.runtime.errors import KdsrError, OptionError
 
-LARGEST = 128 * 128  # LQ pixels that a network is shown of an image: about a training patch
+LARGEST = 128 * 128  # LQ pixels of an image that a network gets: about a training patch
 
 Restore = Callable[[Tensor], Tensor]
 
@@ -35,9 +35,8 @@ Restore = Callable[[Tensor], Tensor]
 class ValidationRehearsal:
     """Restores and measures the first and the smallest image of every validation or test set.
 
-    Of an image with more than ``LARGEST`` LQ pixels the network sees the upper left corner. A metric counts as failing
-    only when it also fails on the whole image without a network: the output of an untrained student is not a mistake in
-    the options.
+    Images with more than ``LARGEST`` LQ pixels are cropped to the upper left corner. A failing metric is reported only
+    if it also fails on the whole image without a network, because the output of an untrained student may be the cause.
 
     Args:
         opt: The parsed options.
@@ -52,9 +51,9 @@ class ValidationRehearsal:
         self.results: dict[str, list[ImageResult]] = {}  # the teacher's, by set
 
     def try_model(self, model: Any) -> None:
-        """Collects what goes wrong with a model that is thrown away, with the weights that the run begins with.
+        """Collects the problems of a model with its initial weights.
 
-        Of models that are neither kdsr's nor BasicSR's for single images only the metrics are tried, without a network.
+        For models that are neither kdsr's nor BasicSR's image models, only the metrics are tried, without a network.
         """
         if type(model).__name__ in STOCK_MODELS:
             pad_in_tests(model, self.opt)
@@ -74,11 +73,11 @@ class ValidationRehearsal:
             options = self.opt["datasets"][key]
             item = first_items(key, options, lambda index=index: dataset[index])  # type: ignore[misc]
             if not isinstance(item, dict) or not isinstance(item.get("lq"), Tensor) or item["lq"].ndim != 3:
-                return  # a foreign set with rules of its own
+                return  # an unknown type of data set
             if networks and not isinstance(item.get("lq_path"), str):
                 self.problems.append(
                     f"datasets.{key}: {options['type']} gives items without lq_path; it must be the name of the image, "
-                    "after which results are named"
+                    "which names the results"
                 )
                 return
             for place in networks or ("",):
@@ -95,14 +94,14 @@ class ValidationRehearsal:
                     self.results.setdefault(dataset.opt["name"], []).append(image.result)
 
     def _teacher_is_measured(self) -> bool:
-        """Whether the run measures the teacher on all images before it trains."""
+        """Whether the run validates the teacher on all images before it trains."""
         return bool((self.opt.get("val") or {}).get("teacher"))
 
     def conclude(self) -> list[str]:
-        """Warnings: sets on which the teacher is worse than the baseline, unless the run has it measured anyway.
+        """Returns warnings about sets on which the teacher is worse than the baseline; none if the run validates it.
 
         Raises:
-            OptionError: With all problems of all sets, each with the image's name.
+            OptionError: All problems of all sets, each with the image's name.
         """
         if self.problems:
             raise OptionError(list(dict.fromkeys(self.problems)))
@@ -110,7 +109,7 @@ class ValidationRehearsal:
 
 
 def _networks(model: Any) -> dict[str, tuple[Restore, nn.Module]]:
-    """What restores images in a validation, by the key in the options."""
+    """Returns the networks that validation uses, by their keys in the options."""
     if isinstance(model, LoopInterface):
         found: dict[str, tuple[Restore, nn.Module]] = {"network_g": (model.restore, model.net_g)}
         if isinstance(model, KDModel):
@@ -129,7 +128,7 @@ def _restore_as_basicsr(model: Any, lq: Tensor) -> Tensor:
 
 
 class _Image:
-    """An image of a set, with its problems by their topic: the network, or a metric."""
+    """An image of a set. Its methods return problems by topic: ``network``, or the name of a metric."""
 
     def __init__(self, opt: dict[str, Any], key: str, dataset: Any, data: dict[str, Any], index: int) -> None:
         self.opt, self.key, self.data, self.index = opt, key, data, index
@@ -160,7 +159,7 @@ class _Image:
             )
         except KdsrError as error:
             return {"network": f"datasets.{self.key}: {'; '.join(error.problems)}"}
-        except Exception as error:  # whatever a network makes of an image
+        except Exception as error:  # any error of a network
             hint = _channel_hint(net, patch["lq"], settings.colour)
             height, width = patch["lq"].shape[-2:]
             return {
@@ -170,7 +169,7 @@ class _Image:
         return self.try_metrics(failed)
 
     def patch(self) -> dict[str, Any]:
-        """The image, cut down to ``LARGEST`` LQ pixels where it has more."""
+        """Returns the image, cropped to at most ``LARGEST`` LQ pixels."""
         height, width = self.data["lq"].shape[-2:]
         if height * width <= LARGEST:
             return self.data
@@ -183,12 +182,12 @@ class _Image:
         return cut
 
     def try_metrics(self, names: Iterable[str]) -> dict[str, str]:
-        """Those of the metrics that fail on the whole image without a network, each with a message."""
+        """Returns a message for each metric that fails on the whole image without a network."""
         metrics = {name: self.metrics[name] for name in names}
         if not metrics:
             return {}
         lq, gt = images_to_compare(self.data["lq"], self.data, self.normalised)
-        # one grey level away from the ground truth: it has a finite PSNR, as a restored image has
+        # one grey level from the ground truth, so that the PSNR is finite
         image = baseline_image(lq, self.scale) if gt is None else gt ^ np.uint8(1)
         height, width = image.shape[:2]
         return {
@@ -199,10 +198,10 @@ class _Image:
 
 
 def _channel_hint(net: nn.Module, lq: Tensor, colour: str) -> str | None:
-    """What to do where a network failed that takes another number of channels than the images have."""
+    """Returns a hint if the network takes another number of channels than the images have."""
     first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
     taken, given = (first.in_channels if first is not None else 0), lq.shape[1]
     if {taken, given} != {1, 3}:
         return None
-    cure = f"set {colour}: y" if taken == 1 else f"take {colour} out"
-    return f"it takes {taken} channel{'s' * (taken > 1)}, the image has {given}; {cure}"
+    remedy = f"set {colour}: y" if taken == 1 else f"remove {colour}"
+    return f"it takes {taken} channel{'s' * (taken > 1)}, the image has {given}; {remedy}"

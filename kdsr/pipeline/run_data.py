@@ -1,4 +1,4 @@
-"""Builds the data sets of a run before anything is written, and checks them."""
+"""Builds and checks the data sets of a run before anything is written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_dataset(name: str, dataset_opt: dict[str, Any], seed: int) -> SeededDat
     Raises:
         OptionError: It cannot be built.
     """
-    # Not BasicSR's build_dataset, which opens the log before its file exists.
+    # BasicSR's build_dataset would open the log before its file exists.
     cls = registered(DATASET_REGISTRY)[dataset_opt["type"]]
     try:
         dataset = cls(deepcopy(dataset_opt))

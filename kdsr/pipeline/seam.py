@@ -1,8 +1,7 @@
-"""The one place where names inside BasicSR are replaced, for the time of a call.
+"""Replaces functions of BasicSR during a call; the only module that does.
 
-BasicSR's modules import their helpers by name, so what is replaced are the names in ``basicsr.train``,
-``basicsr.test`` and the modules of its data sets and of SRModel, and a method of the base class of its models.
-Everything else of BasicSR runs as it is.
+BasicSR imports its helpers by name, so the names are replaced in ``basicsr.train``, ``basicsr.test``, the modules of its
+data sets and of SRModel, and one method in the base class of its models. The rest of BasicSR is unchanged.
 """
 
 from __future__ import annotations
@@ -29,50 +28,50 @@ from kdsr.runtime.atomic_files import archive_and_create
 
 _Table = dict[str, tuple[Callable[[Session], Any], str]]
 
-# name in basicsr.train -> (what stands in for it, the defect that this cures)
+# name in basicsr.train -> (replacement, defect of the original)
 TRAIN_SEAM: _Table = {
     "parse_options": (
         lambda session: session.parse_options,
-        "runs `exec` and `eval` on the command line, ignores unknown keys, seeds before the overrides apply",
+        "runs `exec` and `eval` on the command line, ignores unknown keys, seeds before the overrides are applied",
     ),
     "load_resume_state": (
         lambda session: session.load_resume_state,
-        "needs a CUDA device, looks beside the working directory only, takes truncated files, and rewrites the "
-        "teacher's path to a file that never existed",
+        "needs a CUDA device, searches below the working directory only, accepts truncated files, and changes the "
+        "teacher's path to a file that does not exist",
     ),
     "make_exp_dirs": (
         lambda session: session.make_exp_dirs,
-        "makes a folder of every entry of `path` that it does not know, fails on lists; moves a folder aside in which "
-        "another run is at work",
+        "creates a folder for every unknown entry of `path`, fails on lists, renames the folder of a running "
+        "training",
     ),
     "mkdir_and_rename": (
         lambda session: archive_and_create,
-        "names what it moves aside by the second: the next one in that second cannot be moved",
+        "renames with a time stamp in seconds: a second rename within a second fails",
     ),
     "copy_opt_file": (
         lambda session: session.copy_opt_file,
-        "copies one of several composed files, without the overrides, and fails on a run's own file",
+        "copies only the top file without pieces and overrides, and fails on a file in the run's folder",
     ),
     "get_env_info": (
         lambda session: session.run_summary,
-        "begins with 15 lines of banner, and says neither what runs nor where it writes",
+        "logs a banner of 15 lines, but neither the model nor the run's folder",
     ),
     "dict2str": (
         lambda session: session.all_options,
-        "fills the terminal with all options, a hundred lines and more, before what matters; the file has them",
+        "prints all options to the terminal, over a hundred lines; the log file has them",
     ),
     "init_tb_loggers": (
         lambda session: session.init_tb_loggers,
-        "a full disk ends its writer in a thread of its own, with a traceback that names no file",
+        "on a full disk its writer ends in a separate thread, with a traceback without the file's name",
     ),
     "create_train_val_dataloader": (
         lambda session: session.create_train_val_dataloader,
-        "ends a run early (drop_last against ceil), orders data without regard to the seed, repeats each epoch's crops",
+        "ends a run early (drop_last against ceil), ignores the seed in the order of data, repeats each epoch's crops",
     ),
     "build_model": (
         lambda session: session.build_model,
-        "does not look at the teacher before it teaches, nor pad validation images (as in TEST_SEAM); its loop "
-        "makes the last validation with an iteration past the end",
+        "neither validates the teacher before the training nor pads validation images (as in TEST_SEAM); its loop "
+        "calls the last validation with an iteration past the end",
     ),
     "CPUPrefetcher": (
         lambda session: session.make_prefetcher,
@@ -80,11 +79,11 @@ TRAIN_SEAM: _Table = {
     ),
     "CUDAPrefetcher": (
         lambda session: session.make_cuda_prefetcher,
-        "starts the workers twice, writes batches over those that the GPU still computes with; shows no progress",
+        "starts the workers twice, overwrites batches that the GPU still uses; shows no progress",
     ),
     "MessageLogger": (
         lambda session: session.make_message_logger,
-        'counts one iteration too few to go (an ETA of "-1 day"), writes through a progress line',
+        'counts one remaining iteration too few (an ETA of "-1 day"), breaks the progress line',
     ),
 }
 
@@ -93,7 +92,7 @@ TEST_SEAM: _Table = {
 }
 TEST_SEAM["build_dataset"] = (
     lambda session: session.build_dataset,
-    "does not say which image cannot be read",
+    "does not name an image that cannot be read",
 )
 TEST_SEAM["build_model"] = (
     lambda session: session.build_tested_model,
@@ -101,49 +100,49 @@ TEST_SEAM["build_model"] = (
 )
 
 _IMFROMBYTES = (imfrombytes, "reduces 16 bits per channel to 8")
-# module or class of BasicSR's data sets and models -> name in it -> (what stands in for it, the defect that this cures)
+# module or class of BasicSR's data sets and models -> name in it -> (replacement, defect of the original)
 PARTS_SEAM: dict[Any, dict[str, tuple[Callable[..., Any], str]]] = {
     paired_image_dataset: {
         "imfrombytes": _IMFROMBYTES,
         "paired_paths_from_folder": (
             pairing.paired_paths_from_folder,
-            "looks each name up in a list: 10 seconds for 40,000 images, and four times as much for twice as many",
+            "searches a list for each name: quadratic time, 10 seconds for 40,000 images",
         ),
         "paired_paths_from_meta_info_file": (
             pairing.paired_paths_from_meta_info_file,
-            "drops the folders of the listed names on the LQ side: images of equal names get one partner",
+            "drops folders on the LQ side: images of the same name in several folders get the same LQ image",
         ),
     },
     single_image_dataset: {
         "imfrombytes": _IMFROMBYTES,
-        "rgb2ycbcr": (bgr2ycbcr, "is given BGR images (`color: y`): red and blue are swapped"),
+        "rgb2ycbcr": (bgr2ycbcr, "gets BGR images (`color: y`), so red and blue are swapped"),
     },
     sr_model: {
         "calculate_metric": (
             calculate_metric,
-            "passes `better` on to the metric, which may have no such argument",
+            "passes `better` to the metric, which may not take it",
         ),
     },
     BaseModel: {
         "load_network": (
             load_network,
-            "reads no .safetensors, no weights of torch.compile or AveragedModel and no numpy numbers, and ends in a "
-            "traceback or a list of all names of tensors",
+            "reads no .safetensors, no weights of torch.compile or AveragedModel and no NumPy scalars; its errors are "
+            "tracebacks or lists of all tensors",
         ),
     },
 }
 
-# lines of BasicSR's log that are left out -> why
+# omitted lines of BasicSR's log -> reason
 LEFT_OUT_LINES = {
     "Multiple validation datasets are *only* supported by SRModel.": (
-        "its loop validates any model on each of the sets; printed at every validation"
+        "wrong: its loop validates any model on all sets; printed at every validation"
     ),
 }
 
 
 @contextmanager
 def _lines_left_out() -> Iterator[None]:
-    """Keeps ``LEFT_OUT_LINES`` out of BasicSR's log."""
+    """Removes ``LEFT_OUT_LINES`` from BasicSR's log."""
 
     def wanted(record: logging.LogRecord) -> bool:
         return record.msg not in LEFT_OUT_LINES
@@ -170,10 +169,10 @@ def _replaced(module: Any, table: _Table, session: Session) -> Iterator[None]:
 
 
 def train(root_path: str, argv: list[str] | None = None) -> None:
-    """Runs ``basicsr.train.train_pipeline`` with the defects of ``TRAIN_SEAM`` cured.
+    """Runs ``basicsr.train.train_pipeline`` with the replacements of ``TRAIN_SEAM``.
 
     Args:
-        root_path: Folder under which ``experiments/`` lies.
+        root_path: Folder that contains ``experiments/``.
         argv: Command line without the program's name; ``sys.argv`` when None.
     """
     session = Session(argv)
@@ -182,7 +181,7 @@ def train(root_path: str, argv: list[str] | None = None) -> None:
 
 
 def test(root_path: str, argv: list[str] | None = None) -> None:
-    """Runs ``basicsr.test.test_pipeline`` with the defects of ``TEST_SEAM`` cured; arguments as for ``train``."""
+    """Runs ``basicsr.test.test_pipeline`` with the replacements of ``TEST_SEAM``; arguments as for ``train``."""
     session = Session(argv)
     with _replaced(basicsr.test, TEST_SEAM, session), session:
         basicsr.test.test_pipeline(root_path)

@@ -1,4 +1,4 @@
-"""What surrounds one call of BasicSR's loop: the functions that the seam puts in its place, and what they share."""
+"""The functions that replace those of BasicSR's pipeline during a run, and their shared state."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Session:
         self.resume_state: dict[str, Any] | None = None
         self.record: dict[str, Any] = {}
         self.model: Any = None
-        self.log = HeldLog()  # what the model logs while it is built, for the log that is opened later
-        self.notes: list[str] = []  # for the log, which is not open yet
+        self.log = HeldLog()  # lines that the model logs before the log is open
+        self.notes: list[str] = []  # lines for the log, which is not open yet
         self.val_loaders: list[Any] = []
         self.progress = Progress()
         self.stop = StopRequest()
@@ -69,8 +69,8 @@ class Session:
 
     def __enter__(self) -> Session:
         reset_logger()
-        # A log file that cannot be written any more (a full disk) would put a traceback before each line; the lines
-        # still go to the screen, and the next save stops the run.
+        # On a full disk, logging would print a traceback for each line. The lines still go to the terminal, and the
+        # next save stops the run.
         self.raises, logging.raiseExceptions = logging.raiseExceptions, False
         self.hook, threading.excepthook = threading.excepthook, thread_excepthook
         return self
@@ -78,13 +78,13 @@ class Session:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         logging.raiseExceptions = self.raises
         threading.excepthook = self.hook
-        # The last one first, and each of them also when one before it has failed.
+        # Called in reverse order, each even if another one fails.
         with ExitStack() as last:
             last.callback(leave_distributed, wait=error is None or issubclass(error, Stopped))
             for lock in self.locks:
                 last.callback(lock.release)
             if self.tb_logger:
-                last.callback(self.tb_logger.close)  # a run that was stopped has left events in its queue
+                last.callback(self.tb_logger.close)  # a stopped run has events in its queue
             last.callback(self.progress.close)
             last.callback(self.stop.__exit__)
             if self.batches is not None:
@@ -93,12 +93,12 @@ class Session:
     # ------------------------------------------------------------------------------ before anything is written
 
     def parse_options(self, root_path: str, is_train: bool) -> tuple[dict[str, Any], argparse.Namespace]:
-        """Options, data sets and checkpoints, all looked at before a folder is made."""
+        """Parses the options, builds data sets and model, and checks them before a folder is created."""
         opt, self.args = parse_options(root_path, is_train, self.argv)
         self.opt = opt
         on_first_rank(
             lambda: refuse_foreign_folder(opt)
-        )  # it may be moving the folder while others still look
+        )  # it may rename the folder while other ranks check it
         if is_train:
             self.stop = StopRequest(opt.get("stop_signals", STOP_SIGNALS)).__enter__()
         for name, dataset_opt in opt["datasets"].items():
@@ -119,7 +119,7 @@ class Session:
             with left_unchanged(self.model):
                 validation.try_model(self.model)
             if is_train:
-                # a data set of its own: what it opens is not shared with the processes that load the images
+                # a separate data set, so that the loader's workers do not share its open files
                 rehearse(self.model, opt, make_dataset("train", opt["datasets"]["train"], opt["manual_seed"]))
         warn(opt, validation.conclude())
         return opt, self.args
@@ -127,9 +127,9 @@ class Session:
     # ------------------------------------------------------------------------------ names of basicsr.train
 
     def load_resume_state(self, opt: dict[str, Any]) -> dict[str, Any] | None:
-        """The newest state that loads (``--auto_resume``), else the one that ``path.resume_state`` names.
+        """Returns the newest valid state (``--auto_resume``), else that of ``path.resume_state``.
 
-        Rank 0 looks for it and compares it with the options, the others read what it found.
+        Rank 0 finds it and compares it with the options; the other ranks read the same file.
         """
         self._lock(opt)
         path, seed, self.record, self.notes = on_first_rank(lambda: self._find_state(opt))
@@ -146,7 +146,7 @@ class Session:
             with errors_only(), left_unchanged(self.model):
                 self.model.trainer.checkpointer.load(state, str(path))
         else:
-            # BasicSR's models find their weights through the options; ours have them in the state.
+            # BasicSR's models load their weights through the options, kdsr's from the state.
             check_resume(opt, state["iter"])
             self.model = None
         return state
@@ -158,10 +158,10 @@ class Session:
         path = None
         if opt["auto_resume"]:
             state, path, notes = newest_state(Path(folders["training_states"]), Path(folders["models"]))
-        if path is None and named is not None:  # the first life of a run that goes on by itself afterwards
+        if path is None and named is not None:  # the first start of a run that resumes automatically later
             state, path = read_state(named), named
         elif named is not None and path is not None:
-            notes.append(f"path.resume_state: {named} is not used, --auto_resume goes on from {path}")
+            notes.append(f"path.resume_state: {named} is not used, --auto_resume resumes from {path}")
         seed = opt["manual_seed"]
         if state is not None and self.args.seed_is_drawn and state.get("manual_seed") is not None:
             seed = state["manual_seed"]
@@ -173,15 +173,15 @@ class Session:
         return path, seed, record, notes
 
     def run_summary(self) -> str:
-        """In place of BasicSR's banner, which is in the file (``all_options``)."""
+        """Replaces BasicSR's banner, which is only in the log file (``all_options``)."""
         return run_summary(self.opt)
 
     def all_options(self, opt: dict[str, Any]) -> FileOnly:
-        """All options, for the log file."""
+        """Returns all options, for the log file."""
         return all_options(opt)
 
     def _lock(self, opt: dict[str, Any]) -> None:
-        """Rank 0 locks the folders of the run, before anything in them is read, moved or written."""
+        """Locks the folders of the run on rank 0, before anything in them is read, renamed or written."""
         folders = [opt["path"]["experiments_root" if opt["is_train"] else "results_root"]]
         if opt["is_train"] and opt["logger"].get("use_tb_logger") and "debug" not in opt["name"]:
             folders.append(Path(opt["root_path"], "tb_logger", opt["name"]))
@@ -190,7 +190,7 @@ class Session:
         warn(opt, on_first_rank(lambda: [lock.take(wait) for lock in self.locks]))
 
     def make_exp_dirs(self, opt: dict[str, Any]) -> None:
-        """BasicSR's folders, and no others: it would make one for any entry of ``path`` that it does not know."""
+        """Creates the run's folders. BasicSR would also create one for any unknown entry of ``path``."""
         if not opt["is_train"]:
             self._lock(opt)
         if opt["rank"] == 0:
@@ -200,19 +200,19 @@ class Session:
                     Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
 
     def copy_opt_file(self, opt_file: str, experiments_root: str) -> None:
-        """Writes the resolved options beside the run."""
+        """Writes the resolved options to the run's folder."""
         file = Path(experiments_root) / Path(opt_file).name
         on_first_rank(lambda: dump(self.args.resolved, file))
 
     def init_tb_loggers(self, opt: dict[str, Any]) -> EventLog | None:
-        """TensorBoard's writer on rank 0, where the options want one."""
+        """Returns TensorBoard's writer on rank 0, if it is enabled."""
         log = EventLog(lambda: init_tb_loggers(opt), str(Path(opt["root_path"], "tb_logger", opt["name"])))
         return log if log.writer is not None else None
 
     def create_train_val_dataloader(
         self, opt: dict[str, Any], logger: Any
     ) -> tuple[Any, Any, list[Any], int, int]:
-        """Loaders whose epochs add up to exactly ``total_iter`` steps."""
+        """Returns loaders whose epochs add up to exactly ``total_iter`` steps."""
         for note in self.notes:
             logger.warning(note)
         train_set = self.datasets["train"]
@@ -229,15 +229,15 @@ class Session:
             f"Training statistics:\n\tNumber of train images: {len(train_set)}\n\tDataset enlarge ratio: {ratio}"
             f"{data.describe()}; iters: {total_iters}."
         )
-        # The loop runs epochs up to the last one inclusive; its own count mixes ceil with drop_last and stops early.
+        # The loop includes the last epoch. Its own count mixes ceil with drop_last and stops early.
         return data.loader, data.sampler, self.val_loaders, data.last_epoch, total_iters
 
     def build_model(self, opt: dict[str, Any]) -> Any:
-        """The model; its teacher is measured once before the training."""
+        """Returns the model; validates the teacher once before the training."""
         model = self.build_tested_model(opt)
         if self.ours:
             model.trainer.checkpointer.run_record = self.record
-        if not self.ours and hasattr(model, "validation"):  # ours know by themselves
+        if not self.ours and hasattr(model, "validation"):  # kdsr's models do this themselves
             made = self.resume_state["iter"] if self.resume_state else 0
             model.validation = up_to_iteration(max(int(opt["train"]["total_iter"]), made), model.validation)
         val = opt.get("val") or {}
@@ -262,7 +262,7 @@ class Session:
     def make_message_logger(
         self, opt: dict[str, Any], start_iter: int, tb_logger: Any
     ) -> ProgressMessageLogger:
-        """The first thing after the state has been taken in: from here on the run knows where it is."""
+        """Also creates the ``TrainingLoop``: the loop calls this first after it has loaded the state."""
         self.tb_logger = tb_logger
         self.loop = TrainingLoop(
             opt, self.model, self.data, self.stop, start_iter if self.resume_state else None
@@ -272,10 +272,10 @@ class Session:
     # ------------------------------------------------------------------------------ names of basicsr.test
 
     def build_tested_model(self, opt: dict[str, Any]) -> Any:
-        """Logs the notes, and gives the model that was built with the options.
+        """Logs the notes and returns the model that was built with the options.
 
-        One of BasicSR's is made to take images of any size. A run of one that goes on gets a new one: its weights are
-        in the files that the options name now.
+        BasicSR's models are changed to take images of any size. A resumed one is built anew, because the options now
+        have the files of its weights.
         """
         log = get_root_logger()
         for note in self.args.notes:
@@ -283,21 +283,21 @@ class Session:
         if self.model is None:
             self.model = build(opt)
         self.log.release_lines()
-        # what has been added to the options since
+        # options that were set since
         self.model.opt.update({key: opt[key] for key in ("root_path", "manual_seed", "path") if key in opt})
         if self.ours:
-            torch.backends.cudnn.benchmark = self.cudnn_benchmark  # BasicSR has switched it on meanwhile
+            torch.backends.cudnn.benchmark = self.cudnn_benchmark  # BasicSR has enabled it
         else:
             pad_in_tests(self.model, opt)
         return self.model
 
     def build_dataset(self, dataset_opt: dict[str, Any]) -> Any:
-        """The data set that was made, and checked, with the options."""
+        """Returns the data set that was built and checked with the options."""
         return next(made for made in self.datasets.values() if made.opt["name"] == dataset_opt["name"])
 
 
 def up_to_iteration(last: int, validation: Callable[..., None]) -> Callable[..., None]:
-    """A model's ``validation`` for BasicSR's loop, which makes its last one with an iteration past the end."""
+    """Limits the iteration in a model's ``validation``: BasicSR's last one has an iteration past the end."""
 
     @functools.wraps(validation)
     def real(dataloader: Any, current_iter: int, *args: Any, **kwargs: Any) -> None:
