@@ -217,4 +217,4 @@ def test_what_only_a_first_step_or_a_second_look_shows(
 
 def test_no_loss_at_all(run_options: Options, refused: Any) -> None:
     (line,) = refused(run_options, "--force_yml", "train:pixel_opt=null")
-    assert "train: names no loss" in line
+    assert "train: has no loss" in line

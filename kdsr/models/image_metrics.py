@@ -101,7 +101,7 @@ def shape_problem(image: np.ndarray, gt: np.ndarray, colour: str) -> str | None:
     )
     if made != wanted:
         cure = (
-            f"set {colour}: y" if made == 1 else f"take {colour} out" if wanted == 1 else "change one of them"
+            f"set {colour}: y" if made == 1 else f"remove {colour}" if wanted == 1 else "change one of them"
         )
         return f"has {made} channel{'s' * (made > 1)}, the ground truth has {wanted}; {cure}"
     return f"has {height}×{width} pixels, the ground truth has {gt_height}×{gt_width}; another scale?"

@@ -146,7 +146,9 @@ class VQGANModel(LoopInterface, SRModel):
                 f"{key}: missing, train.gan_opt needs it" for key, given in needed.items() if not given
             ]
         elif opt.get("network_d"):
-            problems.append("network_d: has nothing to do without train.gan_opt; take it out, or give that")
+            problems.append(
+                "network_d: has nothing to do without train.gan_opt; remove it, or give train.gan_opt"
+            )
         if train.get("perceptual_opt") and (problem := vgg_weights_problem(train["perceptual_opt"])):
             problems.append(problem)
         return problems

@@ -1,7 +1,7 @@
 """Replaces functions of BasicSR during a call; the only module that does.
 
-BasicSR imports its helpers by name, so the names are replaced in ``basicsr.train``, ``basicsr.test``, the modules of its
-data sets and of SRModel, and one method in the base class of its models. The rest of BasicSR is unchanged.
+BasicSR imports its helpers by name, so the names are replaced in ``basicsr.train``, ``basicsr.test``, the modules of
+its data sets and of SRModel, and one method in the base class of its models. The rest of BasicSR is unchanged.
 """
 
 from __future__ import annotations

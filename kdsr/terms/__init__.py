@@ -1,9 +1,9 @@
-"""The terms of the package, one file per method. Importing this registers them, in the order of their losses."""
+"""The terms of the package, one file per method. Importing this package registers them in the order of the log."""
 
 from __future__ import annotations
 
 import importlib
 
-# l_pix, l_ts and l_lcr first, as every paper writes them; DCKD's, MiPKD's and MCLIR's own after what they build on.
+# l_pix, l_ts and l_lcr first, as in the papers; then the methods' own losses.
 for _name in ("logits", "dukd", "features", "csd", "facd", "slkd", "dckd", "mipkd", "mclir"):
     importlib.import_module(f"{__name__}.{_name}")

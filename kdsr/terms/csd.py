@@ -1,7 +1,7 @@
-"""CSD's contrast: towards the teacher's output, away from other samples' blurred inputs, as an extractor sees them.
+"""CSD's contrastive loss: towards the teacher's output, away from upsampled inputs of other samples.
 
 Wang et al., "Towards Compact Single Image Super-Resolution via Contrastive Self-distillation", IJCAI 2021 (arXiv
-2105.11683). Where it leaves the release is in docs/methods.md.
+2105.11683). Differences from the release are in docs/methods.md.
 """
 
 from __future__ import annotations
@@ -23,34 +23,36 @@ from kdsr.terms.features import smallest_batch
 
 
 def following(samples: Tensor, count: int) -> Tensor:
-    """For each sample of a batch the ``count`` that follow it, the first ones following the last.
+    """Returns, for each sample of a batch, the next ``count`` samples, cyclically.
 
     Args:
         samples: (N, C, H, W).
         count: 1 to N - 1.
 
     Returns:
-        (count, N, C, H, W), a view of N + count samples: the k-th row has, for sample i, sample i + 1 + k.
+        (count, N, C, H, W), a view of N + count samples: entry (k, i) is sample i + 1 + k, modulo N.
     """
     doubled = torch.cat([samples, samples[:count]])
     return doubled[1:].unfold(0, len(samples), 1).movedim(-1, 1)
 
 
 class CSDOptions(Options):
-    csd_opt: Section | None = loss("Contrast through `network_extractor`, `l_csd`.", ContrasLoss)
+    csd_opt: Section | None = loss(
+        "Contrastive loss on features of `network_extractor`, `l_csd`.", ContrasLoss
+    )
     csd_negatives: int | None = option(
         None,
-        "Other samples of the batch whose inputs are the negatives of a sample; null: all others.",
+        "Number of other samples of the batch whose inputs are the negatives of a sample; null: all others.",
         lowest=1,
     )
 
 
 @TERM_REGISTRY.register()
 class CSDTerm(Term):
-    """``l_csd``: the ratio contrast of ``ContrasLoss`` on the features of ``network_extractor`` (VGG19 in the paper).
+    """``l_csd``: the contrastive loss ``ContrasLoss`` on the features of ``network_extractor`` (VGG19 in the paper).
 
     Anchor S(x), positive T(x), negatives the bicubic inputs of ``csd_negatives`` other samples of the process's batch
-    (all of them by default). Where no extractor is given, ``network_vqgan`` serves.
+    (all of them by default). Without an extractor, ``network_vqgan`` is used.
     """
 
     KEY = "csd_opt"
@@ -65,11 +67,11 @@ class CSDTerm(Term):
         if opt.get("network_extractor"):
             if "extractor" not in weight_files(opt):
                 problems.append(
-                    "path.pretrain_network_extractor: missing; features of a random network mean nothing"
+                    "path.pretrain_network_extractor: missing; features of a random network are useless"
                 )
         elif not opt.get("network_vqgan"):
             problems.append(
-                f"network_extractor: missing, train.{cls.KEY} sees images through it; give {{type: VGG19}} or a VQGAN"
+                f"network_extractor: missing, train.{cls.KEY} compares its features; give {{type: VGG19}} or a VQGAN"
             )
         batch, negatives = smallest_batch(opt), cls.options.read(opt["train"]).csd_negatives
         if batch is not None and batch < 1 + (negatives or 1):
@@ -110,6 +112,6 @@ def _too_few(batch: int, negatives: int | None) -> str:
     whose = "the others" if negatives is None else f"{negatives} others (train.csd_negatives)"
     fewer = f", or train.csd_negatives to {batch - 1} or less" if negatives is not None and batch > 1 else ""
     return (
-        f"train.csd_opt: contrasts a sample with the inputs of {whose} of its batch, and "
+        f"train.csd_opt: compares a sample with the inputs of {whose} of its batch, and "
         f"datasets.train.batch_size_per_gpu is {batch}; set it to {1 + max(negatives or 1, 1)} or more{fewer}"
     )

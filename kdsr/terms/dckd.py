@@ -1,6 +1,6 @@
 """DCKD's two terms: dynamic contrastive regularisation and distribution mapping (arXiv 2412.08939, AAAI 2025).
 
-Both see images through a frozen VQGAN, ``network_vqgan``, which sees each set of images once per step.
+Both compare features or codes of a frozen VQGAN, ``network_vqgan``, which runs once per step for each set of images.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from kdsr.distill.term import TERM_REGISTRY, Setup, Term
 from kdsr.runtime.declarations import Network, Options, Section, loss, option
 from kdsr.terms.dckd_degradations import degrade
 
-ITERATIONS_PER_STEP = 100_000  # the release changes the history's step every 100k iterations
+ITERATIONS_PER_STEP = 100_000  # in the release, the step of the history model changes every 100k iterations
 
 
 def history_step(step: int | list[int], current_iter: int) -> int:
-    """Iterations between two updates of the history model.
+    """Returns the iterations between two updates of the history model.
 
     Args:
-        step: One number for the whole run; or, as in the release, one per 100k iterations: the first holds for
-            iterations n ≤ 100k, the second for n ≤ 200k, and so on. The last one holds on (in the release iteration
-            300,001 is an index error).
-        current_iter: From 1.
+        step: One number, or, as in the release, one per 100k iterations: the first is used for iterations n ≤ 100k, the
+            second for n ≤ 200k, and so on. The last one is used until the end (in the release, iteration 300,001 is
+            an index error).
+        current_iter: The iteration, from 1.
     """
     if isinstance(step, int):
         return step
@@ -40,7 +40,7 @@ def history_step(step: int | list[int], current_iter: int) -> int:
 class ThroughVQGANOptions(Options):
     vqgan_chunk: int | None = option(
         None,
-        "Images per pass of the VQGAN without gradient, where memory is short; null: all at once.",
+        "Images per pass of the VQGAN without gradient, to save memory; null: all at once.",
         lowest=1,
     )
 
@@ -59,7 +59,7 @@ class _ThroughVQGAN(Term):
                 "network_vqgan: missing; train.cl_opt and train.ce_opt compare student and teacher through a VQGAN"
             ]
         if not (opt.get("path") or {}).get("pretrain_network_vqgan"):
-            return ["path.pretrain_network_vqgan: missing; the codes of a random VQGAN mean nothing"]
+            return ["path.pretrain_network_vqgan: missing; the codes of a random VQGAN are useless"]
         return []
 
     @classmethod
@@ -71,7 +71,7 @@ class _ThroughVQGAN(Term):
         self.vqgan = setup.frozen("vqgan")
 
     def seen(self, step: Step, *images: Tensor) -> list[Any]:
-        """Features per level and code logits of each set of images."""
+        """Returns features per level and code logits of each set of images."""
         return step.extract(self.vqgan, *images, chunk=self.options.vqgan_chunk)
 
 
@@ -80,7 +80,9 @@ class ContrastOptions(ThroughVQGANOptions):
 
     cl_opt: Section | None = loss("Contrastive loss (`ContrasLoss`), `l_cl`.")
     num_neg: int = option(4, "Negatives from degraded inputs.", lowest=0)
-    clean_negative: bool = option(True, "Whether there is one more negative, from the input as it is.")
+    clean_negative: bool = option(
+        True, "Whether there is one more negative, from the input without degradation."
+    )
     gaussian_blur_prob: float = option(1.0, "Probability of a blur, per negative.", lowest=0, highest=1)
     resize_prob: float = option(0.0, "Probability of resizing there and back.", lowest=0, highest=1)
     gaussian_noise_prob: float = option(0.0, "Probability of noise.", lowest=0, highest=1)
@@ -115,7 +117,7 @@ HISTORY = replace(
 class ContrastTerm(_ThroughVQGAN):
     """``l_cl``, the dynamic contrastive regularisation (``ContrasLoss``).
 
-    Anchor S(x), positive T(x), negatives ``F_his(D_j(x))``: outputs of a slow copy of the student, the history model,
+    Anchor S(x), positive T(x), negatives ``F_his(D_j(x))``: outputs of the history model, a slow copy of the student,
     on degraded inputs. Every ``step`` iterations ``θ_his ← update_decay·θ_his + (1 − update_decay)·θ``.
     """
 
@@ -128,11 +130,11 @@ class ContrastTerm(_ThroughVQGAN):
         train = opt["train"]
         problems, options = super().problems(opt), cls.options.read(train)
         if opt.get("network_his", True) is not True:
-            problems.append(
-                "network_his: must be true: the history model is a copy of the student, of no other shape"
-            )
+            problems.append("network_his: must be true: the history model is a copy of the student")
         if not (options.num_neg or options.clean_negative):
-            problems.append("train.num_neg: there must be at least one negative (or clean_negative: true)")
+            problems.append(
+                "train.num_neg: at least one negative is required; give 1 or more, or clean_negative: true"
+            )
         if options.history_source == "ema" and not train.get("ema_decay"):
             problems.append("train.history_source: ema needs train.ema_decay above 0")
         return problems
@@ -190,7 +192,7 @@ class DistributionOptions(ThroughVQGANOptions):
 
 @TERM_REGISTRY.register()
 class DistributionTerm(_ThroughVQGAN):
-    """``l_ce``, distribution mapping: the student's code distributions shall be the teacher's (``CELoss``)."""
+    """``l_ce``, distribution mapping: cross-entropy of student's and teacher's code distributions (``CELoss``)."""
 
     KEY = "ce_opt"
     options = DistributionOptions

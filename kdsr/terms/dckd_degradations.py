@@ -1,9 +1,8 @@
-"""Random degradations of the low-quality input, which the negatives of DCKD are made from.
+"""Random degradations of the low-quality input, for the negatives of DCKD.
 
 ``I_neg^j = F_his(D_j(x))`` (arXiv 2412.08939): D_j blurs, resizes, adds noise and resizes back, in this
-order, each with its own probability: one probability set gives that degradation alone, several give a mix.
-Ranges are those of the authors' release. Kernel, scale and mode are drawn once per negative, for the whole
-batch; the noise is drawn per sample.
+order, each with its own probability. Ranges are those of the authors' release. Kernel, scale and mode are drawn once
+per negative, for the whole batch; the noise is drawn per sample.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 KERNEL_SIZES = (3, 5, 7, 9, 11)
 BLUR_SIGMA = (0.1, 2.0)  # pixels
 NOISE_SIGMA = (1 / 255, 30 / 255)
-ENLARGE_PROB = 0.25  # otherwise it is reduced first
+ENLARGE_PROB = 0.25  # else it is reduced
 ENLARGE_SCALE = (1.0, 1.5)
 REDUCE_SCALE = (0.5, 1.0)
 RESIZE_MODES = ("area", "bilinear", "bicubic")
@@ -32,11 +31,11 @@ def _between(limits: tuple[float, float], uniform: float) -> float:
 
 @dataclass(frozen=True)
 class DegradationPlan:
-    """What happens to one negative, drawn on the host.
+    """The degradation of one negative, drawn on the CPU.
 
     Attributes:
         blur: Kernel sizes and sigmas (pixels), vertical then horizontal; None without blur.
-        resize: Scale, interpolation mode, and mode of the way back; None without resizing.
+        resize: Scale, interpolation mode, and mode of the resize back; None without resizing.
         noise_seed: Seed of the noise; None without noise.
         gray_noise_prob: Probability, per sample, that its noise is the same in all channels.
     """
@@ -56,11 +55,11 @@ class DegradationPlan:
         noise_prob: float,
         gray_noise_prob: float,
     ) -> DegradationPlan:
-        """Draws a plan from a generator of the CPU.
+        """Draws a plan from a CPU generator.
 
-        It takes the same number of draws whatever they decide, so that changing one probability leaves the
-        other decisions of a run as they were. Noise fields come from a generator of the images' device,
-        seeded from here: the state of the one CPU generator is all that a resume needs.
+        The number of draws is constant, so that changing one probability does not change the other decisions of a run.
+        The noise comes from a generator of the images' device, seeded here, so that a resume needs only the state of
+        the CPU generator.
         """
         u = torch.rand(_DRAWS, generator=generator, dtype=torch.float64).tolist()
         kernels = [KERNEL_SIZES[int(len(KERNEL_SIZES) * value)] for value in u[1:3]]
@@ -87,7 +86,7 @@ def gaussian_blur(x: Tensor, vertical: tuple[int, float], horizontal: tuple[int,
     mirrored = pads[0] < x.shape[3] and pads[1] < x.shape[2]
     x = F.pad(x, (pads[0], pads[0], pads[1], pads[1]), mode="reflect" if mirrored else "replicate")
     for (size, sigma), shape in ((vertical, (1, 1, -1, 1)), (horizontal, (1, 1, 1, -1))):
-        # made on the device: a kernel copied from the host would be a sync point
+        # created on the device: copying a kernel from the CPU would synchronise
         offsets = torch.arange(size, device=x.device, dtype=x.dtype) - size // 2
         kernel = (-0.5 * (offsets / sigma).square()).softmax(0)
         x = F.conv2d(x, kernel.view(shape).expand(channels, *[-1] * 3), groups=channels)
@@ -157,11 +156,11 @@ def degrade(
         resize_prob: Probability of resizing down (or up) and back, per copy.
         noise_prob: Probability of noise, per copy.
         gray_noise_prob: Probability that a sample's noise is grey, where there is noise.
-        generator: A generator of the CPU; ``num`` plans are drawn from it.
+        generator: A CPU generator; ``num`` plans are drawn from it.
 
     Returns:
-        (num * N, C, H, W), the N images of copy 0 first; in [0, 1] unless a bicubic resize overshoots. With
-        probabilities 0 the copies equal x to the bit.
+        (num * N, C, H, W), the N images of copy 0 first; in [0, 1] unless a bicubic resize overshoots. If all
+        probabilities are 0, the copies equal x exactly.
     """
     plans = [
         DegradationPlan.draw(

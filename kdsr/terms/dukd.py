@@ -1,7 +1,7 @@
-"""DUKD's upcycled data: the student also learns from what zooming in and out makes of a training pair.
+"""DUKD's data upcycling: the student also learns from zoomed-in and zoomed-out views of a training pair.
 
-Zhang et al., "Data Upcycling Knowledge Distillation for Image Super-Resolution" (arXiv 2309.14162). Our reading, and
-where it leaves the release, is in docs/methods.md.
+Zhang et al., "Data Upcycling Knowledge Distillation for Image Super-Resolution" (arXiv 2309.14162). Our
+interpretation and differences from the release are in docs/methods.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdsr.terms.label_consistency import AugmentationOptions, LabelConsistency
 
 
 def random_crops(images: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """One crop of each image, (N, C, height, width); the places are drawn from a generator of the CPU."""
+    """Crops each image at random, (N, C, height, width); positions are drawn from a CPU generator."""
     room = torch.tensor([images.shape[2] - height + 1, images.shape[3] - width + 1])
     places = (torch.rand(len(images), 2, generator=generator, dtype=torch.float64) * room).long().tolist()
     crops = [image[:, y : y + height, x : x + width] for image, (y, x) in zip(images, places, strict=True)]
@@ -36,21 +36,20 @@ def _taps(length: int, scale: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def zoomed_out(lq: Tensor, scale: int) -> Tensor:
-    """``x↓``: x, (N, C, H, W), shrunk as by Matlab's ``imresize(x, 1/scale)``: bicubic, antialiased, mirrored border.
+    """``x↓``: downsamples (N, C, H, W) like Matlab's ``imresize(x, 1/scale)``: bicubic, antialiased, mirrored border.
 
-    As in the release nothing is rounded or clipped, so that edges overshoot. Sides that ``scale`` does not divide lose
-    their last pixels.
+    As in the release, nothing is rounded or clipped, so edges overshoot. Sides are cropped to multiples of ``scale``.
     """
     height, width = (size - size % scale for size in lq.shape[2:])
     small = lq[..., :height, :width].to(torch.promote_types(lq.dtype, torch.float32))
-    for _ in range(2):  # the columns, then the rows; no matrix product, which a GPU may round to TF32
+    for _ in range(2):  # columns, then rows; no matrix product, which a GPU may compute in TF32
         index, weight = _taps(small.shape[3], scale, small.dtype, small.device)
         small = (small[..., index] * weight).sum(-1).transpose(2, 3)
     return small
 
 
 class _Restored(nn.Module):
-    """A pass of the student over images of any size."""
+    """A pass of the student on images of any size."""
 
     def __init__(self, multiple_of: int, scale: int) -> None:
         super().__init__()
@@ -61,7 +60,7 @@ class _Restored(nn.Module):
 
 
 class _Zoom(Term):
-    """A term with one further pass of the student, of the term's own name."""
+    """A term with one further pass of the student, called ``NAME``."""
 
     NAME: ClassVar[str]
     COMPARES_IMAGES = True
@@ -69,8 +68,8 @@ class _Zoom(Term):
     def passes(self, shapes: Mapping[str, Shapes]) -> dict[str, nn.Module]:
         return {self.NAME: _Restored(self.setup.multiple_of(self.setup.student), self.setup.scale)}
 
-    def answer(self, step: Step) -> Tensor:
-        """What the student made of the view, (N, C, H·scale, W·scale)."""
+    def student_output(self, step: Step) -> Tensor:
+        """Returns the student's output for the view, (N, C, H·scale, W·scale)."""
         return step.results[self.NAME].to(step.lq.dtype)
 
 
@@ -82,7 +81,7 @@ class ZoomInOptions(AugmentationOptions):
 class ZoomInTerm(_Zoom):
     """``l_zoom_in = L1(A⁻¹ S(A y_c), T(y_c))``: y_c is a crop of the ground truth as large as x.
 
-    A is drawn as for the label consistency (``train.noisy.prob``), and undone in the reverse order.
+    A is drawn as for label consistency (``train.noisy.prob``) and inverted in reverse order.
     """
 
     KEY, NAME = "zoom_in_opt", "zoom_in"
@@ -102,21 +101,25 @@ class ZoomInTerm(_Zoom):
         step.show_teacher(self.NAME, crops)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        restored = self.augmentation.invert(self.answer(step), step.kept[self.KEY])
-        return {"l_zoom_in": self.loss(restored, step.teacher_outputs[self.NAME])}
+        output = self.augmentation.invert(self.student_output(step), step.kept[self.KEY])
+        return {"l_zoom_in": self.loss(output, step.teacher_outputs[self.NAME])}
 
 
 class ZoomOutOptions(Options):
-    zoom_out_opt: Section | None = loss("DUKD's loss on shrunk LQ images, `l_zoom_out`; scale 2 and more.")
-    zoom_out_gt_weight: float = option(1.0, "Weight of its half against the LQ image.", lowest=0)
+    zoom_out_opt: Section | None = loss(
+        "DUKD's loss on downsampled LQ images, `l_zoom_out`; for scale 2 and above."
+    )
+    zoom_out_gt_weight: float = option(
+        1.0, "Weight of the part of `l_zoom_out` against the LQ image.", lowest=0
+    )
 
 
 @TERM_REGISTRY.register()
 class ZoomOutTerm(_Zoom):
     """``l_zoom_out = w · L1(S(x↓), x) + L1(S(x↓), T(x↓))``: x itself is the ground truth of a smaller x↓.
 
-    w is ``train.zoom_out_gt_weight`` (1; in the release the weight of the pixel loss). Without a teacher the first half
-    remains.
+    w is ``train.zoom_out_gt_weight`` (default 1; in the release the weight of the pixel loss). Without a teacher, only
+    the first part is used.
     """
 
     KEY, NAME = "zoom_out_opt", "zoom_out"
@@ -126,11 +129,15 @@ class ZoomOutTerm(_Zoom):
     def problems(cls, opt: dict[str, Any]) -> list[str]:
         scale = opt.get("scale", 1)
         if scale < 2:
-            return [f"train.{cls.KEY}: shrinks x by the scale, which is {scale}; it is for super-resolution"]
+            return [
+                f"train.{cls.KEY}: downsamples x by the scale, which is {scale}; it is for super-resolution only"
+            ]
         train = (opt.get("datasets") or {}).get("train") or {}
         patch = train.get("gt_size", scale * scale) // scale
         if patch < scale:
-            return [f"train.{cls.KEY}: nothing is left of LQ patches of {patch} pixels, shrunk by {scale}"]
+            return [
+                f"train.{cls.KEY}: LQ patches of {patch} pixels are too small to downsample by {scale}; raise datasets.train.gt_size"
+            ]
         return []
 
     def prepare(self, step: Step) -> None:
@@ -140,9 +147,9 @@ class ZoomOutTerm(_Zoom):
             step.show_teacher(self.NAME, small)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        answer = self.answer(step)
-        height, width = answer.shape[2:]
-        loss = self.options.zoom_out_gt_weight * self.loss(answer, step.lq[..., :height, :width])
+        output = self.student_output(step)
+        height, width = output.shape[2:]
+        loss = self.options.zoom_out_gt_weight * self.loss(output, step.lq[..., :height, :width])
         if self.NAME in step.teacher_outputs:
-            loss = loss + self.loss(answer, step.teacher_outputs[self.NAME])
+            loss = loss + self.loss(output, step.teacher_outputs[self.NAME])
         return {"l_zoom_out": loss}

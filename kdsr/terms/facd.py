@@ -1,7 +1,7 @@
-"""FACD's contrast between features, as a term: the student accepts what the gate lets through.
+"""FACD's contrastive loss between features, with a gate per patch.
 
 "Feature-domain Adaptive Contrastive Distillation for Efficient Single Image Super-Resolution" (arXiv 2211.15951, 2023).
-No code was released; the equations are our reading of the paper (docs/methods.md).
+No code was released; the equations are our interpretation of the paper (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -22,29 +22,28 @@ from kdsr.terms.features import TapOptions
 
 
 class FACDOptions(TapOptions):
-    facd_opt: Section | None = loss("Contrast of features, `l_facd`.", FACDLoss)
+    facd_opt: Section | None = loss("Contrastive loss between features, `l_facd`.", FACDLoss)
     gate: str | bool = option(
         "hard",
-        "Which patches count: `hard`, those where the teacher is nearer to the ground truth than the student; `soft`, "
-        "all, by how much; `off`, all alike, without ground truth.",
+        "Weights of patches: `hard`, 1 where the teacher is nearer to the ground truth than the student, else 0; "
+        "`soft`, a smooth function of the difference; `off`, 1, without ground truth.",
         choices=GATES,
     )
     gate_temperature: float = option(0.01, "Width of the soft gate, in units of images from 0 to 1.", above=0)
 
 
 def gate_mode(gate: Any) -> Any:
-    """The option ``gate``; YAML reads a bare ``off`` as false."""
+    """Returns the option ``gate``; YAML reads ``off`` without quotes as false."""
     return "off" if gate is False else gate
 
 
 @TERM_REGISTRY.register()
 class FACDTerm(Term):
-    """``l_facd``: at each of ``taps`` the student's adapted feature is drawn to the teacher's of the same sample.
+    """``l_facd``: at each of ``taps``, the student's adapted feature has the teacher's of its sample as positive.
 
-    Its negatives are the teacher's features of all other samples, of every process. Patches count by ``gate``
-    (``hard``, ``soft`` or ``off``): where the teacher is further from the ground truth than the student there is
-    nothing to learn from it. Logged beside the loss: ``mutual_information``, the bound from below in nats, and
-    ``gated``, the patches' mean weight.
+    Negatives are the teacher's features of all other samples on all ranks. Patches are weighted by ``gate`` (``hard``,
+    ``soft`` or ``off``), because a teacher that is further from the ground truth than the student does not help. Also
+    logged: ``mutual_information``, its lower bound in nats, and ``gated``, the mean weight of the patches.
     """
 
     KEY = "facd_opt"
@@ -64,9 +63,9 @@ class FACDTerm(Term):
         return {"facd": TapGroup("train.taps", tap_pairs(self.options.taps))}
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        wanted = step.teacher_features["facd"]
-        features = resized_like(step.student_features["facd"], wanted)
-        candidates = [gather_batches(level) for level in wanted]
+        targets = step.teacher_features["facd"]
+        features = resized_like(step.student_features["facd"], targets)
+        candidates = [gather_batches(level) for level in targets]
         samples = len(step.lq)
         own = torch.arange(samples, device=step.lq.device) + self.setup.opt["rank"] * samples
         mode = gate_mode(self.options.gate)

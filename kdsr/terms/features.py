@@ -1,6 +1,6 @@
 """Terms that compare the student's tapped features with the teacher's: FitNet, attention, affinity, relations.
 
-All of them read the pairs in ``train.taps``. Equations and sources stand with the losses.
+They read the pairs in ``train.taps``. Equations and sources are in the docstrings of the losses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TapOptions(Options):
 
 
 def smallest_batch(opt: dict[str, Any]) -> int | None:
-    """The fewest samples that a process sees in a step; None where the options do not say."""
+    """Returns the smallest batch size per process; None if it is not given."""
     train = (opt.get("datasets") or {}).get("train") or {}
     stages = train.get("progressive")
     sections = [train, *(stages if isinstance(stages, list) else [])]
@@ -43,9 +43,9 @@ class FeatureTerm(Term):
     """A loss on pairs of features.
 
     Attributes:
-        NAME: Of its features, and with ``l_`` of its loss.
-        ADAPT: Whether the student's features pass a trainable 1×1 convolution to the teacher's channels.
-        RESIZE: Whether they are resized to the teacher's.
+        NAME: Name of its tap group; its loss is ``l_NAME``.
+        ADAPT: Whether a trainable 1×1 convolution maps the student's features to the teacher's channels.
+        RESIZE: Whether the student's features are resized to the teacher's.
     """
 
     NAME: ClassVar[str]
@@ -57,14 +57,14 @@ class FeatureTerm(Term):
         return {self.NAME: TapGroup("train.taps", tap_pairs(self.options.taps), adapt=self.ADAPT)}
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        features, wanted = step.student_features[self.NAME], step.teacher_features[self.NAME]
+        features, targets = step.student_features[self.NAME], step.teacher_features[self.NAME]
         if self.RESIZE:
-            features = resized_like(features, wanted)
-        self.see(wanted)
-        return {f"l_{self.NAME}": self.loss(features, wanted)}
+            features = resized_like(features, targets)
+        self.log_form(targets)
+        return {f"l_{self.NAME}": self.loss(features, targets)}
 
-    def see(self, features: Sequence[Tensor]) -> None:
-        """Called with what is compared, for what a term has to say of it."""
+    def log_form(self, features: Sequence[Tensor]) -> None:
+        """Called with the teacher's features; may log how they are compared."""
 
 
 class FitNetOptions(TapOptions):
@@ -73,7 +73,7 @@ class FitNetOptions(TapOptions):
 
 @TERM_REGISTRY.register()
 class FitNetTerm(FeatureTerm):
-    """``l_fitnet``: the student's adapted features shall be the teacher's (``FitNetLoss``)."""
+    """``l_fitnet``: distance of the student's adapted features from the teacher's (``FitNetLoss``)."""
 
     KEY, NAME, ADAPT = "fitnet_opt", "fitnet", True
     options = FitNetOptions
@@ -85,7 +85,7 @@ class ATOptions(TapOptions):
 
 @TERM_REGISTRY.register()
 class ATTerm(FeatureTerm):
-    """``l_at``: the student shall be active where the teacher is (``AttentionTransferLoss``)."""
+    """``l_at``: distance between attention maps of student and teacher (``AttentionTransferLoss``)."""
 
     KEY, NAME = "at_opt", "at"
     options = ATOptions
@@ -97,9 +97,9 @@ class FAKDOptions(TapOptions):
 
 @TERM_REGISTRY.register()
 class FAKDTerm(FeatureTerm):
-    """``l_fakd``: positions alike in the teacher shall be alike in the student (``AffinityLoss``).
+    """``l_fakd``: distance between affinity matrices of positions in student and teacher (``AffinityLoss``).
 
-    Which form of the affinity a feature has is logged once for each size.
+    The form of the affinity is logged once for each size of features.
     """
 
     KEY, NAME = "fakd_opt", "fakd"
@@ -107,7 +107,7 @@ class FAKDTerm(FeatureTerm):
 
     logged_sizes: frozenset[tuple[int, ...]] = frozenset()
 
-    def see(self, features: Sequence[Tensor]) -> None:
+    def log_form(self, features: Sequence[Tensor]) -> None:
         sizes = {tuple(feature.shape[2:]) for feature in features} - self.logged_sizes
         if not sizes:
             return
@@ -134,7 +134,7 @@ class RKDTerm(FeatureTerm):
         problems = super().problems(opt)
         if batch is not None and batch < FEWEST:
             problems.append(
-                f"train.{cls.KEY}: compares the samples of a batch, {FEWEST} at least; "
+                f"train.{cls.KEY}: compares at least {FEWEST} samples of a batch; "
                 f"datasets.train.batch_size_per_gpu is {batch}"
             )
         return problems

@@ -1,8 +1,7 @@
-"""Label consistency of DCKD's release: the teacher sees an augmented view, its answer is brought back.
+"""Label consistency of DCKD's release: the teacher gets an augmented view, and its output is transformed back.
 
-``L_lcr = L1(S(x), A⁻¹ T(A x))``. A inverts the colours, flips and transposes, each for some of the samples. A
-restoration network ought to commute with A and does so only nearly, so that the second view is a second
-opinion.
+``L_lcr = L1(S(x), A⁻¹ T(A x))``. A inverts colours, flips and transposes, each for a random subset of the samples. A
+restoration network commutes with A only approximately, so the second view gives additional information.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def _where(mask: Tensor, changed: Tensor, x: Tensor) -> Tensor:
 
 
 def _transposed(x: Tensor, mask: Tensor) -> Tensor:
-    # the masks are on the CPU: asking them costs no sync
+    # the masks are on the CPU, so this does not synchronise
     return _where(mask, x.transpose(2, 3), x) if mask.any() else x
 
 
@@ -45,11 +44,11 @@ def check_square(height: int, width: int) -> None:
 
 
 def augment(x: Tensor, plan: AugmentationPlan) -> Tensor:
-    """A x: inverts colours (1 - x), flips left-right, flips up-down, transposes; each where the plan says.
+    """A x: inverts colours (1 - x), flips horizontally and vertically, and transposes, each by its mask.
 
     Args:
-        x: (N, C, H, W) in [0, 1]; square when anything is to be transposed.
-        plan: Masks for N samples.
+        x: (N, C, H, W) in [0, 1]; square if any sample is transposed.
+        plan: Masks for the N samples.
 
     Raises:
         OptionError: A transposition of patches that are not square.
@@ -63,7 +62,7 @@ def augment(x: Tensor, plan: AugmentationPlan) -> Tensor:
 
 
 def restore(y: Tensor, plan: AugmentationPlan) -> Tensor:
-    """A⁻¹ y: the inverse steps of ``augment``, in reverse order. y may have another resolution than x had."""
+    """A⁻¹ y: the inverse steps of ``augment`` in reverse order. y may have another resolution than x."""
     y = _transposed(y, plan.transpose)
     y = _where(plan.vflip, y.flip(2), y)
     y = _where(plan.hflip, y.flip(3), y)
@@ -84,30 +83,29 @@ class LabelConsistency:
     """Draws plans and applies them.
 
     Args:
-        prob: Probability of each of the four augmentations, for each sample by itself. The release's option
-            `train.noisy.prob` is read as this number (our reading of an undocumented key); the method's own
-            value, stated, is 0.5.
+        prob: Probability of each of the four augmentations, independent per sample. The release's undocumented option
+            `train.noisy.prob` is interpreted as this probability; the paper states 0.5.
 
     Raises:
-        OptionError: prob lies outside [0, 1].
+        OptionError: prob is outside [0, 1].
     """
 
     def __init__(self, prob: float = 0.5) -> None:
         if not 0 <= prob <= 1:
-            raise OptionError(f"train.noisy.prob: {prob} is no probability; give a number from 0 to 1")
+            raise OptionError(f"train.noisy.prob: {prob} is not a probability; give a number from 0 to 1")
         self.prob = prob
 
     def draw(self, samples: int, generator: torch.Generator) -> AugmentationPlan:
-        """Masks for so many samples, from a generator of the CPU (its state is all that a resume needs)."""
+        """Draws masks for a number of samples from a CPU generator."""
         chances = torch.rand(4, samples, generator=generator, dtype=torch.float64)
         return AugmentationPlan(*(chances < self.prob))
 
     def apply(self, x: Tensor, plan: AugmentationPlan) -> Tensor:
-        """``augment``, which also refuses a patch size that only a later draw would stumble over."""
+        """Calls ``augment``; patches must be square even if no sample is transposed in this draw."""
         if self.prob > 0:
             check_square(*x.shape[2:])
         return augment(x, plan)
 
     def invert(self, y: Tensor, plan: AugmentationPlan) -> Tensor:
-        """``restore``."""
+        """Calls ``restore``."""
         return restore(y, plan)

@@ -1,4 +1,4 @@
-"""What a student learns from images: the ground truth, the teacher's output, and the teacher's second opinion."""
+"""Terms on the student's output: against the ground truth, the teacher's output, and an augmented teacher output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdsr.terms.label_consistency import AugmentationOptions, LabelConsistency
 
 
 class _OutputTerm(Term):
-    """One loss of the student's output: against the ground truth, or else against the teacher's output."""
+    """A loss between the student's output and the ground truth, or else the teacher's output."""
 
     NAME: ClassVar[str]
     COMPARES_IMAGES = True
@@ -95,7 +95,8 @@ class PixelFrequencyTerm(_OutputTerm):
 
 class MaskedOptions(Options):
     masked_opt: Section | None = loss(
-        "Loss against the teacher's output, less where the teacher is wrong, `l_masked`.", MaskedLoss
+        "Loss against the teacher's output, with less weight where the teacher is wrong, `l_masked`.",
+        MaskedLoss,
     )
 
 
@@ -134,5 +135,5 @@ class LabelConsistencyTerm(Term):
         step.show_teacher("augmented", self.augmentation.apply(step.lq, plan))
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        second = self.augmentation.invert(step.teacher_outputs["augmented"], step.kept[self.KEY])
-        return {"l_lcr": self.loss(step.output, second)}
+        target = self.augmentation.invert(step.teacher_outputs["augmented"], step.kept[self.KEY])
+        return {"l_lcr": self.loss(step.output, target)}

@@ -1,4 +1,4 @@
-"""MCLIR's term: negatives from the network's own past (arXiv 2309.06023, AAAI 2024). It needs no teacher."""
+"""MCLIR's term: negatives from earlier states of the network (arXiv 2309.06023, AAAI 2024), without a teacher."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from kdsr.runtime.declarations import Options, Section, loss, option
 
 class OwnPastOptions(Options):
     neg_opt: Section | None = loss(
-        "Distance from outputs of earlier students as `network_extractor` sees them, `l_neg`; `ContrasLoss` has the "
-        "ground truth as its positive.",
+        "Distance from outputs of earlier students in features of `network_extractor`, `l_neg`; `ContrasLoss` uses the "
+        "ground truth as positive.",
         NegativeLoss,
         ContrasLoss,
     )
     neg_iter: int | list[int] = option(
         1000,
-        "Iterations between updates of the negative model; a list has an entry for each of several.",
+        "Iterations between updates of the negative model; a list has an entry for each of several models.",
         lowest=1,
         fewest=1,
     )
@@ -45,12 +45,12 @@ class OwnPastOptions(Options):
 
 @TERM_REGISTRY.register()
 class OwnPastTerm(Term):
-    """``l_neg = −λ · Σ_i w_i · mean_k |f_i(S(x)) − f_i(N_k(x))|``, N_k slow copies of the student itself.
+    """``l_neg = −λ · Σ_i w_i · mean_k |f_i(S(x)) − f_i(N_k(x))|``, N_k slow copies of the student.
 
-    f are the features of a frozen ``network_extractor`` (VGG19 or a VQGAN). With ``neg_opt: {type: ContrasLoss}`` it is
-    the ratio of the distances to y and to the negatives, which is bounded.
+    f are the features of a frozen ``network_extractor`` (VGG19 or a VQGAN). With ``neg_opt: {type: ContrasLoss}`` the
+    loss is the ratio of the distances to y and to the negatives, which is bounded.
 
-    A negative model begins as ``neg_start`` parts of a random network and the rest of the student, and follows:
+    A negative model is initialised with the weighted mean of a random network (``neg_start``) and the student. Update:
     ``θ_k ← neg_decay_k·θ_k + (1 − neg_decay_k)·θ`` every ``neg_iter_k`` iterations.
     """
 
@@ -70,11 +70,11 @@ class OwnPastTerm(Term):
         problems = []
         if not opt.get("network_extractor"):
             problems.append(
-                f"network_extractor: missing, train.{cls.KEY} sees images through it; give {{type: VGG19}} or a VQGAN"
+                f"network_extractor: missing, train.{cls.KEY} compares its features; give {{type: VGG19}} or a VQGAN"
             )
         elif "extractor" not in weight_files(opt):
             problems.append(
-                "path.pretrain_network_extractor: missing; features of a random network mean nothing"
+                "path.pretrain_network_extractor: missing; features of a random network are useless"
             )
         options = cls.options.read(opt["train"])
         models, decays = len(_listed(options.neg_iter)), len(_listed(options.neg_decay))

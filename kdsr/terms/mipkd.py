@@ -1,6 +1,6 @@
 """MiPKD's two terms: mixtures of features and of blocks (arXiv 2404.02573, ICLR 2025).
 
-No code was released; the mixers are our reading of the paper's summary (docs/methods.md).
+No code was released; the mixers are our interpretation of the paper's summary (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class FeatureMixingOptions(TapOptions):
 class BlockMixingOptions(Options):
     bm_opt: Section | None = loss("Loss of the mixed network against the teacher's output, `l_bm`.")
     blocks: list | Section | None = option(
-        None, f"Blocks of the student and the teacher's that may replace them: {PAIRS}."
+        None, f"Blocks of the student and the teacher's blocks that may replace them: {PAIRS}."
     )
     block_ratio: float = option(
         0.5, "Probability that a block is the teacher's, drawn for each block and step.", lowest=0, highest=1
@@ -47,8 +47,8 @@ class BlockMixingOptions(Options):
 class FeatureMixingTerm(Term):
     """``l_fm = ‖D(M ⊙ E_T(F_T) + (1 − M) ⊙ E_S(F_S)) − F_T‖_1`` at the ``taps`` (``FitNetLoss``).
 
-    Student and teacher are encoded to a latent of the teacher's width; of a random mixture, element by element, a
-    decoder makes the teacher's feature. With ``fm_aux_opt`` the decoder also learns from the teacher's own latent,
+    Student and teacher features are encoded to latents of the teacher's width and mixed at random, element by element.
+    A decoder reconstructs the teacher's feature. ``fm_aux_opt`` also trains the decoder on the teacher's latent,
     ``l_fm_aux = ‖D(E_T(F_T)) − F_T‖_1``.
     """
 
@@ -79,16 +79,16 @@ class FeatureMixingTerm(Term):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         mixtures, own = step.results[FEATURES]
-        wanted = step.teacher_features[FEATURES]
-        losses = {"l_fm": self.loss(mixtures, wanted)}
+        targets = step.teacher_features[FEATURES]
+        losses = {"l_fm": self.loss(mixtures, targets)}
         if self.auxiliary_loss:
-            losses["l_fm_aux"] = self.auxiliary_loss(own, wanted)
+            losses["l_fm_aux"] = self.auxiliary_loss(own, targets)
         return losses
 
 
 @TERM_REGISTRY.register()
 class BlockMixingTerm(Term):
-    """``l_bm = ‖out_mixed − T(x)‖_1``: a second pass of the student in which blocks are, at random, the teacher's."""
+    """``l_bm = ‖out_mixed − T(x)‖_1``: a second pass of the student with random blocks replaced by the teacher's."""
 
     KEY = "bm_opt"
     options = BlockMixingOptions

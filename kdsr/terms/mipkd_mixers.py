@@ -1,7 +1,7 @@
-"""What MiPKD mixes: features of student and teacher in a latent space, and whole blocks of the two networks.
+"""MiPKD's mixers: of features of student and teacher in a latent space, and of blocks of the two networks.
 
 Li et al., "Knowledge Distillation with Multi-granularity Mixture of Priors for Image Super-Resolution", ICLR 2025
-(arXiv 2404.02573). Encoders, decoder and the bridges between widths are our reading (docs/methods.md).
+(arXiv 2404.02573). Encoders, decoder and the bridges between widths are our interpretation (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -23,45 +23,47 @@ from kdsr.runtime.errors import OptionError
 
 
 def draw_mask(shape: torch.Size, ratio: float, seed: int, device: torch.device) -> Tensor:
-    """Independent for each element: true, for the teacher, with a probability of ``ratio``.
+    """Draws a mask that is true (teacher) with probability ``ratio``, independently per element.
 
-    Drawn on the device (the features of a batch have tens of millions of elements), from a seed that comes from a
-    generator of the training state.
+    It is drawn on the device, because features may have tens of millions of elements. The seed comes from a generator
+    of the training state.
     """
     generator = torch.Generator(device).manual_seed(seed)
     return torch.rand(shape, generator=generator, device=device) < ratio
 
 
 def mixed(ours: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:
-    """``M ⊙ theirs + (1 − M) ⊙ ours``, all of one shape."""
+    """``M ⊙ theirs + (1 − M) ⊙ ours``; all have the same shape."""
     return torch.where(mask, theirs, ours)
 
 
 class FeatureMixer(nn.Module):
-    """Encoders of a student's and a teacher's feature to a latent of the teacher's width, and the decoder of both.
+    """Encodes a student's and a teacher's feature to latents of the teacher's width, mixes and decodes them.
 
     Args:
-        channels: Of the student's feature.
-        taught: Of the teacher's.
+        channels: Channels of the student's feature.
+        teacher_channels: Channels of the teacher's feature.
     """
 
-    def __init__(self, channels: int, taught: int) -> None:
+    def __init__(self, channels: int, teacher_channels: int) -> None:
         super().__init__()
-        self.student = nn.Conv2d(channels, taught, 1)
-        self.teacher = nn.Conv2d(taught, taught, 1)
+        self.student = nn.Conv2d(channels, teacher_channels, 1)
+        self.teacher = nn.Conv2d(teacher_channels, teacher_channels, 1)
         self.decoder = nn.Sequential(
-            nn.Conv2d(taught, taught, 3, padding=1), nn.ReLU(), nn.Conv2d(taught, taught, 3, padding=1)
+            nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(teacher_channels, teacher_channels, 3, padding=1),
         )
 
-    def forward(self, feature: Tensor, taught: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What is decoded from the mixture, and from the teacher's latent alone.
+    def forward(self, feature: Tensor, teacher_feature: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the features decoded from the mixture and from the teacher's latent.
 
         Args:
-            feature: The student's, (N, C, H, W).
-            taught: The teacher's, (N, C_T, H, W).
-            mask: True where the latent is the teacher's, of the teacher's shape.
+            feature: The student's feature, (N, C, H, W).
+            teacher_feature: The teacher's feature, (N, C_T, H, W).
+            mask: True where the teacher's latent is used, (N, C_T, H, W).
         """
-        latent = self.teacher(taught)
+        latent = self.teacher(teacher_feature)
         mixture = mixed(self.student(feature), latent, mask)
         whole, own = self.decoder(torch.cat([mixture, latent])).chunk(2)
         return whole, own
@@ -71,9 +73,9 @@ class FeatureMixing(nn.Module):
     """A pass that mixes the student's tapped features with the teacher's, see ``StudentBundle``.
 
     Args:
-        group: Name of the group of the student's features.
+        group: Name of the tap group of the student's features.
         ours: Shapes of the student's features.
-        theirs: Shapes of the teacher's.
+        theirs: Shapes of the teacher's features.
     """
 
     def __init__(self, group: str, ours: Sequence[torch.Size], theirs: Sequence[torch.Size]) -> None:
@@ -85,12 +87,13 @@ class FeatureMixing(nn.Module):
         self,
         student: nn.Module,
         features: Sequence[Tensor],
-        taught: Sequence[Tensor],
+        teacher_features: Sequence[Tensor],
         masks: Sequence[Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """One decoded mixture, and one decoded latent of the teacher, per tap."""
-        sized = resized_like(features, taught)
-        decoded = [mixer(*views) for mixer, *views in zip(self.mixers, sized, taught, masks, strict=True)]
+        """Returns the decoded mixture and the decoded teacher latent of each tap."""
+        sized = resized_like(features, teacher_features)
+        inputs = zip(self.mixers, sized, teacher_features, masks, strict=True)
+        decoded = [mixer(*views) for mixer, *views in inputs]
         return [mixture for mixture, _ in decoded], [own for _, own in decoded]
 
 
@@ -98,7 +101,7 @@ class FeatureMixing(nn.Module):
 
 
 class Bridge(nn.Conv2d):
-    """A 1×1 convolution of maps (N, C, H, W), or of a transformer's tokens (N, L, C)."""
+    """A 1×1 convolution for features (N, C, H, W) or tokens (N, L, C)."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 1)
@@ -110,14 +113,14 @@ class Bridge(nn.Conv2d):
 
 
 def bridges(ours: tuple[int, int], theirs: tuple[int, int]) -> tuple[nn.Module, nn.Module]:
-    """To the width of a teacher's block and back; where the widths are the same, nothing.
+    """Returns bridges to the width of a teacher's block and back; identities if the widths are equal.
 
-    They begin as an isometry and its transpose, where the teacher is wider: what a residual block adds to then
-    comes back as it was.
+    If the teacher is wider, they are initialised with an isometry and its transpose, so that the skip connection of a
+    residual block is preserved.
 
     Args:
-        ours: Channels that the student's block takes and gives.
-        theirs: Those of the teacher's.
+        ours: Input and output channels of the student's block.
+        theirs: Input and output channels of the teacher's block.
     """
     there, back = (
         nn.Identity() if sizes[0] == sizes[1] else Bridge(*sizes)
@@ -140,20 +143,20 @@ def bridges(ours: tuple[int, int], theirs: tuple[int, int]) -> tuple[nn.Module, 
 
 
 class BlockMixing(nn.Module):
-    """A pass in which the student's features go on through blocks of the teacher where a draw says so.
+    """A pass of the student with some blocks replaced by frozen blocks of the teacher.
 
-    The teacher's blocks stay frozen and are no part of this module: the gradient passes through them to the
-    student. Bridges that a draw leaves out get a gradient of 0, so that each step uses the same parameters.
+    The teacher's blocks are not part of this module; the gradient passes through them to the student. Unused bridges
+    get a gradient of 0, so that each step uses all parameters (DDP).
 
     Args:
         option: The option that lists the pairs, for messages.
-        pairs: Names of a student's block and of the teacher's that may stand in for it.
-        student: The bare network.
-        teacher: The bare, frozen network.
-        lq: A batch of the size that training sees, (1, C, H, W).
+        pairs: Names of a student's block and of the teacher's block that may replace it.
+        student: The bare student.
+        teacher: The bare, frozen teacher.
+        lq: A batch of the training size, (1, C, H, W).
 
     Raises:
-        OptionError: A block does not exist, is no block of features, or the two of a pair do not fit.
+        OptionError: A block does not exist, does not map features to features, or a pair does not fit.
     """
 
     def __init__(
@@ -161,13 +164,13 @@ class BlockMixing(nn.Module):
     ) -> None:
         super().__init__()
         self.names = module_names(student, [pair.student for pair in pairs], f"{option}.student")
-        taught = module_names(teacher, [pair.teacher for pair in pairs], f"{option}.teacher")
+        teacher_names = module_names(teacher, [pair.teacher for pair in pairs], f"{option}.teacher")
         if len(set(self.names)) < len(self.names):
             raise OptionError(
-                f"{option}: names a block of the student twice ({', '.join(self.names)}); each has one of the teacher's"
+                f"{option}: lists a block of the student twice ({', '.join(self.names)}); list each once"
             )
         ours = _shapes(student, self.names, f"{option}.student", lq)
-        theirs = _shapes(teacher, taught, f"{option}.teacher", lq)
+        theirs = _shapes(teacher, teacher_names, f"{option}.teacher", lq)
         problems = [
             problem
             for fitted in zip(pairs, ours, theirs, strict=True)
@@ -178,10 +181,12 @@ class BlockMixing(nn.Module):
         made = [bridges(_widths(s), _widths(t)) for s, t in zip(ours, theirs, strict=True)]
         self.there = nn.ModuleList(there for there, _ in made)
         self.back = nn.ModuleList(back for _, back in made)
-        self._blocks = tuple(teacher.get_submodule(name) for name in taught)  # a tuple: not registered
+        self._blocks = tuple(
+            teacher.get_submodule(name) for name in teacher_names
+        )  # in a tuple, to not register them
 
     def forward(self, student: nn.Module, lq: Tensor, taken: Sequence[bool]) -> Tensor:
-        """The output of the mixed network; ``taken``: for each pair whether the teacher's block is."""
+        """Returns the output of the mixed network; ``taken``: whether the teacher's block is used, per pair."""
         with ExitStack() as stack:
             for index, name in enumerate(self.names):
                 if taken[index]:
@@ -202,7 +207,7 @@ class BlockMixing(nn.Module):
 
 @contextmanager
 def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another function for a module's own ``forward``, which its hooks are called around as ever."""
+    """Replaces a module's ``forward``; its hooks are still called."""
     vars(module)["forward"] = forward
     try:
         yield
@@ -210,7 +215,7 @@ def _standing_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[Non
         del vars(module)["forward"]
 
 
-Shapes = tuple[torch.Size, torch.Size]  # of what a block takes, and of what it gives
+Shapes = tuple[torch.Size, torch.Size]  # of a block's input and output
 
 
 @torch.no_grad()
@@ -231,7 +236,7 @@ def _shapes(net: nn.Module, names: Sequence[str], option: str, lq: Tensor) -> li
         for handle in handles:
             handle.remove()
     problems = [
-        f"{option}: {name} {'maps no features to features' if name in seen else 'was not called'}; name a block of "
+        f"{option}: {name} {'maps no features to features' if name in seen else 'was not called'}; give a block of "
         "the body, which maps (N, C, H, W) or tokens (N, L, C)"
         for name in names
         if not all(map(_is_feature, seen.get(name, (None,))))
@@ -246,7 +251,7 @@ def _is_feature(value: Any) -> bool:
 
 
 def _widths(shapes: Shapes) -> tuple[int, int]:
-    """Channels that a block takes and gives; the last dimension of tokens."""
+    """Returns input and output channels of a block; of tokens the last dimension."""
     taken, given = (shape[1] if len(shape) == 4 else shape[-1] for shape in shapes)
     return taken, given
 
@@ -259,6 +264,6 @@ def _misfit(option: str, pair: TapPair, ours: Shapes, theirs: Shapes) -> str | N
         return None
     shown = [" to ".join("x".join(map(str, shape)) for shape in shapes) for shapes in (ours, theirs)]
     return (
-        f"{option}: the student's {pair.student} maps {shown[0]}, the teacher's {pair.teacher} {shown[1]}; but for the "
-        "channels these must agree, pair blocks of the same level"
+        f"{option}: the student's {pair.student} maps {shown[0]}, the teacher's {pair.teacher} {shown[1]}; except for "
+        "the channels these must be equal; pair blocks of the same level"
     )

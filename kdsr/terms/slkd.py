@@ -1,7 +1,7 @@
-"""SLKD's comparisons as terms: natural scenes in the encoder, edges and texture in the decoder, places in the image.
+"""SLKD's terms: natural scene statistics in the encoder, edges and texture in the decoder, spatial distributions.
 
 "Knowledge Distillation for Image Restoration: Simultaneous Learning from Degraded and Clean Images" (SLKD, arXiv
-2501.09268, 2025). Both extractors and the module that matches channels are our reading (docs/methods.md).
+2501.09268, 2025). Both extractors and the module that matches channels are our interpretation (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ CLEAN = "clean"  # the teacher's view of the ground truth
 
 class SpatialKLOptions(Options):
     kl_opt: Section | None = loss(
-        "Where in the image each channel is bright (`SpatialKLLoss`), against the teacher's output, `l_kl`."
+        "Spatial distribution of each channel's intensity (`SpatialKLLoss`), against the teacher's output, `l_kl`."
     )
 
 
 @TERM_REGISTRY.register()
 class SpatialKLTerm(Term):
-    """``l_kl``: the student's output is bright where the teacher's is (``SpatialKLLoss``)."""
+    """``l_kl``: divergence of the outputs' spatial distributions of intensity (``SpatialKLLoss``)."""
 
     KEY = "kl_opt"
     options = SpatialKLOptions
@@ -42,11 +42,11 @@ class SpatialKLTerm(Term):
 
 
 class _LevelsTerm(Term):
-    """Compares features of levels, which have an option of their own.
+    """Compares features at taps of a separate option.
 
     Attributes:
-        TAPS: That option, of ``train``.
-        TEACHER: The key of the network whose features they are compared with; ``t`` where it is not given.
+        TAPS: The option of ``train`` with the taps.
+        TEACHER: The key of the teacher network; if it is not given, ``t`` is used.
     """
 
     TAPS: ClassVar[str]
@@ -63,9 +63,9 @@ class _LevelsTerm(Term):
         return {self.KEY: TapGroup(f"train.{self.TAPS}", tap_pairs(getattr(self.options, self.TAPS)))}
 
     def levels(self, step: Step) -> tuple[list[Tensor], list[Tensor]]:
-        """The student's adapted features in the sizes of the teacher's, and the teacher's."""
-        wanted = step.teacher_features[self.KEY]
-        return resized_like(step.student_features[self.KEY], wanted), wanted
+        """Returns the student's adapted features, resized to the teacher's, and the teacher's features."""
+        targets = step.teacher_features[self.KEY]
+        return resized_like(step.student_features[self.KEY], targets), targets
 
 
 class NaturalSceneOptions(Options):
@@ -77,7 +77,7 @@ class NaturalSceneOptions(Options):
 
 @TERM_REGISTRY.register()
 class NaturalSceneTerm(_LevelsTerm):
-    """``l_nc``: at ``encoder_taps``, natural scene statistics as in Teacher A, which sees the degraded images."""
+    """``l_nc``: natural scene statistics at ``encoder_taps`` against Teacher A, which gets the degraded images."""
 
     KEY, TAPS = "nc_opt", "encoder_taps"
     options = NaturalSceneOptions
@@ -96,16 +96,15 @@ class EdgeTextureOptions(Options):
 
 @TERM_REGISTRY.register()
 class EdgeTextureTerm(_LevelsTerm):
-    """``l_et``: at ``decoder_taps``, edges and texture as in Teacher B, which sees the clean images.
+    """``l_et``: edges and texture at ``decoder_taps`` against Teacher B, which gets the clean images.
 
-    Teacher B has its own checkpoint where ``network_tb`` is given; else it is Teacher A, which sees the ground truth in
-    one batch with the degraded images.
+    Teacher B is ``network_tb``; without it, Teacher A also gets the ground truth, batched with the degraded images.
     """
 
     KEY, TAPS, TEACHER = "et_opt", "decoder_taps", "tb"
     options = EdgeTextureOptions
     NETWORKS = {
-        "tb": Network("Teacher B of `et_opt`, which sees the clean images; without it Teacher A does.")
+        "tb": Network("Teacher B of `et_opt`, which gets the clean images; without it, Teacher A is used.")
     }
     NEEDS = frozenset({"teacher", "gt"})
 
@@ -114,20 +113,18 @@ class EdgeTextureTerm(_LevelsTerm):
         problems = super().problems(opt)
         if opt.get("scale", 1) != 1:
             problems.append(
-                f"scale: train.{cls.KEY} shows Teacher B the clean image in place of the degraded one, so they must be "
-                f"of one size: set 1, not {opt['scale']}"
+                f"scale: train.{cls.KEY} gives Teacher B the clean image instead of the degraded one, so both must "
+                f"have the same size: set 1, not {opt['scale']}"
             )
         if opt.get("network_tb") and "tb" not in weight_files(opt):
-            problems.append(
-                "path.pretrain_network_tb: missing; a Teacher B with random weights has nothing to teach"
-            )
+            problems.append("path.pretrain_network_tb: missing; a Teacher B with random weights is of no use")
         return problems
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.teacher = "tb" if setup.opt.get("network_tb") else "t"
         if self.teacher == "t":
-            get_root_logger().info("net_tb: Teacher A, which is shown the clean images")
+            get_root_logger().info("net_tb: Teacher A, which also gets the clean images")
 
     def tap_groups(self) -> dict[str, TapGroup]:
         (group,) = super().tap_groups().values()
@@ -137,6 +134,6 @@ class EdgeTextureTerm(_LevelsTerm):
         step.show_teacher(CLEAN, step.ground_truth, self.teacher)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        features, wanted = self.levels(step)
-        strides = [max(1, round(step.ground_truth.shape[-1] / level.shape[-1])) for level in wanted]
-        return {"l_et": self.loss(features, wanted, strides)}
+        features, targets = self.levels(step)
+        strides = [max(1, round(step.ground_truth.shape[-1] / level.shape[-1])) for level in targets]
+        return {"l_et": self.loss(features, targets, strides)}

@@ -1,8 +1,7 @@
-"""``kdsr bench step``: where the time and the memory of one training step go.
+"""``kdsr bench step``: time and memory of the parts of a training step.
 
-The step is the model's own ``optimize_parameters``. Hooks on its networks tell which part is at work, so that
-every moment of a step belongs to exactly one part and the parts add up to the step. Weights and images are
-random: neither data nor checkpoints are needed.
+The step is the model's ``optimize_parameters``. Hooks on its networks switch between the parts, so that their times add
+up to that of the step. Weights and images are random: neither data nor checkpoints are needed.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ ADAPTERS = "adapters; backward pass of the feature losses"
 
 
 class Device(StrEnum):
-    """Where a step is measured."""
+    """The device of the measurement."""
 
     cpu = "cpu"
     cuda = "cuda"
@@ -51,9 +50,9 @@ class Device(StrEnum):
 
 @contextmanager
 def watched(model: Any, clock: Clock) -> Iterator[None]:
-    """Hooks ``clock`` to the networks, the backward pass and the optimizer of a model."""
+    """Connects ``clock`` to the networks, the backward pass and the optimizer of a model by hooks."""
     handles = []
-    with_gradient: list[str] = []  # parts of frozen networks that the gradient of the losses goes through
+    with_gradient: list[str] = []  # frozen networks in the backward pass
 
     def watch(net: torch.nn.Module, label: str, frozen: bool = False) -> None:
         stack: list[str] = []
@@ -80,7 +79,9 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
         watch(net, label, frozen=True)
     feature_losses = [term.loss for term in model.terms.values() if term.tap_groups()]
     for loss in feature_losses:
-        watch(loss, f"{type(loss).__name__} (feature loss)")  # SLKD's two make their gradient with it
+        watch(
+            loss, f"{type(loss).__name__} (feature loss)"
+        )  # SLKD's losses compute their gradient in the forward pass
     for group in model.student_bundle.adapters.values() if feature_losses else ():
         for adapter in group:
             watch(adapter, ADAPTERS)
@@ -88,8 +89,8 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
     compute_losses = model.compute_losses
 
     def compute_losses_then_backward(step: Step) -> dict[str, Tensor]:
-        # Backward passes the losses and the frozen networks first, for they came last; once the gradient at the
-        # student's output is complete, the student's own pass begins.
+        # The backward pass starts with the losses and frozen networks. The student's part starts when the gradient of
+        # its output is complete.
         with_gradient.clear()
         model.output.register_hook(lambda gradient: clock.switch(STUDENT) and None)
         losses = compute_losses(step)
@@ -113,15 +114,13 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
 
 
 def read(file: str | Path, overrides: Sequence[str], device: Device) -> dict[str, Any]:
-    """The option file, with the modules that it imports imported and without checkpoints.
+    """Reads an option file without its checkpoints, and imports its modules.
 
     Raises:
-        OptionError: It cannot be read, or there is no such device.
+        OptionError: It cannot be read, or the device does not exist.
     """
     if device == Device.cuda and not torch.cuda.is_available():
-        raise OptionError(
-            "--device cuda: there is no GPU that torch can use; leave it out to measure the CPU"
-        )
+        raise OptionError("--device cuda: torch finds no GPU; omit it to measure the CPU")
     opt = {**load(file, overrides), "path": {}}
     warnings: list[str] = []
     if problems := translate(opt, warnings):
@@ -133,10 +132,10 @@ def read(file: str | Path, overrides: Sequence[str], device: Device) -> dict[str
 
 
 def prepare(file: str | Path, overrides: Sequence[str] = (), device: Device = Device.cpu) -> dict[str, Any]:
-    """The option file as a model takes it, without checkpoints and data.
+    """Reads and checks an option file for a model without checkpoints and data.
 
     Raises:
-        OptionError: The options cannot be run, their model has other parts, or there is no such device.
+        OptionError: The options are invalid, the model is not a KDModel, or the device does not exist.
     """
     opt = read(file, overrides, device)
     problems = [problem for problem in check(opt, True) if not problem.startswith(("datasets.", "path."))]
@@ -144,22 +143,20 @@ def prepare(file: str | Path, overrides: Sequence[str] = (), device: Device = De
     if problems:
         raise OptionError(problems)
     if not issubclass(MODEL_REGISTRY.get(opt["model_type"]), KDModel):
-        raise OptionError(
-            f"model_type: bench step knows the parts of KDModel and its children, not those of {opt['model_type']}"
-        )
+        raise OptionError(f"model_type: bench step supports KDModel and its presets, not {opt['model_type']}")
     derived = {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
     return {**opt, **derived, "num_gpu": int(device == Device.cuda)}
 
 
 def _size_problems(opt: dict[str, Any]) -> list[str]:
-    """What is wrong with the images' size; what the check says about the files is no matter here."""
+    """Checks the size of the images; problems of their files do not matter here."""
     datasets = opt.get("datasets")
     train = datasets.get("train") if isinstance(datasets, dict) else None
     size, place = train.get("gt_size") if isinstance(train, dict) else None, "datasets.train.gt_size"
     if size is None:
-        return [f"{place}: is required; the images of the measured step have this size"]
+        return [f"{place}: is required; it is the size of the images in the measured step"]
     if type(size) is not int or size < 1:
-        return [f"{place}: is a number of pixels, not {size!r}"]
+        return [f"{place}: must be a number of pixels, not {size!r}"]
     if size % opt.get("scale", 1):
         return [f"{place}: {size} is not a multiple of the scale {opt['scale']}"]
     found: list[str] = []
@@ -172,13 +169,13 @@ def measure(model: Any, batch: dict[str, Tensor], *, warmup: int, repeat: int) -
 
     Args:
         model: A model of this package, in training.
-        batch: What its ``feed_data`` takes.
-        warmup: Steps that are not counted.
-        repeat: Steps that are.
+        batch: The input of its ``feed_data``.
+        warmup: Steps before the measurement.
+        repeat: Measured steps.
 
     Returns:
-        One row per part and counted step (columns step, part, seconds, peak_mib), and the memory in MiB with
-        which the first counted step began.
+        One row per part and measured step (columns step, part, seconds, peak_mib), and the memory in MiB before the
+        first measured step.
     """
     clock = Clock(Memory(model.device))
     rows: list[tuple[int, str, float, float]] = []
@@ -198,7 +195,7 @@ def measure(model: Any, batch: dict[str, Tensor], *, warmup: int, repeat: int) -
 
 
 def summary(measured: pd.DataFrame) -> pd.DataFrame:
-    """The table that is read: a row per part, their sum, and the whole step (text)."""
+    """Returns the table of the report, as text: a row per part, their sum, and the whole step."""
     last = [ADAPTERS, REST]
     found = [part for part in dict.fromkeys([STUDENT, *measured["part"]]) if part not in last]
     parts = found + [part for part in last if part in set(measured["part"])]
@@ -229,18 +226,18 @@ def summary(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def memory_note(device: Device, before: float) -> str:
-    """One sentence on what the column of the memory means."""
+    """Returns a sentence on the column of the memory."""
     if math.isnan(before):
-        return "Peak MiB: not measured, this system does not tell the peak of a process."
+        return "Peak MiB: not measured, this system does not report the peak memory of a process."
     memory = "memory of the process" if device == Device.cpu else "memory allocated by torch"
     return (
-        f"Peak MiB: {memory} while the part is at work, networks and libraries included; "
+        f"Peak MiB: {memory} while the part runs, including networks and libraries; "
         f"{before:,.0f} MiB before the first measured step."
     )
 
 
 def machine(device: Device, threads: int) -> str:
-    """One line on what the measurement ran on."""
+    """Returns a line on the machine."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -253,7 +250,7 @@ def machine(device: Device, threads: int) -> str:
 
 @contextmanager
 def _batch_is_an_option() -> Iterator[None]:
-    """Some losses need more than one image: what they say of the training's batch is to be problems of ``--batch``."""
+    """Adds ``--batch`` to problems of the batch size: some losses need more than one image."""
     try:
         yield
     except OptionError as error:
@@ -266,10 +263,10 @@ def _batch_is_an_option() -> Iterator[None]:
 def step(
     opt: Annotated[str, typer.Option("-opt", "--opt", help="Option file of a training run.")],
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
-    repeat: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 7,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps before them that are not.")] = 2,
+    repeat: Annotated[int, typer.Option(min=1, help="Measured steps.")] = 7,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before the measurement.")] = 2,
     batch: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 1,
-    device: Annotated[Device, typer.Option(help="What to measure on.")] = Device.cpu,
+    device: Annotated[Device, typer.Option(help="Device of the measurement.")] = Device.cpu,
     force_yml: Annotated[
         list[str] | None, typer.Option("--force_yml", "--force-yml", help="KEY:KEY=VALUE, as in training.")
     ] = None,
@@ -292,7 +289,7 @@ def step(
         measured, before = measure(model, images, warmup=warmup, repeat=repeat)
     text = (
         f"One training step of {options['name']} (batch {batch}, {size}×{size} ground truth), {repeat} steps "
-        f"after {warmup} to warm up.\n{machine(device, threads)}.\n{memory_note(device, before)}\n\n"
+        f"after {warmup} for warm-up.\n{machine(device, threads)}.\n{memory_note(device, before)}\n\n"
         f"{as_markdown(summary(measured))}"
     )
     typer.echo(text)

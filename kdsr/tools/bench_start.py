@@ -1,4 +1,4 @@
-"""``kdsr bench start``: how long a training takes from the command to its first iteration.
+"""``kdsr bench start``: time of a training from the command to its first iteration.
 
 Weights and images are random, written to a temporary folder: neither data nor checkpoints are needed.
 """
@@ -25,18 +25,20 @@ from kdsr.runtime.errors import TrainingError
 from kdsr.tools.bench import Device, read
 
 _STARTED = "Start training from epoch"  # a line of BasicSR's log
-_IMAGES = {"train": (32, 480), "val": (10, 128)}  # of each set: number, side of the ground truth
+_IMAGES = {"train": (32, 480), "val": (10, 128)}  # number of images and side of the ground truth per set
 
 
 def write_inputs(opt: dict[str, Any], paths: dict[str, Any], folder: Path) -> None:
-    """Writes random checkpoints and images into a folder, and an option file ``run.yml`` that names them."""
+    """Writes random checkpoints and images into a folder, and an option file ``run.yml`` with their paths."""
     opt["path"] = paths
     for key in [key for key in paths if key.startswith("pretrain_network_")]:
         name = key.removeprefix("pretrain_network_")
-        wanted = paths.get(f"param_key_{name}", "params")
+        key_in_file = paths.get(f"param_key_{name}", "params")
         weights = build_network(opt[f"network_{name}"]).state_dict()
         paths[key] = str(folder / f"{name}.pth")
-        torch.save(weights if wanted is None else {wanted.replace("auto", "params"): weights}, paths[key])
+        torch.save(
+            weights if key_in_file is None else {key_in_file.replace("auto", "params"): weights}, paths[key]
+        )
     draw = np.random.default_rng(0)
     for name, options in [(name, each) for name, each in opt["datasets"].items() if each]:
         number, side = _IMAGES[name.split("_")[0]]
@@ -51,10 +53,10 @@ def write_inputs(opt: dict[str, Any], paths: dict[str, Any], folder: Path) -> No
 
 
 def start_once(python: str, folder: Path) -> tuple[float, float, float]:
-    """Seconds, CPU seconds and the peak of the memory in MiB until the first iteration begins.
+    """Returns seconds, CPU seconds and peak memory in MiB until the first iteration begins.
 
     Raises:
-        TrainingError: The training ends before.
+        TrainingError: The training ends before that.
     """
     command = [python, "-m", "kdsr.train", "-opt", "run.yml"]
     begin = time.perf_counter()
@@ -77,12 +79,12 @@ def start_once(python: str, folder: Path) -> tuple[float, float, float]:
 
 def start(
     opt: Annotated[str, typer.Option("-opt", "--opt", help="Option file of a training run.")],
-    repeat: Annotated[int, typer.Option(min=1, help="How often each is started, in turn.")] = 3,
+    repeat: Annotated[int, typer.Option(min=1, help="Number of starts of each installation, in turn.")] = 3,
     force_yml: Annotated[
         list[str] | None, typer.Option("--force_yml", "--force-yml", help="KEY:KEY=VALUE, as in training.")
     ] = None,
     python: Annotated[
-        list[str] | None, typer.Option(help="Python of another installation to compare with.")
+        list[str] | None, typer.Option(help="Python of another installation, for comparison.")
     ] = None,
 ) -> None:
     """Time from the command to the first iteration: random weights and images, no data needed (Linux)."""

@@ -1,4 +1,4 @@
-"""``kdsr new``: writes the option file of a method, a backbone, a data set and a schedule. Imports no torch."""
+"""``kdsr new``: writes the option file of a method, a backbone, a data set and a schedule, without importing torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 def listing(
     pieces: Pieces, method: str | None, backbone: str | None, data: str | None, scale: int | None
 ) -> str:
-    """What can be combined, of what the given names leave."""
+    """Returns a table of the valid combinations with the given names."""
     choices = [
         one
         for one in pieces.choices()
@@ -35,7 +35,7 @@ def listing(
         and scale in (None, one.scale)
     ]
     if not choices:
-        raise OptionError("nothing can be combined with these; kdsr new --list alone lists everything")
+        raise OptionError("no combination has these names; kdsr new --list lists all combinations")
     backbones: dict[str, dict[str, None]] = {}
     scales: dict[str, set[int]] = {}
     for one in choices:
@@ -55,7 +55,7 @@ def listing(
 
 
 def _comment(piece: Path) -> str:
-    """The first sentence of a piece's comment, as far as it stands in one line."""
+    """Returns the first sentence of a piece's comment, up to the end of the line."""
     lines = piece.read_text(encoding="utf-8").splitlines()
     return next((line[2:] for line in lines if line.startswith("# ") and "$schema" not in line), "").split(
         ". "
@@ -63,7 +63,7 @@ def _comment(piece: Path) -> str:
 
 
 def missing_files(options: Any, key: str = "") -> Iterable[tuple[str, str]]:
-    """Checkpoints and data folders that an option file names and that are not there, each with its option."""
+    """Yields missing checkpoints and data folders of an option file, each with its option."""
     for name, value in options.items() if isinstance(options, dict) else ():
         below = f"{key}.{name}" if key else name
         if isinstance(value, dict):
@@ -74,26 +74,22 @@ def missing_files(options: Any, key: str = "") -> Iterable[tuple[str, str]]:
 
 
 def new(
-    method: Annotated[
-        str | None, typer.Option(help="Such as FAKD; or a piece of your own, a .yml file.")
-    ] = None,
+    method: Annotated[str | None, typer.Option(help="Such as FAKD, or your own piece, a .yml file.")] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Teacher and student, such as EDSR; or a .yml file.")
+        str | None, typer.Option(help="Teacher and student, such as EDSR, or a .yml file.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Training set, such as DIV2K; or a .yml file.")] = None,
-    scale: Annotated[
-        int | None, typer.Option(help="Upscaling factor, where the data set has several.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="Training set, such as DIV2K, or a .yml file.")] = None,
+    scale: Annotated[int | None, typer.Option(help="Upscaling factor, if the data set has several.")] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="Such as SR_250k; the method's or the backbone's where it is left out.")
+        str | None, typer.Option(help="Such as SR_250k; default: that of the method or the backbone.")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The file; options/train/NAME.yml where it is left out."),
+        typer.Option("-o", "--output", help="The file; default: options/train/NAME.yml."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     list_: Annotated[
-        bool, typer.Option("--list", help="List what can be combined; further options narrow it.")
+        bool, typer.Option("--list", help="List the valid combinations; further options filter the list.")
     ] = False,
 ) -> None:
     """Write the option file of a method, a backbone and a data set: kdsr new --method FAKD --backbone EDSR --data
@@ -111,11 +107,13 @@ def new(
     if method is None or backbone is None or data is None:
         given = {"--method": method, "--backbone": backbone, "--data": data}
         missing = [f"{flag}: missing" for flag, value in given.items() if value is None]
-        raise OptionError([*missing, "kdsr new --list lists what there is"])
+        raise OptionError([*missing, "kdsr new --list lists the valid names"])
     recipe = pieces.compose(Choice(method, backbone, data, scale, schedule))
     file = output or options / "train" / f"{recipe.name}.yml"
     if os.path.lexists(file) and not force:
-        raise OptionError(f"{display_path(file)}: exists; --force overwrites it, -o FILE names another")
+        raise OptionError(
+            f"{display_path(file)}: exists; use --force to overwrite it, or -o FILE for another"
+        )
     if output:
         recipe = replace(recipe, name=output.stem)
     atomic_write(file, lambda out: out.write(recipe.text(file, options).encode()))
@@ -123,6 +121,6 @@ def new(
     typer.echo(_table((display_path(piece), why) for piece, why in recipe.pieces))
     absent = list(missing_files(load(file)))
     if absent:
-        typer.echo("What is not there yet (datasets/README.md, experiments/pretrained_models/README.md):")
+        typer.echo("Missing files (datasets/README.md, experiments/pretrained_models/README.md):")
         typer.echo(_table(absent))
     typer.echo(f"Train: kdsr train -opt {display_path(file)}")

@@ -1,4 +1,4 @@
-"""The tables of docs/recipes.md: optimizer, schedule, batch and weights of each template, beside its authors'."""
+"""Creates the table of docs/recipes.md: settings of each template and of its authors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NAFNET = ("AdamW 0.9, 0.9, decay 0.001", "200k: 0.001 → 1e-7, cosine", "32, 2
 _RESTORMER = "AdamW 0.9, 0.999, decay 1e-4"
 _STAGES = "64, 128²; 40, 160²; 32, 192²; 16, 256²; 8, 320²; 8, 384²"
 
-# template -> source -> what it states or runs, in the words of ``cells``; weights for images in [0, 1]
+# template -> source -> settings in the format of ``cells``; loss weights for images in [0, 1]
 AUTHORS: dict[str, dict[str, Cells]] = {
     "DCKD_SwinIR_x4": {"paper": (*_SR, UNKNOWN, _DCKD)},
     "DCKD_RCAN_x4": {"paper": (*_SR, UNKNOWN, _DCKD)},
@@ -86,7 +86,7 @@ def _rate(train: dict[str, Any]) -> str:
 
 
 def cells(options: dict[str, Any]) -> Cells:
-    """One cell per column, of the resolved options of a template."""
+    """Returns one cell per column for the resolved options of a template."""
     train, data = options["train"], options["datasets"]["train"]
     optim = train["optim_g"]
     decay = f", decay {_number(optim['weight_decay'])}" if optim.get("weight_decay") else ""
@@ -112,9 +112,9 @@ def _weights(train: dict[str, Any]) -> Iterator[str]:
 
 
 def recipe_table(options: Path) -> str:
-    """A Markdown table of the templates in ``options/train``: the rows of the authors, then ours.
+    """Returns a Markdown table of the templates in ``options/train``: rows of the authors, then that of kdsr.
 
-    A cell of ours is bold if no row of the authors has it.
+    A cell of kdsr's row is bold if no row of the authors has this value.
     """
     lines = [f"| template | source | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
     for file in sorted((options / "train").glob("*.yml")):

@@ -1,4 +1,4 @@
-"""``kdsr schema``: writes what follows from the declarations of the options."""
+"""``kdsr schema``: writes the schema and the reference of the options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``kdsr show``: the resolved options of a file, each value with the place that it comes from; no torch is needed."""
+"""``kdsr show``: prints the resolved options of a file with the origin of each value, without importing torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Place = tuple[str, ...]
 
 
 def origins(file: Path) -> dict[Place, str]:
-    """``FILE:LINE`` where each option of a file and of its ``_base_`` pieces was last written, by its keys."""
+    """Returns ``FILE:LINE`` of the last definition of each option in a file and its ``_base_`` pieces, by its keys."""
     found: dict[Place, str] = {}
 
     def note(node: yaml.Node | None, place: Place) -> None:
@@ -38,7 +38,7 @@ def origins(file: Path) -> dict[Place, str]:
 
 
 def leaves(options: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """The values of an option tree by their keys; a list is one value."""
+    """Yields the values of an option tree with their keys; a list is one value."""
     if isinstance(options, dict) and options:
         for key, value in options.items():
             yield from leaves(value, (*place, key))
@@ -47,7 +47,7 @@ def leaves(options: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
 
 
 def resolved(file: Path, overrides: list[str]) -> dict[Place, tuple[Any, str]]:
-    """The values of a file with its pieces, overrides and references resolved, each with where it comes from."""
+    """Returns the resolved values of a file with its pieces and overrides, each with its origin."""
     options = load(file, overrides)
     places = origins(file.expanduser())
     for entry in overrides:
@@ -64,7 +64,7 @@ def resolved(file: Path, overrides: list[str]) -> dict[Place, tuple[Any, str]]:
 
 
 def text_of(value: Any) -> str:
-    """A value as YAML in one line."""
+    """Formats a value as one line of YAML."""
     return (
         yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
         .split("\n...")[0]
@@ -78,7 +78,7 @@ def show(
     force_yml: list[str] = typer.Option([], "--force_yml", metavar="KEY:KEY=VALUE", help="overrides"),
     diff: Path = typer.Option(None, "--diff", metavar="OTHER", help="print only what differs from this file"),
 ) -> None:
-    """Print the resolved options of a file, each value with the file and line that it comes from."""
+    """Print the resolved options of a file, each value with its file and line."""
     mine = resolved(opt, [*force_yml, *(words or [])])
     if diff is not None:
         other = resolved(diff, [])

@@ -1,6 +1,6 @@
 """``kdsr list``: tables of methods, tasks and backbones, and of registered names.
 
-Writes the README's tables from the pieces, the option files and the names and papers below.
+It can write them into the README. Sources are the pieces, the option files, and the names and papers below.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ TASKS = {
 
 
 def tables(options: Path) -> str:
-    """Three Markdown tables: methods and losses, methods and tasks, registered names.
+    """Returns three Markdown tables: methods and losses, methods and tasks, registered names.
 
-    ``options`` is the folder with ``_base_`` and ``train``; a backbone is bold if ``train`` has a file for it.
+    ``options`` is the folder with ``_base_`` and ``train``. A backbone is bold if ``train`` has a file for it.
 
     Raises:
         OptionError: A method is not in ``METHODS``, or there is no method.
@@ -62,7 +62,7 @@ def tables(options: Path) -> str:
     pieces = Pieces(options)
     where = f"{options}/_base_/methods"
     if not pieces.methods:
-        raise OptionError(f"{where}: there are no pieces of methods; give a folder such as options")
+        raise OptionError(f"{where}: no methods found; give a folder such as options")
     if unknown := [name for name in pieces.methods if name not in METHODS]:
         raise OptionError([f"{where}/{name}.yml: not in METHODS of kdsr/tools/tables.py" for name in unknown])
     first, second = [], []
@@ -89,7 +89,7 @@ def tables(options: Path) -> str:
 
 
 def _backbones(choices: Iterable[Choice], shipped: set[str]) -> str:
-    """``**EDSR**, RLFN (×4)``: factors unless all three; bold if there is an option file."""
+    """Formats backbones, ``**EDSR**, RLFN (×4)``: bold with an option file, factors unless all three."""
     scales: dict[str, set[int]] = {}
     bold = set()
     for one in choices:
@@ -103,7 +103,7 @@ def _backbones(choices: Iterable[Choice], shipped: set[str]) -> str:
 
 
 def _registered() -> list[list[str]]:
-    kdsr.register()  # not before: the help needs no torch
+    kdsr.register()  # imports torch, which the help does not need
     from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
     from kdsr.distill.term import all_terms
@@ -130,9 +130,15 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def replaced(text: str, between: str, name: str) -> str:
-    """Replaces the tables of a Markdown text; an ``OptionError`` if their markers do not occur exactly once."""
+    """Replaces the tables of a Markdown text.
+
+    Raises:
+        OptionError: The markers do not occur exactly once.
+    """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise OptionError(f"{name}: has no markers for the tables; add these two lines:\n{BEGIN}\n{END}")
+        raise OptionError(
+            f"{name}: markers of the tables are missing or duplicate; it needs these two lines once:\n{BEGIN}\n{END}"
+        )
     return f"{text.partition(BEGIN)[0]}{BEGIN}\n\n{between}\n{END}{text.partition(END)[2]}"
 
 

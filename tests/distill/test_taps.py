@@ -135,9 +135,9 @@ def test_sizes_that_no_adapter_bridges() -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ([], "train.taps: [] names no features"),
-        (["body.3"], "train.taps.0: 'body.3' names no features; write pairs"),
-        ([{"student": "a"}], "train.taps.0: {'student': 'a'} names no features"),
+        ([], "train.taps: [] is not a list of features"),
+        (["body.3"], "train.taps.0: 'body.3' is not a list of features; give pairs"),
+        ([{"student": "a"}], "train.taps.0: {'student': 'a'} is not a list of features"),
         ({"student": ["a"]}, "train.taps: expected two lists of module names, student and teacher"),
         (
             {"student": ["a", "b"], "teacher": ["c"]},
@@ -145,7 +145,7 @@ def test_sizes_that_no_adapter_bridges() -> None:
         ),
         (
             {"student": ["a"], "teacher": [3]},
-            "train.taps: {'student': ['a'], 'teacher': [3]} names no features",
+            "train.taps: {'student': ['a'], 'teacher': [3]} is not a list of features",
         ),
     ],
 )

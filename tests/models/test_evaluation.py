@@ -102,9 +102,7 @@ def test_an_image_of_many_rows_is_that_of_basicsr(tmp_path: Path, channels: int)
 
 
 def test_an_image_that_does_not_fit_is_named_with_what_helps() -> None:
-    with pytest.raises(
-        DataError, match=r"/data/0.png: 12x12 pixels need more memory than there is; with val.tile"
-    ):
+    with pytest.raises(DataError, match=r"/data/0.png: 12x12 pixels do not fit into memory; set val.tile"):
         evaluate(lambda lq: lq.new_empty(2**60), DataLoader(Greys()), PSNR, torch.device("cpu"))
 
 

@@ -107,7 +107,7 @@ def test_the_baseline_has_the_size_of_the_ground_truth(
 def test_channels_and_sizes_that_differ_are_explained() -> None:
     grey, colour = noise(8, 8, 1), noise(8, 8, 3)
     assert "set datasets.val.color: y" in str(shape_problem(grey, colour, "datasets.val.color"))
-    assert "take datasets.val.color out" in str(shape_problem(colour, grey, "datasets.val.color"))
+    assert "remove datasets.val.color" in str(shape_problem(colour, grey, "datasets.val.color"))
     assert "8×8 pixels, the ground truth has 9×8" in str(shape_problem(grey, noise(9, 8, 1), "c"))
     assert shape_problem(colour, colour, "c") is None
     assert as_image(torch.rand(1, 1, 8, 8)).shape == grey.shape

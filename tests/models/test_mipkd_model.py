@@ -186,7 +186,7 @@ def test_mixers_are_in_the_state_and_not_in_the_students_file(options: Options) 
             {"blocks": [{"student": "body.0", "teacher": "upsample"}]},
             "but for the channels these must agree",
         ),
-        ({"blocks": ["body.0"]}, "train.blocks.0: 'body.0' names no blocks; write pairs"),
+        ({"blocks": ["body.0"]}, "train.blocks.0: 'body.0' is not a list of blocks; give pairs"),
         ({"blocks": None}, "train.blocks: missing, train.bm_opt needs it"),
         ({"taps": None}, "train.taps: missing, train.fm_opt needs it"),
         (
@@ -199,7 +199,7 @@ def test_mixers_are_in_the_state_and_not_in_the_students_file(options: Options) 
         ),
         (
             {"fm_opt": {"type": "FACDLoss"}},
-            "train.fm_opt.type: FACDLoss does not compare what this term does; use FitNetLoss",
+            "train.fm_opt.type: FACDLoss is not a loss of this term; use FitNetLoss",
         ),
         ({"mix_ratio": 1.5}, "train.mix_ratio: 1.5 is above 1"),
         ({"block_ratio": -1}, "train.block_ratio: -1 is below 0"),

@@ -110,7 +110,7 @@ def test_features_without_the_number_of_a_teacher(several: Options) -> None:
         ),
         (
             {"path.pretrain_network_t.1": None},
-            "path.pretrain_network_t.1: missing; a teacher with random weights has nothing to teach",
+            "path.pretrain_network_t.1: missing; a teacher with random weights is of no use",
         ),
         ({"path.init_from": "teacher"}, "path.init_from: teacher: network_t is a list, name a checkpoint"),
         (

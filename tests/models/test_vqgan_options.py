@@ -60,7 +60,7 @@ def test_wrong_options_are_all_named(options: dict[str, Any], tmp_path: Path, mo
         perceptual_opt={"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1.0}},
     )
     problems = "\n".join(check(options, True))
-    parts = ("scale", "decoder: true", "gt_size: 50 is no multiple of 4")
+    parts = ("scale", "decoder: true", "gt_size: 50 is not a multiple of 4")
     parts += ("network_d: missing", "train.optim_d: missing", "restart_every", "vgg19-dcbb9e9d.pth")
     assert [part for part in parts if part not in problems] == []
 

@@ -275,11 +275,11 @@ def test_cyclic_cosine() -> None:
         ({"type": "TrueCosineAnnealingLR"}, "train.scheduler.T_max: is required by TrueCosineAnnealingLR"),
         (
             {"type": "CosineAnnealingRestartCyclicLR", "periods": [1, 9], "restart_weights": [1, 1]},
-            "train.scheduler.eta_mins: 1 weights for 2 periods",
+            "train.scheduler.eta_mins: 1 values for 2 periods",
         ),
         (
             {"type": "CosineAnnealingRestartCyclicLR", "periods": [1]},
-            "train.scheduler.periods: last 1 iterations, train.total_iter is 3",
+            "train.scheduler.periods: sum to 1 iterations, train.total_iter is 3",
         ),
     ],
 )

@@ -85,10 +85,10 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         ("datasets.train.dataset_enlarge_ratio", 0, "dataset_enlarge_ratio: 0 is not above 0"),
         ("datasets.train.prefetch_mode", "gpu", "prefetch_mode: 'gpu' is neither cpu nor cuda nor null"),
         ("datasets.train.prefetch_mode", "cuda", "pin_memory: must be true for prefetch_mode: cuda"),
-        ("datasets.val_2", {"name": "held_out"}, "datasets.val_2.name: held_out names datasets.val too"),
+        ("datasets.val_2", {"name": "held_out"}, "datasets.val_2.name: held_out is also the name of datasets.val"),
         ("train.scheduler.milestones", "x", "train.scheduler.milestones: expected a list, got the text 'x'"),
         ("train.scheduler.milestones", ["x"], "train.scheduler.milestones.0: expected a whole number"),
-        ("train.scheduler.restarts", [0, 5], "restart_weights: 1 weights for 2 restarts"),
+        ("train.scheduler.restarts", [0, 5], "restart_weights: 1 values for 2 restarts"),
         # what must be there
         ("name", ..., "name: is required"),
         ("model_type", ..., "model_type: is required"),
@@ -113,7 +113,7 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         ("path.init_from", "x2.pth", "path.init_from: there is no file x2.pth"),
         # sizes
         ("datasets.train.gt_size", 66, "datasets.train.gt_size: 66 is not a multiple of the scale 4"),
-        ("datasets.train.gt_size", 72, "datasets.train.gt_size: 72 is no multiple of 16, which network_vqgan needs"),
+        ("datasets.train.gt_size", 72, "datasets.train.gt_size: 72 is not a multiple of 16, which network_vqgan needs"),
         ("network_t.upscale", 2, "network_t.upscale: is 2, but scale is 4"),
         ("scale", 2, "network_g.upscale: is 4, but scale is 2"),
     ],
@@ -207,7 +207,7 @@ def test_cosine_periods_must_last_as_long_as_the_run(run_options: dict[str, Any]
     cosine = {"type": "CosineAnnealingRestartLR", "periods": [2], "restart_weights": [1], "eta_min": 1e-7}
     assert problems_after(run_options, {"train.scheduler": cosine, "train.total_iter": 3}) == []
     found = problems_after(run_options, {"train.scheduler": cosine, "train.total_iter": 4})
-    assert found == ["train.scheduler.periods: last 2 iterations, train.total_iter is 4"]
+    assert found == ["train.scheduler.periods: sum to 2 iterations, train.total_iter is 4"]
 
 
 def test_optimizers_are_torchs(run_options: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from small_runs import run
 
 Options = dict[str, Any]
 L1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
-MISSING = "needs ground truth, which datasets.train (LQImageDataset) has not; {}, or give a paired set"
+MISSING = "needs ground truth, which datasets.train (LQImageDataset) does not have; {}, or use a paired set"
 
 
 @pytest.fixture(autouse=True)
@@ -58,19 +58,19 @@ def logged(name: str = "run") -> str:
 @pytest.mark.parametrize(
     ("model_type", "train", "keys"),
     [
-        ("KDModel", {"pixel_opt": L1, "logits_opt": L1, "lcr_opt": L1}, {"pixel_opt": "take it out"}),
+        ("KDModel", {"pixel_opt": L1, "logits_opt": L1, "lcr_opt": L1}, {"pixel_opt": "remove it"}),
         ("KDModel", {"pixel_opt": None, "logits_opt": L1}, {}),
-        ("DCKDModel", {"pixel_opt": L1, "cl_opt": L1, "ce_opt": L1}, {"pixel_opt": "take it out"}),
-        ("SLKDModel", {"nc_opt": L1, "et_opt": L1, "kl_opt": L1}, {"et_opt": "take it out"}),
+        ("DCKDModel", {"pixel_opt": L1, "cl_opt": L1, "ce_opt": L1}, {"pixel_opt": "remove it"}),
+        ("SLKDModel", {"nc_opt": L1, "et_opt": L1, "kl_opt": L1}, {"et_opt": "remove it"}),
         ("FACDModel", {"facd_opt": L1}, {"gate": "set off"}),
         ("FACDModel", {"facd_opt": L1, "gate": "soft"}, {"gate": "set off"}),
         ("FACDModel", {"facd_opt": L1, "gate": "off"}, {}),
         ("FACDModel", {"facd_opt": L1, "gate": False}, {}),
-        ("KDModel", {"zoom_in_opt": L1, "zoom_out_opt": L1}, {"zoom_in_opt": "take it out"}),
-        ("FACDModel", {"zoom_in_opt": L1, "gate": "off"}, {"zoom_in_opt": "take it out"}),
+        ("KDModel", {"zoom_in_opt": L1, "zoom_out_opt": L1}, {"zoom_in_opt": "remove it"}),
+        ("FACDModel", {"zoom_in_opt": L1, "gate": "off"}, {"zoom_in_opt": "remove it"}),
         ("VQGANModel", {"pixel_opt": L1}, {}),
         ("SRModel", {"pixel_opt": L1, "perceptual_opt": L1},
-         {"pixel_opt": "take it out", "perceptual_opt": "take it out"}),
+         {"pixel_opt": "remove it", "perceptual_opt": "remove it"}),
     ],
 )  # fmt: skip
 def test_what_needs_it(model_type: str, train: Options, keys: dict[str, str]) -> None:
@@ -96,7 +96,7 @@ def test_the_check_names_all_of_it(lq_options: Options, kind: str) -> None:
     train["type"] = kind
     found = check(lq_options, True)
     assert found == [
-        f"train.{key}: {MISSING.format('take it out').replace('LQImageDataset', kind)}"
+        f"train.{key}: {MISSING.format('remove it').replace('LQImageDataset', kind)}"
         for key in ("pixel_opt", "zoom_in_opt")
     ]
     lq_options["train"].update(pixel_opt=None, zoom_in_opt=None)
@@ -125,7 +125,7 @@ def test_a_foreign_set_is_found_out_before_anything_is_written(
     del train["dataroot_lq"]
     assert run(run_options) == 2
     error = capsys.readouterr().err
-    assert f"train.pixel_opt: needs ground truth, which datasets.train ({without_gt}) has not" in error
+    assert f"train.pixel_opt: needs ground truth, which datasets.train ({without_gt}) does not have" in error
     assert not Path("experiments").exists()
 
 

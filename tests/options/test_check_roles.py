@@ -100,9 +100,7 @@ def test_normalisation_that_differs_between_the_sets(run_options: dict[str, Any]
     run_options["train"]["ema_decay"] = 0
     run_options["datasets"]["train"].update(given)
     assert check(run_options, True, warnings := []) == []
-    assert len(warnings) == 1 and warnings[0].startswith(
-        "datasets.val.mean, std: not those of datasets.train"
-    )
+    assert len(warnings) == 1 and warnings[0].startswith("datasets.val.mean, std: differ from datasets.train")
     run_options["datasets"]["val"].update(given)
     assert check(run_options, True, warnings := []) == [] == warnings
     run_options["model_type"] = "SRModel"

@@ -122,9 +122,9 @@ def test_a_template_that_ships_is_what_would_be_composed(file: Path, tmp_path: P
         (Choice("DUKD", "NAFNet", "GoPro"), ["zoom_out_opt is for super-resolution"]),
         (Choice("DCKD", "EDSR", "DIV2K_LQ"), ["pixel_opt needs ground truth"]),
         (Choice("Logits_no_gt", "EDSR", "DIV2K", 4), ["is for data without ground truth"]),
-        (Choice("Logits", "PReNet", "Rain13K"), ["--schedule: PReNet has no usual one"]),
+        (Choice("Logits", "PReNet", "Rain13K"), ["--schedule: PReNet has no default"]),
         (Choice("Logits", "EDSR", "DIV2K", 4, "NAFNet_200k"), ["both set gt_size", "valid: SR_250k"]),
-        (Choice("no.yml", "EDSR", "DIV2K", 4), ["--method no.yml: there is no such file"]),
+        (Choice("no.yml", "EDSR", "DIV2K", 4), ["--method no.yml: no such file"]),
     ],
     ids=lambda value: value.name if isinstance(value, Choice) else "",
 )

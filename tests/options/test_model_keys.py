@@ -61,7 +61,7 @@ def test_an_unknown_type_may_be_the_users_own(run_options: Options) -> None:
     run_options["train"]["optim_g"]["type"] = "Zzzzzz"
     network, optimizer = sorted(check(run_options, True))
     assert network.startswith("network_g.type: 'QuiteAnother' is not known; valid: ")
-    assert network.endswith(" (one of your own: name its module in import_modules)")
+    assert network.endswith(" (for a type of your own, add its module to import_modules)")
     assert (
         optimizer.startswith("train.optim_g.type: 'Zzzzzz' is not known; valid: ")
         and "import_" not in optimizer

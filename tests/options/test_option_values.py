@@ -110,23 +110,23 @@ def test_numbers_out_of_bounds_are_refused(run_options: Options, place: str, val
         ("datasets.train.color", "gray", "color: 'gray' is neither y nor rgb nor null"),
         ("datasets.train.color", "y", "datasets.val.color: is rgb, but datasets.train is y"),
         ("datasets.train.mean", [0.5, 0.5, 0.5], "datasets.train.std: is required by mean"),
-        ("datasets.train.std", [1, 1], "datasets.train.std: 2 numbers for images of 3 channels"),
+        ("datasets.train.std", [1, 1], "datasets.train.std: 2 values for images of 3 channels"),
         ("datasets.train.std", [1, 0, 1], "datasets.train.std.1: 0 is not above 0"),
         ("datasets.train.std", [1, "x", 1], "datasets.train.std.1: expected a number"),
         ("datasets.train.use_shuffle", False, "use_shuffle: training sets are always shuffled"),
-        ("datasets.train.dataset_enlarge_ratio", 0.5, "0.5 would leave the same images out of every epoch"),
+        ("datasets.train.dataset_enlarge_ratio", 0.5, "0.5 would omit the same images in every epoch"),
         ("datasets.train.io_backend.type", "LMDB", "'LMDB' is neither disk nor lmdb; did you mean lmdb?"),
-        ("datasets.train.io_backend.db_paths", ["x"], "io_backend.db_paths: is filled in by the data set"),
-        ("datasets.train.io_backend.client_keys", ["lq", "gt"], "io_backend.client_keys: belongs to an LMDB"),
+        ("datasets.train.io_backend.db_paths", ["x"], "io_backend.db_paths: is set by the data set"),
+        ("datasets.train.io_backend.client_keys", ["lq", "gt"], "io_backend.client_keys: is for LMDBs only"),
         ("datasets.train.filename_tmpl", "x4", "filename_tmpl: 'x4' must be like"),
         ("datasets.train.progressive", [{"after": float("inf")}], "progressive.0.after: expected a whole number, "),
         ("datasets.train_2", {"name": "more"}, "datasets.train_2: training knows sets named train or val, val_NAME"),
         ("datasets.val.name", "../x", "datasets.val.name: '../x' becomes part of the name of a file"),
         ("name", "..", "name: '..' is not the name of a new folder"),
         ("scale", float("inf"), "scale: expected a whole number or null, got inf"),
-        ("save_img", True, "save_img: nothing reads it here; set val.save_img"),
-        ("crop_border", 8, "crop_border: nothing reads it here; set val.metrics.NAME.crop_border"),
-        ("suffix", "x4", "suffix: nothing reads it here; set val.suffix"),
+        ("save_img", True, "save_img: has no effect here; set val.save_img"),
+        ("crop_border", 8, "crop_border: has no effect here; set val.metrics.NAME.crop_border"),
+        ("suffix", "x4", "suffix: has no effect here; set val.suffix"),
         ("val.suffix", "a/b", "val.suffix: 'a/b' becomes part of the name of a file"),
         ("val", {"val_freq": 1, "multiple_of": 4, "window_size": 8}, "val.window_size: 8 is another name of val.mul"),
         ("val.metrics.psnr.better", "lower", "better: higher values of calculate_psnr are better"),
@@ -139,10 +139,10 @@ def test_numbers_out_of_bounds_are_refused(run_options: Options, place: str, val
         ("train.scheduler.gamma", -0.5, "train.scheduler.gamma: -0.5 is not above 0"),
         ("train.scheduler.restart_weights", [-1], "train.scheduler.restart_weights.0: -1 is below 0"),
         ("path.ignore_resume_networks", ["network_G"], "there is no 'network_G'; did you mean network_g?"),
-        ("path.ignore_resume_networks", "network_g", "network_g is trained, and always goes on from the state"),
-        ("path.pretrain_network_his", "x.pth", "pretrain_network_his: nothing reads it, network_his is a copy"),
-        ("path.param_key_tb", "params", "path.param_key_tb: nothing reads it, there is no network_tb"),
-        ("logger.wandb", {"resume_id": "1"}, "logger.wandb.resume_id: nothing reads it without logger.wandb.project"),
+        ("path.ignore_resume_networks", "network_g", "network_g is always restored from the training state"),
+        ("path.pretrain_network_his", "x.pth", "pretrain_network_his: has no effect, network_his is a copy"),
+        ("path.param_key_tb", "params", "path.param_key_tb: has no effect, there is no network_tb"),
+        ("logger.wandb", {"resume_id": "1"}, "logger.wandb.resume_id: has no effect without logger.wandb.project"),
     ],
 )  # fmt: skip
 def test_what_would_be_misread_is_refused(
@@ -192,13 +192,13 @@ def test_readers_are_keys_that_the_model_has(model: type) -> None:
 @pytest.mark.parametrize(
     ("changes", "warned"),
     [
-        ({"train.gate": "soft"}, "train.gate: nothing reads it without train.facd_opt"),
-        ({"train.csd_negatives": 1}, "train.csd_negatives: nothing reads it without train.csd_opt"),
+        ({"train.gate": "soft"}, "train.gate: has no effect without train.facd_opt"),
+        ({"train.csd_negatives": 1}, "train.csd_negatives: has no effect without train.csd_opt"),
         (
             {"train.taps": {"student": ["body.0"], "teacher": ["body.0"]}},
-            "train.taps: nothing reads it without",
+            "train.taps: has no effect without",
         ),
-        ({"train.cl_opt": ...}, "train.num_neg: nothing reads it without train.cl_opt"),
+        ({"train.cl_opt": ...}, "train.num_neg: has no effect without train.cl_opt"),
         ({"train.cl_opt": None}, None),  # switched off for a run
         ({"train.gate": "soft", "train.facd_opt": None}, None),
         ({}, None),
@@ -221,7 +221,7 @@ def test_teacher_b_without_its_term_is_a_warning(dckd_options: Options) -> None:
     dckd_options["network_tb"] = dict(dckd_options["network_t"])
     warnings: list[str] = []
     check(dckd_options, True, warnings)
-    assert "network_tb: nothing reads it without train.et_opt" in warnings
+    assert "network_tb: has no effect without train.et_opt" in warnings
 
 
 # ------------------------------------------------------------------------------------------ numbers as YAML gives them
@@ -303,6 +303,6 @@ def test_the_best_checkpoint_is_not_judged_on_a_set_without_gt(run_options: Opti
     run_options["datasets"]["val"] = {
         "name": "held_out", "type": "LQImageDataset", "dataroot_lq": val["dataroot_lq"],
     }  # fmt: skip
-    assert "logger.save_best.metric: calculate_psnr needs GT, which the set held_out has not" in check(
+    assert "logger.save_best.metric: calculate_psnr needs GT, which the set held_out does not have" in check(
         run_options, True
     )

@@ -127,7 +127,7 @@ def test_pieces_are_found_from_the_file_that_names_them(
 def test_a_circle_of_pieces_and_a_missing_piece_are_errors(tmp_path: Path) -> None:
     write(tmp_path / "a.yml", "_base_: b.yml\n")
     write(tmp_path / "b.yml", "_base_: [a.yml]\n")
-    with pytest.raises(OptionError, match=r"goes in a circle: .*a\.yml -> .*b\.yml -> .*a\.yml"):
+    with pytest.raises(OptionError, match=r"is circular: .*a\.yml -> .*b\.yml -> .*a\.yml"):
         load(tmp_path / "a.yml")
     file = write(tmp_path / "c.yml", "_base_: gone.yml\n")
     with pytest.raises(OptionError, match=r"gone\.yml \(_base_ of .*c\.yml\): No such file"):
@@ -157,7 +157,7 @@ def test_wrong_references_are_all_reported(tmp_path: Path) -> None:
         load(file)
     text = str(caught.value)
     assert "a: ${b} refers to itself" in text and "b: ${a} refers to itself" in text
-    assert "c.d: ${scael} refers to an option that is not there" in text
+    assert "c.d: ${scael} refers to an option that does not exist" in text
     assert "e: ${c} is no single value" in text
 
 
@@ -225,8 +225,8 @@ def test_an_override_into_a_referenced_section_changes_a_copy(tmp_path: Path) ->
         ("scale", "expected key:key=value"),
         ("=3", "expected key:key=value"),
         ("a::b=3", "expected key:key=value"),
-        ("l:2=3", "l is a list of 2, '2' is no index of it"),
-        ("l:x=3", "l is a list of 2, 'x' is no index of it"),
+        ("l:2=3", "l is a list of 2, '2' is not an index of it"),
+        ("l:x=3", "l is a list of 2, 'x' is not an index of it"),
         ("scale:x=3", "scale is a single value"),
         ("a=[1, 2", "override 'a=\\[1, 2': line 1"),
     ],

@@ -64,7 +64,7 @@ def test_a_test_of_a_training_measures_what_its_run_did(trained: Options, words:
     values = measured(Path("results/run/metrics.csv"))
     assert values and values == measured(RUN / "metrics.csv")
     log = log_of()
-    assert "weights: experiments/run/models/net_g_latest.pth; also there: net_g_2.pth, net_g_1.pth" in log
+    assert "weights: experiments/run/models/net_g_latest.pth; also found: net_g_2.pth, net_g_1.pth" in log
     assert "describes a training: its student is tested, on its validation sets" in log
     assert "net_t" not in log and sorted(path.name for path in Path("experiments").iterdir()) == ["run"]
 
@@ -107,7 +107,7 @@ def test_the_newest_weights_count(run_options: Options) -> None:
     os.utime(models / "net_g_latest.pth", (1, 1))
     assert test_entry.main(["experiments/run"]) == 0
     assert (
-        "weights: experiments/run/models/net_g_3.pth; also there: net_g_latest.pth, net_g_best.pth"
+        "weights: experiments/run/models/net_g_3.pth; also found: net_g_latest.pth, net_g_best.pth"
         in log_of()
     )
     for name, then in (("latest", "net_g_3.pth"), ("3", "net_g_2.pth")):
@@ -172,8 +172,7 @@ def test_a_training_without_weights_is_refused(
     assert test_entry.main([source]) == 2
     message = capsys.readouterr().err
     assert (
-        f"no weights that it has saved (net_g_latest.pth, net_g_N.pth) in {RUN.absolute() / 'models'}"
-        in message
+        f"that has saved no weights (net_g_latest.pth, net_g_N.pth) in {RUN.absolute() / 'models'}" in message
     )
     assert not Path("results").exists()
 
@@ -184,13 +183,13 @@ def test_a_training_without_validation_sets(run_options: Options, capsys: pytest
     run_options["train"]["total_iter"] = 1
     assert run(run_options) == 0
     assert test_entry.main(["experiments/run"]) == 2
-    assert "has no validation set (val, val_NAME), which is what a test measures" in capsys.readouterr().err
+    assert "has no validation set (val, val_NAME) to test on" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_runs(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     assert test_entry.main(["empty"]) == 2
-    assert "empty: this folder holds no option file of a training" in capsys.readouterr().err
+    assert "empty: this folder has no option file of a training" in capsys.readouterr().err
 
 
 def as_test_file(options: Options, key: str) -> Options:

@@ -340,8 +340,8 @@ REGISTER = "from basicsr.utils.registry import ARCH_REGISTRY\n"
         ("import torch\n\n\ntorch.zeros(2).view(3)\n", r"RuntimeError: .*\(.*/my_archs\.py, line 4\)"),
         ("import helper_of_mine\n", r"KeyError: 'k' \(.*/helper_of_mine\.py, line 3\)"),
         (REGISTER + "\n\n@ARCH_REGISTRY.register()\nclass EDSR:\n    pass\n",
-         r"it registers a network EDSR \(.*/my_archs\.py, line [45]\), and there is one of that name already, "
-         r"of basicsr\.archs\.edsr_arch; give yours another name"),
+         r"it registers a network EDSR \(.*/my_archs\.py, line [45]\), but basicsr\.archs\.edsr_arch has "
+         r"registered one of this name; rename yours"),
     ],
 )  # fmt: skip
 def test_an_import_that_fails(source: str, message: str) -> None:
@@ -359,18 +359,18 @@ def test_an_import_that_fails(source: str, message: str) -> None:
     [
         (
             "my_arch",
-            "there is no module my_arch; looked for in {here}, {here}/options and where Python finds modules",
+            "no module my_arch in {here}, {here}/options or Python's path",
         ),
         (
             "./my_archs.py",
-            "./my_archs.py is a file; modules are named as Python imports them: write my_archs",
+            "./my_archs.py is a file; give the module's name instead: my_archs",
         ),
-        ("nets/my_archs.py", "write nets.my_archs"),
-        ("../nets/my_archs.py", "write my_archs, and import_path: [../nets]"),
-        ("my-archs", "'my-archs' is no name of a module"),
-        (".my_archs", "'.my_archs' is no name of a module"),
-        ("nets", "{here}/nets is a folder without an __init__.py; name a module in it, nets.NAME"),
-        ("nets.my_arch", "there is no module nets.my_arch"),
+        ("nets/my_archs.py", "give the module's name instead: nets.my_archs"),
+        ("../nets/my_archs.py", "give the module's name instead: my_archs, and import_path: [../nets]"),
+        ("my-archs", "'my-archs' is not the name of a module"),
+        (".my_archs", "'.my_archs' is not the name of a module"),
+        ("nets", "{here}/nets is a folder without an __init__.py; give a module in it, nets.NAME"),
+        ("nets.my_arch", "no module nets.my_arch"),
         ("json", "{here}/json.py is hidden by "),
     ],
 )
@@ -389,9 +389,9 @@ def test_all_problems_at_once(run_options: Options, capsys: pytest.CaptureFixtur
     assert train_entry.main(["-opt", "run.yml"]) == 2
     lines = capsys.readouterr().err.splitlines()
     starts = (
-        "import_path.0: there is no folder nowhere",
+        "import_path.0: no such folder: nowhere",
         "import_modules.0: broken",
-        "import_modules.1: there",
+        "import_modules.1: no module absent",
     )
     assert [line.startswith(f"kdsr: error: {start}") for line, start in zip(lines, starts, strict=True)] == [
         True

@@ -108,7 +108,7 @@ class Untrained(nn.Module):
             "Failing",
             "the first step fails: TypeError: no such size ({file}, line 18)",
         ),
-        ("Listing", "network_g: Listing gives a list; one tensor is wanted, the images"),
+        ("Listing", "network_g: Listing gives a list; expected one tensor, the images"),
         ("Untrained", "network_g: Untrained has no parameters to train"),
     ],
 )
@@ -183,7 +183,7 @@ def _own_sets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         ("RaisingSet", "RaisingSet fails at its first images: TypeError: no such crop ("),
         ("UnevenSet", "UnevenSet fails at its first images: RuntimeError: "),
-        ("TupleSet", "TupleSet gives items that KDModel cannot take: a list; wanted is a dict"),
+        ("TupleSet", "TupleSet gives items that KDModel cannot take: a list; expected a dict"),
         ("OtherKeysSet", "OtherKeysSet gives items that KDModel cannot take: the keys input, target; wanted"),
     ],
 )

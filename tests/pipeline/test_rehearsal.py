@@ -94,7 +94,7 @@ def test_channels_that_the_network_does_not_take(
         run_options["network_g"] = {**GREY, "num_in_ch": 3, "num_out_ch": 3}
         run_options["datasets"]["val"]["color"] = "y"
     (line,) = refused(test_entry, test_set(run_options), capsys)
-    cure = "set datasets.test_1.color: y" if grey_network else "take datasets.test_1.color out"
+    cure = "set datasets.test_1.color: y" if grey_network else "remove datasets.test_1.color"
     assert cure in line and "astronaut.png" in line and "network_g (SRVGGNetCompact)" in line
 
 
@@ -104,7 +104,7 @@ def test_channels_that_only_the_output_shows(
     """EDSR subtracts the mean of three channels, and so makes three of one."""
     run_options["datasets"]["val"]["color"] = "y"
     (line,) = refused(test_entry, test_set(run_options), capsys)
-    assert "has 3 channels, the ground truth has 1; take datasets.test_1.color out" in line
+    assert "has 3 channels, the ground truth has 1; remove datasets.test_1.color" in line
 
 
 @pytest.mark.parametrize("model", ["KDModel", "SRModel"])

@@ -243,7 +243,7 @@ def test_a_run_starts_from_the_named_state_and_resumes_from_its_own(run_options:
     assert run(run_options, "--auto_resume") == 0
     assert {path.name for path in folder.iterdir()} == {"3.state", "4.state"}
     log = sorted(Path("experiments/branch").glob("*.log"))[-1].read_text(encoding="utf-8")
-    assert "2.state is not used, --auto_resume goes on from" in log
+    assert "2.state is not used, --auto_resume resumes from" in log
 
 
 @pytest.mark.parametrize("flags", [[], ["--auto_resume"]])

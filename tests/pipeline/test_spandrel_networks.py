@@ -261,4 +261,4 @@ def test_a_teacher_of_any_type_with_other_outputs_is_refused(
     options["path"]["pretrain_network_t"] = str(tmp_path / "t.pth")
     capsys.readouterr()  # BasicSR's logger, of which an earlier test has closed the stream
     message = refused(options, capsys)
-    assert f"network_t: {teacher['type']} gives {gives}, 3×64×64 are wanted" in message
+    assert f"network_t: {teacher['type']} gives {gives}, expected 3×64×64" in message

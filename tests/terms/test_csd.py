@@ -120,7 +120,7 @@ def test_a_models_own_vqgan_serves(
         ({"csd_negatives": 0}, "train.csd_negatives: 0 is below 1"),
         (
             {"csd_opt": {"type": "FACDLoss"}},
-            "train.csd_opt.type: FACDLoss does not compare what this term does",
+            "train.csd_opt.type: FACDLoss is not a loss of this term",
         ),
         (
             {"csd_opt": {"type": "ContrasLoss", "weights": [1.0]}},

@@ -132,7 +132,7 @@ def test_all_of_them_train_together_and_the_form_of_the_affinity_is_logged_once(
         ({"network_t": None, "path": {}}, "train.{key}: needs a teacher"),
         (
             {"train": {"{key}": {"type": "L1Loss"}}},
-            "train.{key}.type: L1Loss does not compare what this term does",
+            "train.{key}.type: L1Loss is not a loss of this term",
         ),
     ],
     ids=["no taps", "half a pair", "no such module", "no teacher", "another loss"],

@@ -204,7 +204,7 @@ def test_wrong_options_are_refused(file: Path):
         ("datasets:train:gt_size=~", "gt_size: is required"),
         ("datasets:train=7", "gt_size: is required"),
         ("scale=two", "scale: expected a"),
-        ("network_vqgan:ddconfig:ch_mult=[1,1,1,1]", "gt_size: 36 is no multiple of 8"),
+        ("network_vqgan:ddconfig:ch_mult=[1,1,1,1]", "gt_size: 36 is not a multiple of 8"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(file: Path, override: str, message: str):
