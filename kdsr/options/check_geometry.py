@@ -48,11 +48,11 @@ def _check_patch(
             problems.append(f"{place}: {size} is not a multiple of the scale {scale}")
         return
     patch = size // scale
-    said = f"{place}: {size} gives LQ patches of {patch}"
+    patch_size = f"{place}: {size} gives LQ patches of {patch}"
     for key, multiple in multiples.items():
-        _check_window(opt.get(key), key, patch, said, problems)
+        _check_window(opt.get(key), key, patch, patch_size, problems)
         if patch % multiple:
-            problems.append(f"{said}, but {key} ({opt[key]['type']}) takes multiples of {multiple}")
+            problems.append(f"{patch_size}, but {key} ({opt[key]['type']}) takes multiples of {multiple}")
 
 
 def _effective(options: dict[str, Any], name: str) -> Any:
@@ -70,10 +70,10 @@ def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str
         return
     facts = _facts(options)
     if facts is not None and facts.scale != scale:
-        said = f"scale is {scale:g}" if "scale" in opt else "scale is not given"
+        given = f"scale is {scale:g}" if "scale" in opt else "scale is not given"
         place, what = ("path", options["path"]) if "path" in options else ("parameters", "this")
         problems.append(
-            f"{key}.{place}: {what} is a network of scale {facts.scale} ({facts.architecture}), but {said}"
+            f"{key}.{place}: {what} is a network of scale {facts.scale} ({facts.architecture}), but {given}"
         )
     if options.get("type") == "SwinIR" and not options.get("upsampler"):
         return  # without an upsampler SwinIR ignores upscale
@@ -81,8 +81,8 @@ def _check_scale(opt: dict[str, Any], key: str, scale: float, problems: list[str
         value = _effective(options, name)
         if isinstance(value, int) and value != scale:
             how = "" if name in options else " by default"
-            said = f"scale is {scale:g}" if "scale" in opt else "scale is not given"
-            problems.append(f"{key}.{name}: is {value}{how}, but {said}")
+            given = f"scale is {scale:g}" if "scale" in opt else "scale is not given"
+            problems.append(f"{key}.{name}: is {value}{how}, but {given}")
 
 
 def _facts(options: dict[str, Any]) -> Any:
@@ -94,7 +94,7 @@ def _facts(options: dict[str, Any]) -> Any:
     return network.facts(options)
 
 
-def _check_window(options: Any, key: str, patch: int, said: str, problems: list[str]) -> None:
+def _check_window(options: Any, key: str, patch: int, patch_size: str, problems: list[str]) -> None:
     """Checks the window of BasicSR's SwinIR, which does not pad."""
     if not isinstance(options, dict) or options.get("type") != "SwinIR":
         return
@@ -102,7 +102,7 @@ def _check_window(options: Any, key: str, patch: int, said: str, problems: list[
     if isinstance(window, int) and isinstance(image, int):
         window = min(window, image)
         if window > 0 and patch % window:
-            problems.append(f"{said}, but {key} takes multiples of its window_size {window}")
+            problems.append(f"{patch_size}, but {key} takes multiples of its window_size {window}")
 
 
 def _multiple_of(options: Any) -> int:

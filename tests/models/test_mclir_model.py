@@ -132,7 +132,7 @@ def test_a_teacher_may_be_there(options: Options, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"network_extractor": None}, "network_extractor: missing, train.neg_opt sees images through it"),
+        ({"network_extractor": None}, "network_extractor: missing, train.neg_opt compares its features"),
         ({"path": {}}, "path.pretrain_network_extractor: missing"),
         ({"neg_opt": None}, "train.neg_opt"),
         ({"neg_opt": {"type": "FACDLoss"}}, "train.neg_opt.type: FACDLoss does not compare what this"),

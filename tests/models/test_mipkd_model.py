@@ -184,7 +184,7 @@ def test_mixers_are_in_the_state_and_not_in_the_students_file(options: Options) 
         ),
         (
             {"blocks": [{"student": "body.0", "teacher": "upsample"}]},
-            "but for the channels these must agree",
+            "except for the channels these must be equal",
         ),
         ({"blocks": ["body.0"]}, "train.blocks.0: 'body.0' is not a list of blocks; give pairs"),
         ({"blocks": None}, "train.blocks: missing, train.bm_opt needs it"),

@@ -113,9 +113,9 @@ def test_a_models_own_vqgan_serves(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"network_extractor": None}, "network_extractor: missing, train.csd_opt sees images through it"),
+        ({"network_extractor": None}, "network_extractor: missing, train.csd_opt compares its features"),
         ({"path": {"pretrain_network_t": "teacher.pth"}}, "path.pretrain_network_extractor: missing"),
-        ({"batch": 1}, "train.csd_opt: contrasts a sample with the inputs of the others of its batch"),
+        ({"batch": 1}, "train.csd_opt: compares a sample with the inputs of the others of its batch"),
         ({"csd_negatives": 3}, "set it to 4 or more"),
         ({"csd_negatives": 0}, "train.csd_negatives: 0 is below 1"),
         (

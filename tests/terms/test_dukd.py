@@ -178,9 +178,9 @@ def test_bad_options_are_refused(options: Options):
     options["train"]["zoom_in_opt"] = None
     options.update(scale=1)
     assert any(
-        "train.zoom_out_opt: shrinks x by the scale, which is 1" in problem
+        "train.zoom_out_opt: downsamples x by the scale, which is 1" in problem
         for problem in check(options, True)
     )
     options.update(scale=4)
     options["datasets"]["train"]["gt_size"] = 12
-    assert any("nothing is left of LQ patches of 3 pixels" in problem for problem in check(options, True))
+    assert any("LQ patches of 3 pixels are too small" in problem for problem in check(options, True))

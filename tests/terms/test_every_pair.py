@@ -42,7 +42,7 @@ LOSSES = {
 WITH_PIXEL_LOSSES = {"pixel_opt", "logits_opt", "lcr_opt", "zoom_in_opt", "zoom_out_opt", "bm_opt"}
 # what a term says where the scale is none of its own
 REFUSED = {
-    "zoom_out_opt": "train.zoom_out_opt: shrinks x by the scale, which is 1; it is for super-resolution",
+    "zoom_out_opt": "train.zoom_out_opt: downsamples x by the scale, which is 1; it is for super-resolution",
     "et_opt": "scale: train.et_opt shows Teacher B the clean image in place of the degraded one, so they must "
     "be of one size: set 1, not 4",
 }

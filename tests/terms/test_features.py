@@ -157,7 +157,7 @@ def test_relations_need_three_samples(options: Options, capsys: pytest.CaptureFi
     assert run(options) == 2
     message = capsys.readouterr().err
     assert (
-        "train.rkd_opt: compares the samples of a batch, 3 at least; datasets.train.batch_size_per_gpu is 2"
+        "train.rkd_opt: compares at least 3 samples of a batch; datasets.train.batch_size_per_gpu is 2"
         in message
     )
 

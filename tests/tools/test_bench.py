@@ -200,7 +200,7 @@ def test_wrong_options_are_refused(file: Path):
     "override, message",
     [
         ("datasets:train:gt_size=33", "gt_size: 33 is not a multiple of the scale 2"),
-        ("datasets:train:gt_size=-2", "gt_size: is a number of pixels, not -2"),
+        ("datasets:train:gt_size=-2", "gt_size: must be a number of pixels, not -2"),
         ("datasets:train:gt_size=~", "gt_size: is required"),
         ("datasets:train=7", "gt_size: is required"),
         ("scale=two", "scale: expected a"),

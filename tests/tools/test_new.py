@@ -80,7 +80,7 @@ def test_lists_what_can_be_combined() -> None:
         assert re.search(word, everything), word
     slkd = new("--list", "--method", "SLKD")
     assert "Restormer" in slkd and "Rain13K" in slkd and not re.search("EDSR|DIV2K", slkd)
-    with pytest.raises(OptionError, match="nothing can be combined"):
+    with pytest.raises(OptionError, match="no combination has these names"):
         new("--list", "--method", "SLKD", "--backbone", "EDSR")
 
 

@@ -76,10 +76,10 @@ def test_the_tables_are_made_of_the_pieces(tmp_path: Path) -> None:
 
 
 def test_what_has_no_name_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="there are no pieces of methods"):
+    with pytest.raises(OptionError, match="no methods found"):
         tables(tmp_path)
     write(tmp_path, "methods/Magic", "model_type: KDModel\n")
     with pytest.raises(OptionError, match=r"Magic.yml: not in METHODS of kdsr/tools/tables.py"):
         tables(tmp_path)
-    with pytest.raises(OptionError, match="page.md: has no markers for the tables"):
+    with pytest.raises(OptionError, match="page.md: markers of the tables are missing"):
         replaced("text", "tables", "page.md")
