@@ -48,11 +48,11 @@ def _check_patch(
             problems.append(f"{place}: {size} is not a multiple of the scale {scale}")
         return
     patch = size // scale
-    patch_size = f"{place}: {size} gives LQ patches of {patch}"
+    prefix = f"{place}: {size} gives LQ patches of {patch}"
     for key, multiple in multiples.items():
-        _check_window(opt.get(key), key, patch, patch_size, problems)
+        _check_window(opt.get(key), key, patch, prefix, problems)
         if patch % multiple:
-            problems.append(f"{patch_size}, but {key} ({opt[key]['type']}) takes multiples of {multiple}")
+            problems.append(f"{prefix}, but {key} ({opt[key]['type']}) takes multiples of {multiple}")
 
 
 def _effective(options: dict[str, Any], name: str) -> Any:
@@ -94,7 +94,7 @@ def _facts(options: dict[str, Any]) -> Any:
     return network.facts(options)
 
 
-def _check_window(options: Any, key: str, patch: int, patch_size: str, problems: list[str]) -> None:
+def _check_window(options: Any, key: str, patch: int, prefix: str, problems: list[str]) -> None:
     """Checks the window of BasicSR's SwinIR, which does not pad."""
     if not isinstance(options, dict) or options.get("type") != "SwinIR":
         return
@@ -102,7 +102,7 @@ def _check_window(options: Any, key: str, patch: int, patch_size: str, problems:
     if isinstance(window, int) and isinstance(image, int):
         window = min(window, image)
         if window > 0 and patch % window:
-            problems.append(f"{patch_size}, but {key} takes multiples of its window_size {window}")
+            problems.append(f"{prefix}, but {key} takes multiples of its window_size {window}")
 
 
 def _multiple_of(options: Any) -> int:

@@ -136,7 +136,7 @@ class ZoomOutTerm(_Zoom):
         patch = train.get("gt_size", scale * scale) // scale
         if patch < scale:
             return [
-                f"train.{cls.KEY}: LQ patches of {patch} pixels are too small for scale {scale}; raise datasets.train.gt_size"
+                f"train.{cls.KEY}: LQ patches of {patch} pixels are too small for scale {scale}; raise gt_size"
             ]
         return []
 
