@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -34,8 +36,9 @@ _LEFT_OUT = (
 def left_unchanged(root: object) -> Iterator[None]:
     """Afterwards ``root`` and all that it refers to is as it was before.
 
-    That are attributes, lists, dicts, sets, tensors with their gradients, and torch's generators; of torch's own
-    objects modules, optimizers and schedulers. All tensors are copied: networks take twice their memory meanwhile.
+    That are attributes (not slots), lists, dicts, sets, tensors with their gradients, arrays, and generators of torch,
+    NumPy and Python; of torch's own objects modules, optimizers and schedulers. All tensors are copied: networks take
+    twice their memory meanwhile.
     """
     undo = _record(root)
     try:
@@ -61,6 +64,15 @@ def _record(root: object) -> list[_Undo]:
             waiting.append(value.grad if value.is_leaf else None)
         elif isinstance(value, torch.Generator):
             undo.append(partial(value.set_state, value.get_state()))
+        elif isinstance(value, np.random.RandomState):
+            undo.append(partial(value.set_state, value.get_state()))
+        elif isinstance(value, np.ndarray):
+            if value.flags.writeable:
+                undo.append(partial(np.copyto, value, value.copy()))
+        elif isinstance(value, np.random.Generator):
+            undo.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
+        elif isinstance(value, random.Random):
+            undo.append(partial(value.setstate, value.getstate()))
         elif isinstance(value, dict):
             undo.append(partial(_refill, value, value.update, dict(value)))
             waiting += value.values()
