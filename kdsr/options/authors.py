@@ -34,6 +34,8 @@ def translate(opt: dict[str, Any], warnings: list[str]) -> list[str]:
             train.setdefault("clip_grad_norm", CLIP_NORM)
         elif train.get("clip_grad_norm") is not None:
             problems.append("train.use_grad_clip: false contradicts train.clip_grad_norm; remove one of them")
+        else:
+            train["clip_grad_norm"] = None  # stays off when the resolved options are read again
     datasets = _section(opt, "datasets")
     for key in datasets:
         _translate_dataset(_section(datasets, key), f"datasets.{key}", problems)
@@ -46,7 +48,7 @@ def _section(options: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _translate_dataset(dataset: dict[str, Any], place: str, problems: list[str]) -> None:
-    if dataset.get("type") not in {*PAIRED, *MIRRORED}:  # other data sets may have keys of this name
+    if str(dataset.get("type")) not in {*PAIRED, *MIRRORED}:  # other data sets may have keys of this name
         return
     if dataset.get("type") == "Dataset_GaussianDenoising":
         dataset.pop("dataroot_lq", None)  # "none": the noise is added here
@@ -74,6 +76,8 @@ def _translate_stages(dataset: dict[str, Any], place: str, problems: list[str]) 
         names = ", ".join(_STAGES)
         problems.append(f"{place}: {names} must be lists of integers of the same length, without progressive")
         return
+    if not all(is_kind(dataset.get(key, 1), int) for key in ("gt_size", "batch_size_per_gpu")):
+        return  # reported where it stands
     after, found = 0, []
     for length, size, batch in zip(*(dataset.pop(key) for key in _STAGES), strict=True):
         # its loop crops smaller patches and batches from those of the data set

@@ -46,7 +46,7 @@ def misspelt(argv: Sequence[str] | None, is_train: bool) -> list[str]:
         return []
     opt = load(args.opt, args.force_yml)
     names, known = _declared()
-    if opt.get("import_modules") or opt.get("model_type") not in known:
+    if opt.get("import_modules") or str(opt.get("model_type")) not in known:
         return []
     found = []
     for place, section in _sections(opt, known):
@@ -74,7 +74,7 @@ def _sections(opt: dict[str, Any], known: set[str]) -> Iterator[tuple[str, dict[
             yield section, below
     datasets = opt.get("datasets")
     for key, dataset in datasets.items() if isinstance(datasets, dict) else ():
-        if isinstance(dataset, dict) and dataset.get("type") in known:
+        if isinstance(dataset, dict) and str(dataset.get("type")) in known:
             yield f"datasets.{key}", dataset
 
 

@@ -187,6 +187,17 @@ def test_contradictions_are_reported(name: str, changes: Options, problem: str) 
     assert len(problems) == 1 and problems[0].startswith(problem)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"gt_size": "large"}, {"batch_size_per_gpu": None}, {"type": ["Dataset_PairedImage"]}]
+)
+def test_what_is_no_number_or_name_is_left_to_the_check(wrong: Options) -> None:
+    options = changed(
+        TRAINING["Deraining_Restormer"], {f"datasets.train.{key}": value for key, value in wrong.items()}
+    )
+    assert translate(options, []) == []
+    assert options["datasets"]["train"]["iters"]
+
+
 def test_what_has_no_equal_is_named() -> None:
     options = changed(
         NAFNET_TESTS["test/SIDD/width32"], {"val.grids": True, "val.rgb2bgr": False, "val.crop_size_h": 256}
@@ -211,6 +222,8 @@ def test_clipping_from_the_options(model: str, given: Options, expected: float |
     options = {"model_type": model, "train": {"total_iter": 1, **given}}
     assert translate(options, []) == []
     assert options["train"].get("clip_grad_norm") == expected and "use_grad_clip" not in options["train"]
+    assert translate(options, []) == []  # as a run's resolved options, read again
+    assert options["train"].get("clip_grad_norm") == expected
 
 
 # --------------------------------------------------------------------------------------------------------- arithmetic

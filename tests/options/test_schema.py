@@ -149,6 +149,11 @@ def test_options_of_the_users_own_are_not_judged_early(tmp_path: Path, more: dic
     assert misspelt(written(tmp_path, train={"mine": 1}, **more), True) == []
 
 
+@pytest.mark.parametrize("wrong", [{"model_type": ["KDModel"]}, {"datasets": {"train": {"type": {"a": 1}}}}])
+def test_a_type_that_is_no_text_is_left_to_the_check(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    assert misspelt(written(tmp_path, **wrong), True) == []
+
+
 @pytest.mark.parametrize("file", [*(ROOT / "options").glob("t*/*.yml")], ids=lambda file: file.stem)
 def test_no_template_is_refused_early(file: Path) -> None:
     assert misspelt(["-opt", str(file)], file.parent.name == "train") == []
