@@ -81,9 +81,8 @@ class SpandrelNet:
         try:
             refused = _built(name, json.dumps(parameters)).refused
         except Exception as error:  # from numbers that do not go together
-            return [
-                f"parameters: {name} cannot be built: {type(error).__name__}: {str(error).splitlines()[0]}"
-            ]
+            reason = (str(error).splitlines() or [""])[0]
+            return [f"parameters: {name} cannot be built: {type(error).__name__}: {reason}"]
         return [f"architecture: {name} {refused}"] if refused else []
 
 

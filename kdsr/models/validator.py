@@ -58,6 +58,7 @@ class Validator:
         self.save_best: Callable[[dict[str, Any]], None] | None = None
         self._validated: set[tuple[str, Any]] = set()
         self._baselines: dict[str, dict[str, float]] = {}  # mean values by set
+        self._of_images: dict[str, dict[int, dict[str, float]]] = {}  # the baseline of each image, by set
 
     def validate(
         self, dataloader: Any, iteration: int | str, tb_logger: Any, save_img: bool = False
@@ -136,6 +137,9 @@ class Validator:
             self._log_means(
                 f"Validation of the teacher{which and f' {place}'}, {name}", mean_values(results), name
             )
+            # the baseline is measured beside the first teacher only
+            of_images = self._of_images.setdefault(name, {each.index: each.baseline for each in results})
+            results = [replace(each, baseline=of_images[each.index]) for each in results]
             for line in teacher_warnings({f"{name}{which and f', {place},'}": results}, self.opt):
                 get_root_logger().warning(line)
 

@@ -103,7 +103,8 @@ def _refill(container: Any, fill: Callable[[Any], object], content: Any) -> None
 
 
 def _tensor_undo(tensor: Tensor) -> _Undo:
-    gradient = tensor.grad if tensor.is_leaf else None
+    leaf, trained = tensor.is_leaf, tensor.requires_grad
+    gradient = tensor.grad if leaf else None
     written = (
         not tensor.is_meta and 0 not in tensor.stride()
     )  # nothing can be written into an expanded tensor
@@ -112,7 +113,7 @@ def _tensor_undo(tensor: Tensor) -> _Undo:
     def put_back() -> None:
         if content is not None:
             tensor.copy_(content)
-        if tensor.is_leaf:
-            tensor.grad = gradient
+        if leaf:
+            tensor.requires_grad_(trained).grad = gradient
 
     return put_back

@@ -157,6 +157,8 @@ def test_each_teacher_is_measured_and_the_mean(several: Options) -> None:
     text = log.read_text("utf-8")
     for message in ("Validation of the teacher network_t.1, held_out", "Validation of the teacher, held_out"):
         assert message in text
+    for which in (" (", ", network_t.0, (", ", network_t.1, ("):  # each has random weights
+        assert f"THE TEACHER IS WORSE THAN BICUBIC INTERPOLATION on held_out{which}" in text
 
 
 def test_other_teachers_are_another_run(several: Options, photos: Path) -> None:

@@ -38,6 +38,7 @@ class Holder:
         self.scheduler.step()
         self.array += 1
         self.counts["b"] += 1
+        self.net[0].bias.requires_grad_(False)
         self.later = getattr(self, "later", 0) + 1
         draws = self.drawing
         return [
