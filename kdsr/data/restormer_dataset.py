@@ -12,7 +12,6 @@ from basicsr.data.transforms import augment, paired_random_crop
 from basicsr.utils import FileClient, bgr2ycbcr, img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
 from numpy.typing import NDArray
-from torchvision.transforms.functional import normalize
 
 from kdsr.data.dataset_options import AliasOptions, FolderOptions
 from kdsr.data.image_files import decode, decode_color, imfrombytes
@@ -59,6 +58,8 @@ class Dataset_PairedImage(PairedImageDataset):  # noqa: N801  Restormer's name
             images = [bgr2ycbcr(image, y_only=True)[..., None] for image in images]
         gt, lq = img2tensor(images, bgr2rgb=True, float32=True)
         if self.mean is not None or self.std is not None:
+            from torchvision.transforms.functional import normalize  # takes as long to import as torch
+
             gt, lq = (normalize(image, self.mean, self.std) for image in (gt, lq))
         return {"lq": lq, "gt": gt, **paths}
 
