@@ -17,7 +17,7 @@ from kdsr.options.command_line import read_arguments
 from kdsr.options.files import load
 from kdsr.runtime.suggestions import nearest
 
-# base class of a section's declarations -> section; those of train derive from Options itself
+# base class of a section's declarations -> section
 _SECTIONS = {
     "TopOptions": "",
     "StockPathOptions": "path",
@@ -26,6 +26,7 @@ _SECTIONS = {
     "DistOptions": "dist_params",
     "PrecisionOptions": "precision",
     "DatasetOptions": "datasets",
+    "LoopOptions": "train",
 }
 _PER_NETWORK = "NetworkPathOptions"  # pretrain_network_g and so on
 
@@ -68,7 +69,7 @@ def misspelt(argv: Sequence[str] | None, is_train: bool) -> list[str]:
 def _sections(opt: dict[str, Any], known: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the sections of the options that have declarations, with their names."""
     yield "", opt
-    for section in (*_SECTIONS.values(), "train"):
+    for section in _SECTIONS.values():
         below = opt.get(section)
         if section not in ("", "datasets") and isinstance(below, dict):
             yield section, below
@@ -84,6 +85,7 @@ def _declared() -> tuple[dict[str, set[str]], set[str]]:
     bases: dict[str, list[str]] = {}
     fields: dict[str, set[str]] = {}
     known: set[str] = set()
+    of_terms: set[str] = set()  # their options are those of train
     for file in Path(__file__).resolve().parents[1].rglob("*.py"):
         text = file.read_text(encoding="utf-8")
         if "Options)" not in text and "Model)" not in text:
@@ -93,17 +95,22 @@ def _declared() -> tuple[dict[str, set[str]], set[str]]:
                 bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
                 lines = [each.target for each in node.body if isinstance(each, ast.AnnAssign)]
                 fields[node.name] = {target.id for target in lines if isinstance(target, ast.Name)}
+                for each in node.body:
+                    if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "options":
+                        of_terms.add(ast.unparse(each.value))
             elif isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict):  # STOCK_MODELS, ...
                 known |= {str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)}
 
     def ancestors(name: str) -> list[str]:
         return [name, *(above for base in bases.get(name, ()) for above in ancestors(base))]
 
-    names: dict[str, set[str]] = {_PER_NETWORK: fields[_PER_NETWORK], "train": set()}
-    for name, own in fields.items():
+    names: dict[str, set[str]] = {_PER_NETWORK: fields[_PER_NETWORK]}
+    for name in fields:
         above = ancestors(name)
-        if above[-1] == "Options":
-            section = next((_SECTIONS[base] for base in above if base in _SECTIONS), "train")
-            names.setdefault(section, set()).update(own)
+        section = next((_SECTIONS[base] for base in above if base in _SECTIONS), None)
+        if section is None and name in of_terms:
+            section = "train"
+        if section is not None:
+            names.setdefault(section, set()).update(*(fields.get(base, ()) for base in above))
     names[""].add("precision")
     return names, known | set(bases)

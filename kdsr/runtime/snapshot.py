@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 _Undo = Callable[[], Any]
 # of torch's own objects only these are entered: the others belong to the process, or to a compiler
 _TORCH = (nn.Module, Optimizer, LRScheduler)
+_WITH_STATE: tuple[Any, ...] = (torch.Generator, np.random.RandomState)
 _LEFT_OUT = (
     "builtins",
     "torch",
@@ -62,9 +63,7 @@ def _record(root: object) -> list[_Undo]:
         if isinstance(value, Tensor):
             undo.append(_tensor_undo(value))
             waiting.append(value.grad if value.is_leaf else None)
-        elif isinstance(value, torch.Generator):
-            undo.append(partial(value.set_state, value.get_state()))
-        elif isinstance(value, np.random.RandomState):
+        elif isinstance(value, _WITH_STATE):
             undo.append(partial(value.set_state, value.get_state()))
         elif isinstance(value, np.ndarray):
             if value.flags.writeable:

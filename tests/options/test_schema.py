@@ -11,11 +11,13 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
-from kdsr.options.early import misspelt
+from kdsr.models.sections import NetworkPathOptions
+from kdsr.options.early import _declared, misspelt
 from kdsr.options.json_schema import known, known_models
-from kdsr.options.signatures import options_of
+from kdsr.options.model_keys import ModelKeys
+from kdsr.options.signatures import options_of, registered
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTION_FILES = sorted((ROOT / "options").rglob("*.yml"))
@@ -142,6 +144,21 @@ def test_misspelt_keys_are_found_together(tmp_path: Path) -> None:
         "train.num_negs: unknown key; did you mean num_neg?",
         "datasets.train.gt_sise: unknown key; did you mean gt_size or gt_sizes?",
     ]
+
+
+def test_the_early_check_knows_exactly_the_declared_keys() -> None:
+    names, _ = _declared()
+    models = [keys for model in registered(MODEL_REGISTRY).values() if (keys := ModelKeys(model)).strict]
+    for section, place in (
+        ("top", ""),
+        ("path", "path"),
+        ("train", "train"),
+        ("val", "val"),
+        ("logger", "logger"),
+    ):
+        declared = {key for keys in models for key in getattr(keys, section)}
+        of_networks = ("network_", *(f"{name}_" for name in NetworkPathOptions.declared()))
+        assert {key for key in declared if not key.startswith(of_networks)} == names[place]
 
 
 @pytest.mark.parametrize("more", [{"import_modules": "mine"}, {"model_type": "Mine"}])
