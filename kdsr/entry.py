@@ -20,7 +20,8 @@ def run(is_train: bool, argv: list[str] | None) -> int:
     """
 
     def checked() -> None:
-        if problems := misspelt(argv, is_train):  # before torch and BasicSR are imported
+        # Before BasicSR is imported. A program that has imported it may have registered options of its own.
+        if "basicsr" not in sys.modules and (problems := misspelt(argv, is_train)):
             raise OptionError(problems)
         kdsr.register()
         from kdsr.pipeline import seam

@@ -100,3 +100,34 @@ def test_two_processes_train_one_student_under_gloo(dckd_file: Path, tmp_path: P
     assert not torch.equal(
         generators[0]["model"], generators[1]["model"]
     )  # each rank draws its own degradations
+
+
+OWN_PROGRAM = """
+import sys
+import kdsr
+from kdsr.distill.term import TERM_REGISTRY, Term
+from kdsr.runtime.declarations import Options, loss, option
+from kdsr.train import main
+
+class OwnOptions(Options):
+    own_opt: dict | None = loss("A loss.")
+    own_share: float = option(0.5, "A share.", highest=1)
+
+@TERM_REGISTRY.register()
+class OwnTerm(Term):
+    KEY, options = "own_opt", OwnOptions
+
+    def losses(self, step):
+        return {}
+
+sys.exit(main(["-opt", "run.yml"]))
+"""
+
+
+def test_a_program_may_register_options_of_its_own(run_options: dict[str, Any], tmp_path: Path) -> None:
+    run_options["train"] |= {"own_opt": {"type": "L1Loss"}, "own_share": 2}
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(run_options), encoding="utf-8")
+    command = [sys.executable, "-c", OWN_PROGRAM]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.strip() == "kdsr: error: train.own_share: 2 is above 1"
