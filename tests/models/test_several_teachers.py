@@ -106,13 +106,13 @@ def test_features_without_the_number_of_a_teacher(several: Options) -> None:
         ),
         (
             {"path.pretrain_network_t": "teacher.pth"},
-            "path.pretrain_network_t: network_t is a list of 2 networks; list a file for each",
+            "path.pretrain_network_t: network_t is a list of 2 networks; give a list with a file for each",
         ),
         (
             {"path.pretrain_network_t.1": None},
             "path.pretrain_network_t.1: missing; a teacher with random weights is of no use",
         ),
-        ({"path.init_from": "teacher"}, "path.init_from: teacher: network_t is a list, name a checkpoint"),
+        ({"path.init_from": "teacher"}, "path.init_from: teacher: network_t is a list; give a checkpoint"),
         (
             {"train.teacher_weights": [1]},
             "train.teacher_weights: [1]: network_t is a list of 2 networks; give a weight for each of its networks, "
