@@ -270,7 +270,7 @@ def test_slkd_for_super_resolution_is_refused(
         dataset["dataroot_lq"] = str(photos / "LR_x4")
     slkd_options["scale"] = 4
     assert run(slkd_options) == 2
-    assert "scale: train.et_opt shows Teacher B the clean image" in capsys.readouterr().err
+    assert "scale: train.et_opt gives Teacher B the clean image" in capsys.readouterr().err
 
 
 def test_a_teacher_b_of_another_shape(slkd_options: Options, capsys: pytest.CaptureFixture[str]) -> None:

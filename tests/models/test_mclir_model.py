@@ -135,7 +135,7 @@ def test_a_teacher_may_be_there(options: Options, tmp_path: Path) -> None:
         ({"network_extractor": None}, "network_extractor: missing, train.neg_opt compares its features"),
         ({"path": {}}, "path.pretrain_network_extractor: missing"),
         ({"neg_opt": None}, "train.neg_opt"),
-        ({"neg_opt": {"type": "FACDLoss"}}, "train.neg_opt.type: FACDLoss does not compare what this"),
+        ({"neg_opt": {"type": "FACDLoss"}}, "train.neg_opt.type: FACDLoss is not a loss of this"),
         (
             {"neg_opt": {"type": "NegativeLoss", "weights": [1]}},
             "5 levels of features and the loss has 1 weights",
@@ -164,4 +164,4 @@ def test_the_ratio_without_ground_truth(options: Options, capsys: pytest.Capture
     options["train"]["neg_opt"] = {"type": "ContrasLoss"}
     assert run(options) == 2
     assert "train.neg_opt: needs ground truth" in (message := capsys.readouterr().err)
-    assert "use NegativeLoss, or give a paired set" in message
+    assert "use NegativeLoss, or use a paired set" in message

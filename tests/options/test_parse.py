@@ -132,7 +132,7 @@ def test_a_circle_of_pieces_and_a_missing_piece_are_errors(tmp_path: Path) -> No
     file = write(tmp_path / "c.yml", "_base_: gone.yml\n")
     with pytest.raises(OptionError, match=r"gone\.yml \(_base_ of .*c\.yml\): No such file"):
         load(file)
-    with pytest.raises(OptionError, match=r"_base_ is a file name or a list of them, not 3"):
+    with pytest.raises(OptionError, match=r"_base_ must be a file name or a list of file names, not 3"):
         load(write(tmp_path / "d.yml", "_base_: 3\n"))
 
 
@@ -158,7 +158,7 @@ def test_wrong_references_are_all_reported(tmp_path: Path) -> None:
     text = str(caught.value)
     assert "a: ${b} refers to itself" in text and "b: ${a} refers to itself" in text
     assert "c.d: ${scael} refers to an option that does not exist" in text
-    assert "e: ${c} is no single value" in text
+    assert "e: ${c} is not a single value" in text
 
 
 # ------------------------------------------------------------------------------------------------ overrides

@@ -43,8 +43,8 @@ WITH_PIXEL_LOSSES = {"pixel_opt", "logits_opt", "lcr_opt", "zoom_in_opt", "zoom_
 # what a term says where the scale is none of its own
 REFUSED = {
     "zoom_out_opt": "train.zoom_out_opt: downsamples x by the scale, which is 1; it is for super-resolution",
-    "et_opt": "scale: train.et_opt shows Teacher B the clean image in place of the degraded one, so they must "
-    "be of one size: set 1, not 4",
+    "et_opt": "scale: train.et_opt gives Teacher B the clean image instead of the degraded one, so both must "
+    "have the same size: set 1, not 4",
 }
 NAFNET = {"type": "NAFNet", "width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1]}
 VQGAN = {

@@ -177,7 +177,7 @@ def test_a_failing_pass_leaves_the_student_as_it_was() -> None:
     [
         ("EDSR", [("bdy.0", "body.0")], "train.blocks.student: EDSR has no module 'bdy.0'; did you mean body.0"),
         ("EDSR", [("body.0", "bdy.0")], "train.blocks.teacher: EDSR has no module 'bdy.0'; did you mean body.0"),
-        ("EDSR", [("body.0", "body.0"), ("body.0", "body.1")], "names a block of the student twice"),
+        ("EDSR", [("body.0", "body.0"), ("body.0", "body.1")], "lists a block of the student twice"),
         (
             "EDSR",
             [("body.0", "upsample")],

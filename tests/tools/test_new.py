@@ -53,7 +53,7 @@ def test_no_file_is_overwritten_without_force(tmp_path: Path) -> None:
     new(*FAKD, "-o", str(file))
     assert load(file)["name"] == "mine"
     file.write_text("work of days")
-    with pytest.raises(OptionError, match="exists; --force"):
+    with pytest.raises(OptionError, match="exists; use --force"):
         new(*FAKD, "-o", str(file))
     assert file.read_text() == "work of days"
     new(*FAKD, "-o", str(file), "--force")
