@@ -181,7 +181,7 @@ def test_a_failing_pass_leaves_the_student_as_it_was() -> None:
         (
             "EDSR",
             [("body.0", "upsample")],
-            "the student's body.0 maps 1x8x8x8 to 1x8x8x8, the teacher's upsample 1x12x8x8 to 1x12x32x32; but for",
+            "the student's body.0 maps 1x8x8x8 to 1x8x8x8, the teacher's upsample 1x12x8x8 to 1x12x32x32; except for",
         ),
         ("SwinIR", [("layers.0", "conv_after_body")], "the student's layers.0 maps 1x64x8 to 1x64x8"),
     ],
@@ -207,7 +207,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("flat", "flat maps no features to features; name a block of the body"),
+        ("flat", "flat maps no features to features; give a block of the body"),
         ("idle", "idle was not called"),
     ],
 )
