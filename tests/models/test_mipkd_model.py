@@ -195,7 +195,7 @@ def test_mixers_are_in_the_state_and_not_in_the_students_file(options: Options) 
         ),
         (
             {"fm_opt": None, "fm_aux_opt": None, "bm_opt": None},
-            "train.fm_opt or train.bm_opt: missing, MiPKDModel is for it",
+            "train.fm_opt or train.bm_opt: missing, required by MiPKDModel",
         ),
         (
             {"fm_opt": {"type": "FACDLoss"}},

@@ -184,7 +184,10 @@ def _own_sets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("RaisingSet", "RaisingSet fails at its first images: TypeError: no such crop ("),
         ("UnevenSet", "UnevenSet fails at its first images: RuntimeError: "),
         ("TupleSet", "TupleSet gives items that KDModel cannot take: a list; expected a dict"),
-        ("OtherKeysSet", "OtherKeysSet gives items that KDModel cannot take: the keys input, target; wanted"),
+        (
+            "OtherKeysSet",
+            "OtherKeysSet gives items that KDModel cannot take: the keys input, target; expected",
+        ),
     ],
 )
 def test_data_that_fail_are_not_taken_for_the_model(
