@@ -14,6 +14,7 @@ import torch
 
 import kdsr  # noqa: F401  first: makes BasicSR importable
 from kdsr.data.resize import imresize
+from small_networks import small_vqgan
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -53,13 +54,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 4}
-VQGAN = {
-    "type": "VQGAN",
-    "embed_dim": 8,
-    "n_embed": 16,
-    "ddconfig": {"ch": 32, "ch_mult": [1, 1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 8, "resolution": 64,
-                 "attn_resolutions": []},
-}  # fmt: skip
+VQGAN = small_vqgan()
 
 
 @pytest.fixture

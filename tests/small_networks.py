@@ -23,3 +23,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "VGG19": {},
     "SpandrelNet": {"parameters:feature_channels": 8},
 }  # fmt: skip
+
+
+def small_vqgan(levels: int = 5, n_embed: int = 16, resolution: int = 64, **options: Any) -> dict[str, Any]:
+    """Options of a VQGAN of 32 channels that shrinks images by ``2 ** (levels - 1)``."""
+    ddconfig = {
+        "ch": 32, "ch_mult": [1] * levels, "num_res_blocks": 1, "z_channels": 8, "resolution": resolution,
+        "attn_resolutions": [],
+    }  # fmt: skip
+    return {"type": "VQGAN", "embed_dim": 8, "n_embed": n_embed, "ddconfig": ddconfig, **options}

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from small_networks import small_vqgan
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -62,11 +64,7 @@ def vqgan_options(run_options: dict[str, Any]) -> dict[str, Any]:
     run_options.update(
         model_type="VQGANModel",
         scale=1,
-        network_g={
-            "type": "VQGAN", "embed_dim": 8, "n_embed": 32, "decoder": True,
-            "ddconfig": {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 8, "resolution": 32,
-                         "attn_resolutions": []},
-        },
+        network_g=small_vqgan(3, 32, 32, decoder=True),
         network_d={"type": "PatchDiscriminator", "num_feat": 8, "num_layers": 2},
     )  # fmt: skip
     run_options["train"].update(

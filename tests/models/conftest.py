@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-DDCONFIG = {
-    "ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 8,
-    "resolution": 64, "attn_resolutions": [],
-}  # fmt: skip
+from small_networks import small_vqgan
 
 
 @pytest.fixture
@@ -27,18 +23,11 @@ def vqgan_options(run_options: dict[str, Any], tmp_path: Path) -> dict[str, Any]
         rank=0,
         world_size=1,
         is_train=True,
-        network_g={
-            "type": "VQGAN",
-            "embed_dim": 8,
-            "n_embed": 32,
-            "ddconfig": copy.deepcopy(DDCONFIG),
-            "decoder": True,
-        },
+        network_g=small_vqgan(3, 32, decoder=True),
         path={
             key: str(tmp_path) for key in ("models", "training_states", "experiments_root", "visualization")
         },
     )
-    run_options["network_g"]["ddconfig"] = copy.deepcopy(DDCONFIG)
     run_options["train"].update(ema_decay=0, restart_every=5, vq_opt={"type": "VQLoss"})
     run_options["val"]["metrics"]["psnr"].update(crop_border=0, test_y_channel=False)
     return run_options

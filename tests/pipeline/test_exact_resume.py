@@ -20,6 +20,7 @@ from faults.lives import differences
 from kdsr import train as train_entry
 from kdsr.distill.term import TERM_REGISTRY
 from kdsr.models.kd_model import KDModel
+from small_networks import small_vqgan
 from small_runs import after_steps
 
 Options = dict[str, Any]
@@ -90,11 +91,7 @@ def as_vqgan(options: Options) -> None:
         model_type="VQGANModel",
         scale=1,
         path={},
-        network_g={
-            "type": "VQGAN", "embed_dim": 8, "n_embed": 32, "decoder": True,
-            "ddconfig": {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 8, "resolution": 32,
-                         "attn_resolutions": []},
-        },
+        network_g=small_vqgan(3, 32, 32, decoder=True),
         datasets={
             "train": {"name": "photos", "type": "ImageFolderDataset", "dataroot_gt": images, "gt_size": 32, **loader},
             "val": {"name": "held_out", "type": "ImageFolderDataset", "dataroot_gt": images},

@@ -16,6 +16,7 @@ from kdsr.distill.term import Term, all_terms
 from kdsr.losses.slkd_loss import edge_texture_distance
 from kdsr.models.kd_model import KDModel
 from kdsr.options.check import check
+from small_networks import small_vqgan
 
 Options = dict[str, Any]
 L1 = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
@@ -47,11 +48,7 @@ REFUSED = {
     "have the same size: set 1, not 4",
 }
 NAFNET = {"type": "NAFNet", "width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1]}
-VQGAN = {
-    "type": "VQGAN", "embed_dim": 8, "n_embed": 16,
-    "ddconfig": {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1, "z_channels": 8, "resolution": 64,
-                 "attn_resolutions": []},
-}  # fmt: skip
+VQGAN = small_vqgan(3)
 TAPS = {
     "EDSR": [{"student": "body.0", "teacher": "body.1"}],
     "NAFNet": [{"student": "encoders.0", "teacher": "encoders.0"}],

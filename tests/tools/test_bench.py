@@ -15,12 +15,9 @@ from typer.testing import CliRunner
 from kdsr.cli import app
 from kdsr.runtime.errors import OptionError
 from kdsr.tools import bench
+from small_networks import small_vqgan
 
 _NET = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "upscale": 2}
-_ENCODER = {
-    "double_z": False, "z_channels": 8, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32,
-    "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -49,7 +46,7 @@ def file(tmp_path: Path) -> Path:
         "network_g": {**_NET, "num_block": 1},
         "network_t": {**_NET, "num_block": 2},
         "network_his": True,
-        "network_vqgan": {"type": "VQGAN", "embed_dim": 8, "n_embed": 16, "ddconfig": _ENCODER},
+        "network_vqgan": small_vqgan(2),
         "path": {"pretrain_network_t": "nowhere/teacher.pth"},
         "train": {
             "ema_decay": 0.999,
