@@ -43,7 +43,7 @@ LOSSES = {
 WITH_PIXEL_LOSSES = {"pixel_opt", "logits_opt", "lcr_opt", "zoom_in_opt", "zoom_out_opt", "bm_opt"}
 # what a term says where the scale is none of its own
 REFUSED = {
-    "zoom_out_opt": "train.zoom_out_opt: downsamples x by the scale, which is 1; it is for super-resolution",
+    "zoom_out_opt": "train.zoom_out_opt: downsamples x by the scale, which is 1; it is for super-resolution only",
     "et_opt": "scale: train.et_opt gives Teacher B the clean image instead of the degraded one, so both must "
     "have the same size: set 1, not 4",
 }
