@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -16,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+MOST_JOBS = 40  # of one test session
 NODES = ("kdsr1", "kdsr2")  # of no other machine, for the line would hide it
 HOSTS = Path("/etc/hosts")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "squeue", "sinfo", "scancel")
@@ -25,6 +27,7 @@ CONF = """
 ClusterName=kdsr_tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
+FirstJobId={first_job}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -74,6 +77,16 @@ def _free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
+def _first_job() -> int:
+    """A job id from which on the ports that kdsr derives from job ids are free here, whoever else runs a cluster."""
+    while True:
+        first = random.randrange(1, 100_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for job in range(first, first + MOST_JOBS):
+                stack.enter_context(socket.socket()).bind(("", 12000 + job * 101 % 20000))
+            return first
+
+
 class TwoNodes:
     """The cluster, for the time of a ``with`` block."""
 
@@ -117,7 +130,12 @@ class TwoNodes:
         key = self.folder / "munge.key"
         key.touch(0o600)
         key.write_bytes(secrets.token_bytes(1024))
-        conf = CONF.format(folder=self.folder, host=socket.gethostname().split(".")[0], ports=_free_ports(3))
+        conf = CONF.format(
+            folder=self.folder,
+            host=socket.gethostname().split(".")[0],
+            ports=_free_ports(3),
+            first_job=_first_job(),
+        )
         (self.folder / "slurm.conf").write_text(conf, encoding="utf-8")
         hosts = HOSTS.read_text(encoding="utf-8")
         end = "" if hosts.endswith("\n") else "\n"
