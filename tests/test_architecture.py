@@ -16,7 +16,7 @@ import kdsr
 from kdsr.models.dckd_model import DCKDModel
 from kdsr.models.kd_model import KDModel
 from kdsr.models.vqgan_model import VQGANModel
-from kdsr.tools.bench import prepare
+from kdsr.tools.bench_options import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(kdsr.__file__).parent

@@ -22,7 +22,7 @@ import yaml
 from basicsr.archs import build_network
 
 from kdsr.runtime.errors import TrainingError
-from kdsr.tools.bench import Device, read
+from kdsr.tools.bench_options import Device, read
 
 _STARTED = "Start training from epoch"  # a line of BasicSR's log
 _IMAGES = {"train": (32, 480), "val": (10, 128)}  # number of images and side of the ground truth per set

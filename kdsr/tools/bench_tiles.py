@@ -30,7 +30,8 @@ from kdsr.models.tiling import tile_problems
 from kdsr.models.trainer import LoopInterface
 from kdsr.options.check import check
 from kdsr.runtime.errors import DataError, OptionError
-from kdsr.tools.bench import Device, machine, read
+from kdsr.tools.bench_options import Device, read
+from kdsr.tools.machine import machine
 from kdsr.tools.report import as_markdown
 from kdsr.tools.step_clock import Memory
 

@@ -8,9 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 REST = "rest (degradations, losses, update, EMA)"
 _MIB = 2**20
+
+
+def now(device: torch.device) -> float:
+    """Seconds; on a GPU once it has finished all work so far."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def mib(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:,.0f}"
 
 
 class Memory:
@@ -47,30 +59,33 @@ class Memory:
 
 @dataclass
 class Clock:
-    """Attributes time and peak memory to the current part; each moment belongs to exactly one part."""
+    """Attributes time, peak memory and operations to the current part; each moment belongs to exactly one part.
+
+    Operations are counted while there is a ``counter``, and then kept.
+    """
 
     memory: Memory
     part: str = REST
     since: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, int] = field(default_factory=dict)
+    counter: FlopCounterMode | None = None
 
     def start(self) -> None:
         """Starts a step and clears the measurements."""
         self.seconds, self.peaks, self.part = {}, {}, REST
         self.memory.start()
-        self.since = self._now()
+        self.since = now(self.memory.device)
 
     def switch(self, part: str) -> str:
         """Makes ``part`` the current one; returns the previous one."""
-        now, before = self._now(), self.part
-        self.seconds[before] = self.seconds.get(before, 0.0) + now - self.since
+        time_now, before = now(self.memory.device), self.part
+        self.seconds[before] = self.seconds.get(before, 0.0) + time_now - self.since
         self.peaks[before] = max(self.peaks.get(before, 0.0), self.memory.peak())
+        if self.counter is not None:
+            counted = self.counter.get_total_flops() - sum(self.flops.values())
+            self.flops[before] = self.flops.get(before, 0) + counted
         self.memory.start()
-        self.part, self.since = part, self._now()
+        self.part, self.since = part, now(self.memory.device)
         return before
-
-    def _now(self) -> float:
-        if self.memory.device.type == "cuda":
-            torch.cuda.synchronize(self.memory.device)
-        return time.perf_counter()

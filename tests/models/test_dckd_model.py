@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdsr.models.dckd_model import DCKDModel
 from kdsr.options.check import check
 from kdsr.terms.dckd import history_step
+from kdsr.tools.plain_step import PlainStep
 
 
 @pytest.fixture
@@ -33,17 +34,28 @@ def relative_distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> flo
     )
 
 
-def test_six_steps_of_the_release(shared: Path, float64: None) -> None:
+def itself(model: DCKDModel) -> DCKDModel:
+    return model
+
+
+either = pytest.mark.parametrize(
+    "steps_of", [itself, PlainStep]
+)  # PlainStep: the baseline of kdsr bench step
+
+
+@either
+def test_six_steps_of_the_release(shared: Path, float64: None, steps_of: Any) -> None:
     """The whole method in float64, every draw off: losses to 1e-9, weights of student, EMA and history to 1e-8."""
     golden = torch.load(shared / "golden" / "dckd_steps.pt", weights_only=True)
     model = DCKDModel(golden["options"])
     for name, weights in golden["initial"].items():
         model.networks()[name].load_state_dict(weights)
+    steps = steps_of(model)
     for iteration, (batch, losses) in enumerate(zip(golden["batches"], golden["losses"], strict=True), 1):
         model.update_learning_rate(iteration, warmup_iter=-1)
-        model.feed_data(batch)
-        model.optimize_parameters(iteration)
-        logged = {name: float(value) for name, value in model.log_dict.items()}
+        steps.feed_data(batch)
+        steps.optimize_parameters(iteration)
+        logged = {name: float(value) for name, value in steps.log_dict.items()}
         assert logged == pytest.approx(losses, rel=1e-9, abs=0)
     for name, weights in golden["final"].items():
         assert relative_distance(model.networks()[name].state_dict(), weights) < 1e-8, name
@@ -73,18 +85,20 @@ def pictures(scale: int, phase: float) -> Tensor:
     return 0.5 + 0.25 * rows + 0.25 * torch.cos(0.7 * x + 0.4 * channel + 0.5 * phase)
 
 
-def test_six_steps_of_the_release_from_formulas(float64: None) -> None:
+@either
+def test_six_steps_of_the_release_from_formulas(float64: None, steps_of: Any) -> None:
     """As above, with weights and images that are formulas, so that the vectors can be shipped with the tests."""
     golden = json.loads((Path(__file__).parents[1] / "golden" / "dckd_tiny.json").read_text())
     model = DCKDModel(golden["options"])
     shifts = {"net_g": 0.0, "net_g_ema": 0.2, "net_t": 0.5, "net_his": 0.9, "net_vqgan": 0.0}
     for name, shift in shifts.items():
         fill(model.networks()[name], shift)
+    steps = steps_of(model)
     for iteration, losses in enumerate(golden["losses"], 1):
         model.update_learning_rate(iteration, warmup_iter=-1)
-        model.feed_data({"lq": pictures(1, 0.7 * iteration), "gt": pictures(2, 0.7 * iteration)})
-        model.optimize_parameters(iteration)
-        logged = {name: float(value) for name, value in model.log_dict.items()}
+        steps.feed_data({"lq": pictures(1, 0.7 * iteration), "gt": pictures(2, 0.7 * iteration)})
+        steps.optimize_parameters(iteration)
+        logged = {name: float(value) for name, value in steps.log_dict.items()}
         assert logged == pytest.approx(losses, rel=1e-11, abs=0)
     for name, norms in golden["final"].items():
         parameters = {key: value.detach() for key, value in model.networks()[name].named_parameters()}

@@ -32,7 +32,7 @@ from kdsr.options.check import check
 from kdsr.options.files import load
 from kdsr.options.user_modules import import_user_modules
 from kdsr.runtime.errors import OptionError
-from kdsr.tools.bench import prepare
+from kdsr.tools.bench_options import prepare
 
 SCRIPT = Path(__file__).resolve().parents[2] / "kdsr" / "train.py"
 REGISTRIES = (ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -14,59 +15,12 @@ from typer.testing import CliRunner
 
 from kdsr.cli import app
 from kdsr.runtime.errors import OptionError
-from kdsr.tools import bench
-from small_networks import small_vqgan
-
-_NET = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "upscale": 2}
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    l1 = {"type": "L1Loss", "loss_weight": 1.0}
-    options = {
-        "name": "tiny",
-        "model_type": "DCKDModel",
-        "scale": 2,
-        "num_gpu": "auto",
-        "manual_seed": 3,
-        "datasets": {
-            "train": {
-                "name": "none",
-                "type": "PairedImageDataset",
-                "dataroot_gt": "nowhere",
-                "dataroot_lq": "nowhere",
-                "io_backend": {"type": "disk"},
-                "gt_size": 32,
-                "use_hflip": True,
-                "use_rot": True,
-                "num_worker_per_gpu": 0,
-                "batch_size_per_gpu": 1,
-            }
-        },
-        "network_g": {**_NET, "num_block": 1},
-        "network_t": {**_NET, "num_block": 2},
-        "network_his": True,
-        "network_vqgan": small_vqgan(2),
-        "path": {"pretrain_network_t": "nowhere/teacher.pth"},
-        "train": {
-            "ema_decay": 0.999,
-            "optim_g": {"type": "Adam", "lr": 1e-3},
-            "scheduler": {"type": "MultiStepLR", "milestones": [10], "gamma": 0.5},
-            "total_iter": 10,
-            "warmup_iter": -1,
-            "pixel_opt": l1,
-            "logits_opt": l1,
-            "cl_opt": {"type": "ContrasLoss", "loss_weight": 0.1, "weights": [0.5, 1.0]},
-            "ce_opt": {"type": "CELoss", "loss_weight": 0.001},
-            "num_neg": 2,
-        },
-    }
-    path = tmp_path / "tiny.yml"
-    path.write_text(yaml.safe_dump(options), encoding="utf-8")
-    return path
+from kdsr.tools import bench, step_floor, step_parts
+from kdsr.tools.bench_options import Device, prepare
+from kdsr.tools.step_clock import REST, Clock, Memory
 
 
-class RecordingClock(bench.Clock):
+class RecordingClock(Clock):
     order: list[str]
 
     def switch(self, part: str) -> str:
@@ -74,42 +28,42 @@ class RecordingClock(bench.Clock):
         return super().switch(part)
 
 
-def one_step(file: Path, clock: bench.Clock | None) -> dict[str, torch.Tensor]:
+def one_step(step_file: Path, clock: Clock | None) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = build_model(bench.prepare(file))
+    model = build_model(prepare(step_file))
     model.feed_data({"lq": torch.rand(1, 3, 16, 16), "gt": torch.rand(1, 3, 32, 32)})
     if clock is None:
         model.optimize_parameters(1)
     else:
-        with bench.watched(model, clock):
+        with step_parts.watched(model, clock):
             model.optimize_parameters(1)
     return model.net_g.state_dict()
 
 
-def test_every_part_of_a_step_is_attributed_in_its_turn(file: Path):
-    clock = RecordingClock(bench.Memory(torch.device("cpu")))
+def test_every_part_of_a_step_is_attributed_in_its_turn(step_file: Path):
+    clock = RecordingClock(Memory(torch.device("cpu")))
     clock.order = []
-    one_step(file, clock)
+    one_step(step_file, clock)
     assert clock.order == [
-        bench.TEACHER,
-        bench.REST,
+        step_parts.TEACHER,
+        REST,
         "history model",
-        bench.REST,
-        bench.STUDENT,
-        bench.REST,
+        REST,
+        step_parts.STUDENT,
+        REST,
         "VQGAN",
-        bench.REST,
-        bench.WITH_GRADIENT.format("VQGAN"),  # forward
-        bench.REST,  # the losses
-        bench.WITH_GRADIENT.format("VQGAN"),  # backward
-        bench.STUDENT,  # backward
-        bench.REST,  # the update
+        REST,
+        step_parts.WITH_GRADIENT.format("VQGAN"),  # forward
+        REST,  # the losses
+        step_parts.WITH_GRADIENT.format("VQGAN"),  # backward
+        step_parts.STUDENT,  # backward
+        REST,  # the update
     ]
 
 
-def test_parts_of_slkd(file: Path):
+def test_parts_of_slkd(step_file: Path):
     """Both teachers, the adapters and the extractors; after the losses' backward pass comes the student's."""
-    options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    options = yaml.safe_load(step_file.read_text(encoding="utf-8"))
     network = {"type": "NAFNet", "width": 8, "enc_blk_nums": [1], "dec_blk_nums": [1], "middle_blk_num": 1}
     for key in ("network_his", "network_vqgan"):
         options.pop(key)
@@ -127,37 +81,37 @@ def test_parts_of_slkd(file: Path):
         "decoder_taps": [{"student": "decoders.0", "teacher": "decoders.0"}],
     }
     options["val"] = None
-    file.write_text(yaml.safe_dump(options), encoding="utf-8")
-    model = build_model(bench.prepare(file))
+    step_file.write_text(yaml.safe_dump(options), encoding="utf-8")
+    model = build_model(prepare(step_file))
     images = {"lq": torch.rand(1, 3, 32, 32), "gt": torch.rand(1, 3, 32, 32)}
-    clock = RecordingClock(bench.Memory(torch.device("cpu")))
+    clock = RecordingClock(Memory(torch.device("cpu")))
     clock.order = []
-    with bench.watched(model, clock):
+    with step_parts.watched(model, clock):
         model.feed_data(images)
         model.optimize_parameters(1)
-    order = [part for part in clock.order if part != bench.REST]
+    order = [part for part in clock.order if part != REST]
     scenes, edges = "NaturalSceneLoss (feature loss)", "EdgeTextureLoss (feature loss)"
     assert order == [
-        bench.TEACHER, "teacher B", bench.STUDENT, bench.ADAPTERS, bench.ADAPTERS, scenes, edges,  # forward
-        bench.ADAPTERS, bench.STUDENT,  # backward
+        step_parts.TEACHER, "teacher B", step_parts.STUDENT, step_parts.ADAPTERS, step_parts.ADAPTERS, scenes, edges,
+        step_parts.ADAPTERS, step_parts.STUDENT,  # backward
     ]  # fmt: skip
-    table = bench.summary(bench.measure(model, images, warmup=0, repeat=1)[0])
-    shown = [bench.STUDENT, bench.TEACHER, "teacher B", scenes, edges, bench.ADAPTERS, bench.REST]
+    table = step_parts.summary(step_parts.measure(model, images, warmup=0, repeat=1)[0])
+    shown = [step_parts.STUDENT, step_parts.TEACHER, "teacher B", scenes, edges, step_parts.ADAPTERS, REST]
     assert list(table.index) == [*shown, "sum of the parts", "whole step"]
 
 
-def test_watching_changes_nothing(file: Path):
-    watched = one_step(file, bench.Clock(bench.Memory(torch.device("cpu"))))
-    plain = one_step(file, None)
+def test_watching_changes_nothing(step_file: Path):
+    watched = one_step(step_file, Clock(Memory(torch.device("cpu"))))
+    plain = one_step(step_file, None)
     assert all(torch.equal(watched[name], plain[name]) for name in plain)
 
 
-def test_command_prints_every_part_and_writes_the_table(file: Path, tmp_path: Path):
+def test_command_prints_every_part_and_writes_the_table(step_file: Path, tmp_path: Path):
     out = tmp_path / "new" / "table.md"
     arguments = [
         "step",
         "-opt",
-        str(file),
+        str(step_file),
         "--repeat",
         "2",
         "--warmup",
@@ -166,6 +120,9 @@ def test_command_prints_every_part_and_writes_the_table(file: Path, tmp_path: Pa
         "1",
         "--out",
         str(out),
+        "--json",
+        str(tmp_path / "values.json"),
+        "--floor",
     ]
     threads = torch.get_num_threads()
     try:
@@ -174,23 +131,38 @@ def test_command_prints_every_part_and_writes_the_table(file: Path, tmp_path: Pa
         torch.set_num_threads(threads)
     assert result.exit_code == 0, result.output
     table = out.read_text(encoding="utf-8")
-    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
-    assert rows[2:] == [
-        bench.STUDENT,
-        bench.TEACHER,
+    lines = [line for line in table.splitlines() if line.startswith("|") and not line.startswith("| ---")]
+    rows = [line.split("|")[1].strip() for line in lines]
+    assert rows[1:] == [
+        step_parts.STUDENT,
+        step_parts.TEACHER,
         "history model",
         "VQGAN",
-        bench.WITH_GRADIENT.format("VQGAN"),
-        bench.REST,
+        step_parts.WITH_GRADIENT.format("VQGAN"),
+        REST,
         "sum of the parts",
         "whole step",
+        "part alone, at its best",
+        step_parts.TEACHER,
+        "history model",
+        step_parts.STUDENT,
+        "VQGAN",
+        step_parts.WITH_GRADIENT.format("VQGAN"),
+        step_floor.UPDATE,
+        "floor",
+        "whole step",
+        "step ÷ floor",
     ]
     assert table in result.output
+    values = json.loads((tmp_path / "values.json").read_text(encoding="utf-8"))
+    assert [row["images"] for row in values["floor"]] == [1, 3, 1, 4, 1, None]
+    parts = {row["part"]: row["gflop"] for row in values["parts"]}
+    assert parts["VQGAN"] > parts["history model"] > 0
 
 
-def test_wrong_options_are_refused(file: Path):
+def test_wrong_options_are_refused(step_file: Path):
     with pytest.raises(OptionError, match="ema_deca"):
-        bench.prepare(file, ["train:ema_deca=0.5"])
+        prepare(step_file, ["train:ema_deca=0.5"])
 
 
 @pytest.mark.parametrize(
@@ -204,26 +176,26 @@ def test_wrong_options_are_refused(file: Path):
         ("network_vqgan:ddconfig:ch_mult=[1,1,1,1]", "gt_size: 36 is not a multiple of 8"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(file: Path, override: str, message: str):
+def test_sizes_that_do_not_fit_are_refused(step_file: Path, override: str, message: str):
     with pytest.raises(OptionError, match=message):
-        bench.prepare(file, ["datasets:train:gt_size=36", override])
+        prepare(step_file, ["datasets:train:gt_size=36", override])
 
 
 def test_models_with_other_parts_are_refused():
     small = Path(__file__).resolve().parents[2] / "options" / "train" / "VQGAN_f16_small.yml"
     with pytest.raises(OptionError, match="KDModel and its presets, not VQGANModel"):
-        bench.prepare(small)
+        prepare(small)
 
 
 @pytest.mark.parametrize(
     ("term", "loss"), [("rkd_opt", "RKDLoss"), ("facd_opt", "FACDLoss")]
 )  # one is refused by the options, one at its first step
-def test_losses_that_need_more_than_one_image_say_how_to_give_them(file: Path, term: str, loss: str):
-    options = yaml.safe_load(file.read_text(encoding="utf-8"))
+def test_losses_that_need_more_than_one_image_say_how_to_give_them(step_file: Path, term: str, loss: str):
+    options = yaml.safe_load(step_file.read_text(encoding="utf-8"))
     options["datasets"]["train"]["batch_size_per_gpu"] = 16
     options["train"].update({term: {"type": loss}, "taps": [{"student": "body.0", "teacher": "body.0"}]})
-    file.write_text(yaml.safe_dump(options), encoding="utf-8")
-    arguments = ["step", "-opt", str(file), "--repeat", "1", "--warmup", "0", "--threads", "1"]
+    step_file.write_text(yaml.safe_dump(options), encoding="utf-8")
+    arguments = ["step", "-opt", str(step_file), "--repeat", "1", "--warmup", "0", "--threads", "1"]
     threads = torch.get_num_threads()
     try:
         result = CliRunner().invoke(app, ["bench", *arguments])
@@ -235,23 +207,24 @@ def test_losses_that_need_more_than_one_image_say_how_to_give_them(file: Path, t
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_reported(file: Path):
+def test_a_missing_gpu_is_reported(step_file: Path):
     with pytest.raises(OptionError, match="--device cuda: torch finds no GPU"):
-        bench.prepare(file, device=bench.Device.cuda)
+        prepare(step_file, device=Device.cuda)
 
 
 @pytest.mark.parametrize("wrong", [["--device", "tpu"], ["--threads", "0"]])
-def test_wrong_arguments_are_refused(file: Path, wrong: list[str]):
-    result = CliRunner().invoke(app, ["bench", "step", "-opt", str(file), *wrong])
+def test_wrong_arguments_are_refused(step_file: Path, wrong: list[str]):
+    result = CliRunner().invoke(app, ["bench", "step", "-opt", str(step_file), *wrong])
     assert result.exit_code == 2, "a usage error; an OptionError would be 1 here"
 
 
 def test_unknown_memory(tmp_path: Path):
-    memory = bench.Memory(torch.device("cpu"), tmp_path)
+    memory = Memory(torch.device("cpu"), tmp_path)
     memory.start()
     assert math.isnan(memory.peak())
     measured = pd.DataFrame(
-        [(0, bench.STUDENT, 1.0, memory.peak())], columns=["step", "part", "seconds", "peak_mib"]
+        [(0, step_parts.STUDENT, 1.0, 2.0, memory.peak())],
+        columns=["step", "part", "seconds", "gflop", "peak_mib"],
     )
-    assert bench.summary(measured)["peak MiB"].tolist() == ["–", "", "–"]
-    assert "not measured" in bench.memory_note(bench.Device.cpu, memory.peak())
+    assert step_parts.summary(measured)["peak MiB"].tolist() == ["–", "", "–"]
+    assert "not measured" in bench.memory_note(Device.cpu, memory.peak())
