@@ -30,6 +30,9 @@ class VGG19(nn.Module):
     """
 
     required_prefixes = ("features.",)
+    memory_format_on_cpu = (
+        torch.channels_last
+    )  # a seventh faster than contiguous (docs/benchmarks.md, "Levers")
     mean: Tensor
     std: Tensor
 

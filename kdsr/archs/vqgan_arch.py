@@ -82,6 +82,9 @@ class VQGAN(nn.Module):
     """
 
     required_prefixes = ("encoder.", "quant_conv.", "quantize.")
+    memory_format_on_cpu = (
+        torch.channels_last
+    )  # a seventh faster than contiguous (docs/benchmarks.md, "Levers")
 
     def __init__(
         self,
@@ -121,8 +124,15 @@ class VQGAN(nn.Module):
             found.append(f"input_range: is [low, high], two numbers, not {low_high}")
         return found
 
-    def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Encoding (N, embed_dim, h, w) of images (N, C, H, W) in [0, 1], and the features of each level.
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Features of images, as every extractor gives them.
+
+        Args:
+            x: (N, C, H, W) in [0, 1].
+
+        Returns:
+            Per level the output of its first residual block, before attention (taming's f16: 5 levels of 128,
+            128, 256, 256 and 512 channels at 1, 1/2, 1/4, 1/8, 1/16).
 
         Raises:
             DataError: An image is smaller than ``multiple_of`` pixels.
@@ -134,23 +144,20 @@ class VQGAN(nn.Module):
             )
         if (self.low, self.high) != (0.0, 1.0):
             x = x * (self.high - self.low) + self.low
-        z, features = self.encoder(x)
-        return self.quant_conv(z), features
+        return self.encoder(x)
 
-    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Features and codes of images in one pass.
+    def encoding(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoding (N, embed_dim, h, w), from the features of the same images: only the last blocks run."""
+        return self.quant_conv(self.encoder.encoding(features))
 
-        Args:
-            x: (N, C, H, W) in [0, 1].
+    def code_logits(self, features: Sequence[Tensor]) -> Tensor:
+        """Code logits ``-||F - e||^2`` of images, given their features.
 
         Returns:
-            Per level the output of its first residual block, before attention (taming's f16: 5 levels of 128,
-            128, 256, 256 and 512 channels at 1, 1/2, 1/4, 1/8, 1/16); and the code logits ``-||F - e||^2``,
-            negative squared distances of each token to each code: (N*h*w, n_embed), rows ordered by n, h, w,
-            never below float32.
+            Negative squared distances of each token to each code: (N*h*w, n_embed), rows ordered by n, h, w, never
+            below float32.
         """
-        z, features = self.encode(x)
-        return features, self.quantize.logits(z)
+        return self.quantize.logits(self.encoding(features))
 
     def reconstruct(self, x: Tensor, quantize: bool = True) -> Reconstruction:
         """Encodes, replaces each token by its nearest code, decodes. Needs ``decoder=True``.
@@ -164,7 +171,7 @@ class VQGAN(nn.Module):
                 f"VQGAN: images of {x.shape[-2]}x{x.shape[-1]} pixels cannot be reconstructed, "
                 f"their sides must be multiples of {self.multiple_of}"
             )
-        z, _ = self.encode(x)
+        z = self.encoding(self(x))
         codes = self.quantize.logits(z.detach()).argmax(1).view(z.shape[0], *z.shape[2:])
         quantized = self.quantize.look_up(codes)
         # straight through: the decoder sees the codes, the encoder gets the decoder's gradient

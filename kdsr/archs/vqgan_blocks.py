@@ -9,8 +9,10 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -106,6 +108,11 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
+def _normalised(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """Normalisation and swish; in place where no gradient needs the input of swish."""
+    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+
+
 class ResidualBlock(nn.Module):
     """norm, swish, conv, norm, swish, (dropout,) conv, beside a skip that is 1x1 where the width changes."""
 
@@ -119,8 +126,8 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv1(_normalised(self.norm1, x))
+        h = self.conv2(self.dropout(_normalised(self.norm2, h)))
         return (x if self.nin_shortcut is None else self.nin_shortcut(x)) + h
 
 
@@ -181,20 +188,21 @@ class Level(nn.Module):
         self.downsample = _downsample(channels) if downsample else None
         self.upsample = _upsample(channels) if upsample else None
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Gives the level's output and that of its first residual block, before attention."""
-        first = h
+    def forward(self, h: Tensor) -> Tensor:
+        return self.rest(self.block[0](h))
+
+    def rest(self, h: Tensor) -> Tensor:
+        """The level's output, given that of its first residual block."""
         for index, block in enumerate(self.block):
-            h = block(h)
-            if index == 0:
-                first = h
+            if index > 0:
+                h = block(h)
             if len(self.attn) > 0:
                 h = self.attn[index](h)
         if self.downsample is not None:
             h = self.downsample(h)
         if self.upsample is not None:
             h = self.upsample(h)
-        return h, first
+        return h
 
 
 class Middle(nn.Module):
@@ -211,7 +219,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(N, in_channels, H, W) -> (N, z_channels, H / f, W / f), with f = 2 ** (levels - 1)."""
+    """Features of images (N, in_channels, H, W) per level, and from them the encoding; f = 2 ** (levels - 1)."""
 
     def __init__(self, config: DDConfig) -> None:
         super().__init__()
@@ -226,14 +234,18 @@ class Encoder(nn.Module):
         self.norm_out = _norm(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Gives the encoding and, per level, the output of its first residual block."""
-        features = []
-        h = self.conv_in(x)
-        for level in self.down:
-            h, first = level(h)
-            features.append(first)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h)))), features
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The output of each level's first residual block."""
+        levels = cast(list[Level], [*self.down])
+        features = [levels[0].block[0](self.conv_in(x))]
+        for above, level in pairwise(levels):
+            features.append(level.block[0](above.rest(features[-1])))
+        return features
+
+    def encoding(self, features: Sequence[Tensor]) -> Tensor:
+        """(N, z_channels, H / f, W / f), given the features of all levels."""
+        h = cast(Level, self.down[-1]).rest(features[-1])
+        return self.conv_out(_normalised(self.norm_out, self.mid(h)))
 
 
 class Decoder(nn.Module):
@@ -258,5 +270,5 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
-            h, _ = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+            h = level(h)
+        return self.conv_out(_normalised(self.norm_out, h))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdsr.distill.padding import pad_and_restore
 from kdsr.distill.taps import FeatureTaps, shapes_of
 
+CPU_PIXELS = 128 * 128  # of an extractor's pass without gradient
 X = "x"  # the view of a teacher that is the LQ batch itself
 
 
@@ -87,29 +88,48 @@ class Step:
     def extract(self, network: nn.Module, *image_sets: Tensor, chunk: int | None = None) -> list[Any]:
         """The outputs of a frozen extractor for sets of images: one pass per set and step, however many terms ask.
 
-        New sets without a gradient go through the network in one batch.
-
         Args:
-            network: Maps images to a tensor, or to (nested) lists and tuples of tensors, whose rows belong to images.
+            network: Maps images to a tensor, or to (nested) lists and tuples of tensors, a row per image.
             image_sets: (N, C, H, W) each, of one size.
-            chunk: Images per batch of those without a gradient (default all at once).
+            chunk: Images per pass of those without a gradient (default see ``images_per_pass``).
         """
         new = [images for images in image_sets if (id(network), id(images)) not in self._extracted]
         frozen = [images for images in new if not images.requires_grad]
         if frozen:
+            batch = torch.cat(frozen) if len(frozen) > 1 else frozen[0]
             with torch.no_grad():
-                batch = torch.cat(frozen) if len(frozen) > 1 else frozen[0]
-                outputs = [network(part) for part in batch.split(chunk or len(batch))]
-                whole = _joined(outputs)
-            start = 0
+                outputs = [network(part) for part in batch.split(chunk or images_per_pass(batch))]
+            whole, start = _joined(outputs), 0
             for images in frozen:
                 rows = slice(start, start + len(images))
-                self._extracted[id(network), id(images)] = images, _rows(whole, rows, len(batch))
+                self._extracted[id(network), id(images)] = images, _rows(whole, rows)
                 start += len(images)
         for images in new:
             if images.requires_grad:
                 self._extracted[id(network), id(images)] = images, network(images)
         return [self._extracted[id(network), id(images)][1] for images in image_sets]
+
+    def code_logits(self, vqgan: Any, *image_sets: Tensor, chunk: int | None = None) -> list[Tensor]:
+        """The code logits of a VQGAN for sets of images, from the features that ``extract`` has or computes."""
+        found = []
+        for images, features in zip(image_sets, self.extract(vqgan, *image_sets, chunk=chunk), strict=True):
+            key = id(vqgan.quantize), id(images)
+            if key not in self._extracted:
+                with torch.set_grad_enabled(images.requires_grad):
+                    self._extracted[key] = images, vqgan.code_logits(features)
+            found.append(self._extracted[key][1])
+        return found
+
+
+def images_per_pass(images: Tensor) -> int:
+    """How many images at once are fastest for an extractor without gradient.
+
+    All on a GPU. On a CPU as many as have together 128x128 pixels, because the features of more leave the caches
+    (docs/benchmarks.md, "Levers").
+    """
+    if images.device.type != "cpu":
+        return len(images)
+    return max(1, CPU_PIXELS // (images.shape[-2] * images.shape[-1]))
 
 
 def _joined(outputs: list[Any]) -> Any:
@@ -121,12 +141,11 @@ def _joined(outputs: list[Any]) -> Any:
     return type(outputs[0])(_joined(list(parts)) for parts in zip(*outputs, strict=True))
 
 
-def _rows(output: Any, samples: slice, total: int) -> Any:
-    """The part of an output that belongs to some of its samples; a tensor may have several rows per sample."""
+def _rows(output: Any, samples: slice) -> Any:
+    """The part of an output that belongs to some of its samples."""
     if isinstance(output, Tensor):
-        each = len(output) // total
-        return output[samples.start * each : samples.stop * each]
-    return type(output)(_rows(part, samples, total) for part in output)
+        return output[samples]
+    return type(output)(_rows(part, samples) for part in output)
 
 
 class Teacher:

@@ -25,6 +25,7 @@ from kdsr.models.image_metrics import calculate_metric
 from kdsr.models.pretrained import load_network
 from kdsr.pipeline.session import Session
 from kdsr.runtime.atomic_files import archive_and_create
+from kdsr.runtime.memory import keep_freed_memory
 
 _Table = dict[str, tuple[Callable[[Session], Any], str]]
 
@@ -175,6 +176,7 @@ def train(root_path: str, argv: list[str] | None = None) -> None:
         root_path: Folder that contains ``experiments/``.
         argv: Command line without the program's name; ``sys.argv`` when None.
     """
+    keep_freed_memory()
     session = Session(argv)
     with _replaced(basicsr.train, TRAIN_SEAM, session), _lines_left_out(), session:
         basicsr.train.train_pipeline(root_path)

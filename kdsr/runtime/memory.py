@@ -1,7 +1,9 @@
-"""Free memory, and a limit on the size of networks that are built."""
+"""Free memory, how the process keeps it, and a limit on the size of networks that are built."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,8 @@ from torch.nn.modules import module as torch_module
 
 from kdsr.runtime.errors import OptionError
 
+# mallopt's parameters (malloc.h)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 MOST_LAYERS = 20_000  # the largest network here, RCAN's teacher, has 2440
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -31,6 +35,19 @@ def free_memory() -> int | None:
     except (OSError, ValueError):
         pass
     return min(found, default=None)
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Lets the C library (glibc) keep freed blocks of tensors for the next ones, or return them as it does by default.
+
+    By default each block above 32 MiB goes back to the system, which clears every page again for the next tensor of
+    that size: a quarter of a DCKD step with two images on a CPU (docs/benchmarks.md, "Levers").
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0 if keep else 2**16)
+        mallopt(_MMAP_THRESHOLD, 2**25)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**26)
 
 
 def require_memory(net: nn.Module | None, place: str, copies: int) -> None:

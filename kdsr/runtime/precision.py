@@ -83,8 +83,9 @@ class Precision:
         return LossScale(self.device) if self.amp_dtype is torch.float16 else None
 
     def place(self, net: nn.Module) -> nn.Module:
-        """Moves a network to the run's device and memory layout."""
-        return net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        """Moves a network to the run's device, and to its memory layout or the run's."""
+        own = getattr(net, "memory_format_on_cpu", None) if self.device.type == "cpu" else None
+        return net.to(self.device, memory_format=own or self.memory_format)  # type: ignore[call-overload]
 
 
 class LossScale:

@@ -40,7 +40,7 @@ def history_step(step: int | list[int], current_iter: int) -> int:
 class ThroughVQGANOptions(Options):
     vqgan_chunk: int | None = option(
         None,
-        "Images per pass of the VQGAN without gradient, to save memory; null: all at once.",
+        "Images per pass of the VQGAN without gradient; null: on a GPU all, on a CPU as many as fit its caches.",
         lowest=1,
     )
 
@@ -69,10 +69,6 @@ class _ThroughVQGAN(Term):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.vqgan = setup.frozen("vqgan")
-
-    def seen(self, step: Step, *images: Tensor) -> list[Any]:
-        """Returns features per level and code logits of each set of images."""
-        return step.extract(self.vqgan, *images, chunk=self.options.vqgan_chunk)
 
 
 class ContrastOptions(ThroughVQGANOptions):
@@ -169,9 +165,8 @@ class ContrastTerm(_ThroughVQGAN):
         return self.history(torch.cat(inputs)).to(step.lq.dtype)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        (positive, _), (negatives, _) = self.seen(step, step.teacher_output, step.kept[self.KEY])
-        ((anchor, _),) = self.seen(step, step.output)
-        return {"l_cl": self.loss(anchor, positive, negatives)}
+        images = step.output, step.teacher_output, step.kept[self.KEY]
+        return {"l_cl": self.loss(*step.extract(self.vqgan, *images, chunk=self.options.vqgan_chunk))}
 
     def after_step(self, step: Step) -> None:
         if step.iteration % history_step(self.schedule, step.iteration) == 0:
@@ -198,8 +193,8 @@ class DistributionTerm(_ThroughVQGAN):
     options = DistributionOptions
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        (_, student), (_, teacher) = self.seen(step, step.output, step.teacher_output)
-        return {"l_ce": self.loss(student, teacher)}
+        images = step.output, step.teacher_output
+        return {"l_ce": self.loss(*step.code_logits(self.vqgan, *images, chunk=self.options.vqgan_chunk))}
 
     def networks(self) -> dict[str, nn.Module]:
         return {"net_vqgan": self.vqgan}

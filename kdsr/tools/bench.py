@@ -17,6 +17,7 @@ import torch
 import typer
 
 from kdsr.runtime.errors import OptionError
+from kdsr.runtime.memory import keep_freed_memory
 from kdsr.tools import step_floor
 from kdsr.tools.bench_options import Device
 from kdsr.tools.machine import machine
@@ -86,6 +87,7 @@ def step(
         ):
             raise OptionError("--vs: both settings get the same images; leave datasets and scale as they are")
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as a training
     size, scale = options["datasets"]["train"]["gt_size"], options.get("scale", 1)
     torch.manual_seed(options.get("manual_seed") or 0)
     images = {

@@ -18,6 +18,7 @@ from basicsr.utils import set_random_seed
 from torch import Tensor
 
 from kdsr.runtime.errors import OptionError
+from kdsr.runtime.memory import keep_freed_memory
 from kdsr.tools.bench_options import Device, prepare
 from kdsr.tools.plain_step import PlainStep, problem
 from kdsr.tools.step_clock import Memory, mib, now
@@ -65,13 +66,14 @@ class Setting:
         return Side(build_model(self.options), self.plain)
 
     def peak(self, batch: dict[str, Tensor]) -> float:
-        """Peak memory in MiB of a first step in this process, which has run nothing before; NaN if unknown."""
+        """Peak memory in MiB of three steps in this process, which has run nothing before; NaN if unknown."""
         logging.disable(logging.INFO)
         torch.set_num_threads(self.threads)
         side = self.side()
         memory = Memory(side.model.device)
         memory.start()
-        side.step(batch, 1)
+        for iteration in range(1, 4):  # the allocator's peak comes after the first
+            side.step(batch, iteration)
         return memory.peak()
 
     def peak_in_new_process(self, batch: dict[str, Tensor]) -> float:
@@ -86,11 +88,13 @@ class Side:
     def __init__(self, model: Any, plain: bool) -> None:
         self.model = model
         self.steps = PlainStep(model) if plain else model
+        self.plain = plain
         self.cudnn_benchmark = plain or torch.backends.cudnn.benchmark
         self.deterministic = torch.are_deterministic_algorithms_enabled()
 
     def step(self, batch: dict[str, Tensor], iteration: int) -> float:
         """Runs a training step; returns seconds."""
+        keep_freed_memory(not self.plain)
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
         torch.use_deterministic_algorithms(self.deterministic)
         set_random_seed(iteration)  # stochastic depth draws from the global generator

@@ -40,7 +40,7 @@ def test_features_and_distribution_are_the_releases(shared, name, image, dtype):
     golden = torch.load(shared / "golden" / f"{name}.pt", weights_only=True)
     net = VQGAN(**golden["config"]).eval()
     net.load_state_dict(golden["state_dict"])
-    features, logits = net.to(dtype)(golden[image].to(dtype))
+    features, logits = features_and_logits(net.to(dtype), golden[image].to(dtype))
     assert logits.dtype == dtype and [f.dtype for f in features] == [dtype] * 5
     expected = golden["features"][image]
     assert [f.shape for f in features] == [f.shape for f in expected]
@@ -96,11 +96,16 @@ def test_full_size_has_tamings_names_and_shapes():
     assert len(shapes) == encoder + decoder + 5
 
 
+def features_and_logits(net, x):
+    features = net(x)
+    return features, net.code_logits(features)
+
+
 def test_logits_are_negative_squared_distances_by_n_h_w():
     net = small().double()
     x = torch.rand(2, 3, 8, 12, dtype=torch.float64)
-    z, _ = net.encode(x)
-    _, logits = net(x)
+    features, logits = features_and_logits(net, x)
+    z = net.encoding(features)
     assert logits.shape == (2 * 2 * 3, 20)
     for n, h, w, code in [(0, 0, 0, 0), (0, 1, 2, 7), (1, 0, 1, 19), (1, 1, 2, 3)]:
         direct = -(z[n, :, h, w] - net.quantize.embedding.weight[code]).square().sum()
@@ -109,8 +114,8 @@ def test_logits_are_negative_squared_distances_by_n_h_w():
 
 def test_input_range_maps_images_linearly():
     x = torch.rand(1, 3, 16, 16)
-    features, logits = small(input_range=(-1, 1))(x)
-    theirs, their_logits = small()(2 * x - 1)
+    features, logits = features_and_logits(small(input_range=(-1, 1)), x)
+    theirs, their_logits = features_and_logits(small(), 2 * x - 1)
     torch.testing.assert_close(features, theirs)
     torch.testing.assert_close(logits, their_logits)
     symmetric, plain = small(input_range=(-1, 1), decoder=True), small(decoder=True)
@@ -119,7 +124,7 @@ def test_input_range_maps_images_linearly():
 
 def test_any_size_from_the_smallest_on():
     net = small()
-    features, logits = net(torch.rand(2, 3, 13, 22))
+    features, logits = features_and_logits(net, torch.rand(2, 3, 13, 22))
     assert [tuple(f.shape[2:]) for f in features] == [(13, 22), (6, 11), (3, 5)]
     assert logits.shape == (2 * 3 * 5, 20)
     assert net.multiple_of == 4
@@ -139,7 +144,7 @@ def test_reconstruction_goes_straight_through():
     result = net.reconstruct(x)
     assert result.image.shape == x.shape
     assert result.encoding.shape == result.quantized.shape == (2, 8, 4, 6)
-    assert torch.equal(result.codes.flatten(), net(x)[1].argmax(1))
+    assert torch.equal(result.codes.flatten(), features_and_logits(net, x)[1].argmax(1))
     nearest = torch.cdist(result.encoding.permute(0, 2, 3, 1).reshape(-1, 8), net.quantize.embedding.weight)
     assert torch.equal(result.codes.flatten(), nearest.argmin(1))
     torch.testing.assert_close(result.image, net.decode(result.quantized))
@@ -153,13 +158,13 @@ def test_reconstruction_goes_straight_through():
 def test_reduced_precision_keeps_distances_in_float32():
     net = small()
     x = torch.rand(2, 3, 32, 32)
-    features, logits = net(x)
+    features, logits = features_and_logits(net, x)
     with torch.autocast("cpu", torch.bfloat16):
-        reduced, reduced_logits = net(x)
+        reduced, reduced_logits = features_and_logits(net, x)
     assert reduced[1].dtype == torch.bfloat16 and reduced_logits.dtype == torch.float32
     assert distance(reduced[1].float(), features[1]) < 0.02
     assert distance(reduced_logits, logits) < 0.05
-    assert net.bfloat16()(x.bfloat16())[1].dtype == torch.float32
+    assert features_and_logits(net.bfloat16(), x.bfloat16())[1].dtype == torch.float32
 
 
 def test_groups_of_the_normalisation():
@@ -173,7 +178,8 @@ def test_a_fresh_network_lets_the_image_through():
     x = torch.rand(4, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
     torch.manual_seed(0)
     net = VQGAN(64, 20, SMALL | {"ch_mult": [1, 1, 1, 1, 1], "z_channels": 64})
-    z, features = net.encode(x)
+    features = net(x)
+    z = net.encoding(features)
     assert all(0.5 < feature.std() < 5 for feature in features) and 0.3 < z.std() < 3
 
 

@@ -53,8 +53,12 @@ def test_every_part_of_a_step_is_attributed_in_its_turn(step_file: Path):
         REST,
         "VQGAN",
         REST,
-        step_parts.WITH_GRADIENT.format("VQGAN"),  # forward
-        REST,  # the losses
+        step_parts.WITH_GRADIENT.format("VQGAN"),  # features
+        REST,  # l_cl
+        step_parts.WITH_GRADIENT.format("VQGAN"),  # codes
+        REST,
+        "VQGAN",
+        REST,  # l_ce
         step_parts.WITH_GRADIENT.format("VQGAN"),  # backward
         step_parts.STUDENT,  # backward
         REST,  # the update
@@ -148,6 +152,8 @@ def test_command_prints_every_part_and_writes_the_table(step_file: Path, tmp_pat
         step_parts.STUDENT,
         "VQGAN",
         step_parts.WITH_GRADIENT.format("VQGAN"),
+        "VQGAN, codes with gradient, forward and backward",
+        "VQGAN, codes",
         step_floor.UPDATE,
         "floor",
         "whole step",
@@ -155,7 +161,7 @@ def test_command_prints_every_part_and_writes_the_table(step_file: Path, tmp_pat
     ]
     assert table in result.output
     values = json.loads((tmp_path / "values.json").read_text(encoding="utf-8"))
-    assert [row["images"] for row in values["floor"]] == [1, 3, 1, 4, 1, None]
+    assert [row["images"] for row in values["floor"]] == [1, 3, 1, 4, 1, 1, 1, None]
     parts = {row["part"]: row["gflop"] for row in values["parts"]}
     assert parts["VQGAN"] > parts["history model"] > 0
 
