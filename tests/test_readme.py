@@ -236,8 +236,10 @@ def test_command(
     elif command.startswith("kdsr bench step "):
         file, overrides = option_words(words)
         small = [f"--force_yml={entry}" for entry in reductions(load(file, overrides))]
-        assert call([*words, "--threads", "1", "--repeat", "1", "--warmup", "0", *small], monkeypatch) == 0
-        assert ("feature losses" if "SLKD" in file else "VQGAN") in capfd.readouterr().out
+        once = ["--threads", "1", "--repeat", "1", "--pairs", "1", "--warmup", "0"]
+        assert call([*words, *once, *small], monkeypatch) == 0
+        row = "second ÷ first" if "--vs" in words else "feature losses" if "SLKD" in file else "VQGAN"
+        assert row in capfd.readouterr().out
     elif "kdsr bench start " in command:
         assert words[-2:] == [
             "--python",
