@@ -116,6 +116,7 @@ def step(
             found["vs"] = compared.as_json()
             seconds = median([first for first, _ in compared.seconds])
         if floor:
+            keep_freed_memory()  # plain has switched it off
             rows = step_floor.floor(setting.side().model, images)
             text += f"\n{as_markdown(step_floor.table(rows, seconds))}"
             found["floor"] = [asdict(row) for row in rows]
