@@ -38,6 +38,10 @@ COMMANDS: _Commands = {
             ),
             "sr": ("prepare.commands:sr", "Make GT and LQ folders (Matlab's bicubic) of folders of images."),
             "degrade": ("prepare.degrade:degrade", "Make pairs with synthetic rain, blur, haze or noise."),
+            "teacher-cache": (
+                "tools.teacher_cache:teacher_cache",
+                "Store the teacher's outputs for the training images.",
+            ),
         },
         "Prepare data sets.",
     ),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import lmdb
 
@@ -34,12 +35,8 @@ def _environment(path: str) -> lmdb.Environment:
     return environment
 
 
-def first_bytes(path: str, keys: Iterable[str], count: int) -> dict[str, bytes | None]:
-    """The first ``count`` bytes of each key's value; None for a missing key.
-
-    Raises:
-        DataError: The LMDB cannot be opened or is damaged.
-    """
+@contextmanager
+def _cursor(path: str) -> Iterator[lmdb.Cursor]:
     path = os.path.realpath(path)
     was_open = path in _open and _open[path][0] == os.getpid()
     try:
@@ -48,14 +45,28 @@ def first_bytes(path: str, keys: Iterable[str], count: int) -> dict[str, bytes |
             _environment(path).begin(buffers=True) as transaction,
             transaction.cursor() as cursor,
         ):
-            return {
-                key: bytes(cursor.value()[:count]) if cursor.set_key(key.encode()) else None for key in keys
-            }
+            yield cursor
     except lmdb.Error as error:
         raise DataError(f"Cannot read the LMDB {path}: {error}") from error
     finally:
         if not was_open and path in _open:  # the file may be replaced before it is used
             _open.pop(path)[1].close()
+
+
+def first_bytes(path: str, keys: Iterable[str], count: int) -> dict[str, bytes | None]:
+    """The first ``count`` bytes of each key's value; None for a missing key.
+
+    Raises:
+        DataError: The LMDB cannot be opened or is damaged.
+    """
+    with _cursor(path) as cursor:
+        return {key: bytes(cursor.value()[:count]) if cursor.set_key(key.encode()) else None for key in keys}
+
+
+def stored_keys(path: str) -> list[str]:
+    """All keys; errors as of ``first_bytes``."""
+    with _cursor(path) as cursor:
+        return [bytes(key).decode() for key in cursor.iternext(values=False)]
 
 
 class LmdbClient:

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdsr.data.image_files import UnreadableImage, cannot_read, decode_color, sizes_match
 from kdsr.data.image_info import ImageInfo, probe, probe_on_disk
 from kdsr.data.image_roots import open_root, spread
 from kdsr.data.lmdb_client import LmdbClient
+from kdsr.data.stored_outputs import KEY
+from kdsr.data.teacher_images import TeacherImages
 from kdsr.runtime.errors import DataError
 
 REPLACED = "replaced"  # key of an item with on_bad_image: skip: the images that it replaces, one per line
@@ -45,6 +48,7 @@ class SeededDataset(Dataset):
       :class:`DataError` with the file's name.
     - With ``on_bad_image: skip`` a training item with an unreadable image is replaced by the item of the next readable
       position, with the random numbers of its own. Its key ``REPLACED`` names the images that it replaces.
+    - Where the set has the option ``teacher_images``, a training item has the teacher's output for its patch (``KEY``).
     - Other attributes are those of the wrapped data set.
 
     Args:
@@ -57,6 +61,7 @@ class SeededDataset(Dataset):
         self.seed = seed
         self._order = _order_by_path(dataset)
         self._size_checked: set[int] = set()
+        self.teacher_images = TeacherImages(dataset) if _opt(dataset, "teacher_images") else None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "dataset":  # during unpickling
@@ -97,10 +102,29 @@ class SeededDataset(Dataset):
                     break
         return min(found, key=lambda position: found[position], default=0)
 
+    def keep(self, count: int) -> None:
+        """Leaves out all but ``count`` images at even spacing."""
+        total = len(self._order)
+        self._order = (
+            [self._order[number * total // count] for number in range(count)]
+            if total > count
+            else self._order
+        )
+
+    def stored_output(self, index: int) -> Tensor:
+        """The teacher's output for an image, (3, H·scale, W·scale), where the set has them."""
+        assert self.teacher_images is not None
+        return self.teacher_images.whole(self._order[index])
+
     def _load_at(self, epoch: int, position: int, ahead: int = 0) -> Any:
         """The item ``ahead`` positions later, with the random numbers of this position."""
+        index = self._order[(position + ahead) % len(self._order)]
         with _seeded(self.seed, epoch, position):
-            return self._load(self._order[(position + ahead) % len(self._order)])
+            item = self._load(index)
+        if self.teacher_images is not None:
+            with _seeded(self.seed, epoch, position):
+                item[KEY] = self.teacher_images.patch(index)
+        return item
 
     def _load_or_replace(self, epoch: int, position: int) -> dict[str, Any]:
         bad: list[UnreadableImage] = []

@@ -84,8 +84,8 @@ class Term(ABC):
         KEY: The key of ``train`` that enables the term, ``*_opt``; its value is the options of a registered loss.
         options: Declares this key and the other keys of ``train`` that the term reads; in an instance, their values.
         NETWORKS: Networks of the term other than the teacher: ``extractor`` for ``network_extractor``.
-        NEEDS: Any of ``teacher`` (``network_t`` is given), ``teacher_output`` (T(x) as well), ``taps`` (``train.taps``
-            lists features of student and teacher) and ``gt`` (ground truth).
+        NEEDS: Any of ``teacher`` (the network ``network_t``), ``teacher_output`` (T(x), which may also be stored),
+            ``taps`` (``train.taps`` lists features of student and teacher) and ``gt`` (ground truth).
         COMPARES_IMAGES: Whether ``loss`` must take two batches of images, (N, C, H, W); checked after a failed first
             step.
         LABELS: Labels of its ``networks`` in ``kdsr bench step``, by their names.

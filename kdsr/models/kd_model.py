@@ -14,6 +14,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 import kdsr.terms  # noqa: F401  registers them
+from kdsr.data.stored_outputs import KEY
 from kdsr.distill.bundle import StudentBundle
 from kdsr.distill.mixup import MixingOptions, mixed
 from kdsr.distill.moving_average import Ema
@@ -22,6 +23,7 @@ from kdsr.distill.tap_options import tap_problems
 from kdsr.distill.term import Setup, Term, all_terms, term_problems
 from kdsr.distill.weight_files import weight_files
 from kdsr.models.builder import Builder
+from kdsr.models.cached_teacher import StoredOutputs, cached_teacher_problems, is_outputs, outputs_are_given
 from kdsr.models.ensemble import Ensemble
 from kdsr.models.pretrained import warm_start
 from kdsr.models.restorer import Restorer
@@ -44,6 +46,10 @@ class KDTrainOptions(TrainOptions):
         lowest=0,
         fewest=1,
         shown_default="equal",
+    )
+    teacher_cache: str | None = option(
+        None,
+        "Folder of the teacher's outputs, which `kdsr data teacher-cache` makes; null: the teacher runs in each step.",
     )
 
 
@@ -88,7 +94,7 @@ class KDModel(LoopInterface, SRModel):
             [f"t.{index}" for index in range(len(given))]
             if isinstance(given, list)
             else ["t"]
-            if given
+            if given and not is_outputs(given)
             else []
         )
         problems += [
@@ -114,7 +120,7 @@ class KDModel(LoopInterface, SRModel):
             keys = " or ".join(f"train.{key}" for key in cls.REQUIRED_TERMS)
             problems.append(f"{keys}: missing, required by {cls.__name__}; give it, or use KDModel")
         return list(
-            dict.fromkeys(problems + term_problems(opt))
+            dict.fromkeys(problems + term_problems(opt) + cached_teacher_problems(opt))
         )  # two terms may need the same missing network
 
     @classmethod
@@ -129,6 +135,7 @@ class KDModel(LoopInterface, SRModel):
         return {key: remedy for term in on for key, remedy in term.keys_with_gt(train).items()}
 
     net_t: nn.Module | None = None
+    outputs_are_given: bool = False  # T(x) comes with the data
     student_bundle: StudentBundle | None = None
 
     # ------------------------------------------------------------------------------------------------ building
@@ -148,7 +155,8 @@ class KDModel(LoopInterface, SRModel):
         train = self.opt["train"]
         self.mixing = KDTrainOptions.read(train).mixing_augs
         self.teachers: dict[str, Teacher] = {}
-        if self.opt.get("network_t"):
+        self.outputs_are_given = outputs_are_given(self.opt)
+        if self.opt.get("network_t") and not self.outputs_are_given:
             self.net_t = self.teacher("t").net
         if (started := warm_start(self.net_g, self.opt, self.net_t)) is not None:
             get_root_logger().info(started)
@@ -181,7 +189,16 @@ class KDModel(LoopInterface, SRModel):
         self.optimizer_g = self.optimizers[0]
 
     def teacher(self, key: str) -> Teacher:
-        """Returns the frozen ``network_<key>`` as a teacher; built once."""
+        """Returns the frozen ``network_<key>`` as a teacher; built once.
+
+        Raises:
+            OptionError: Only its outputs for the training images are there.
+        """
+        if key == "t" and self.outputs_are_given:
+            raise OptionError(
+                "network_t: a term uses the teacher itself, but only its stored outputs are there; remove the term or "
+                "train.teacher_cache"
+            )
         if key not in self.teachers:
             net = self.builder.frozen(key)
             self.teachers[key] = Teacher(net, self.restorer.multiple_of(net), self.opt.get("scale") or 1)
@@ -234,6 +251,7 @@ class KDModel(LoopInterface, SRModel):
         }
         self.lq: Tensor = data["lq"].to(**to)
         self.gt: Tensor | None = data["gt"].to(**to) if data.get("gt") is not None else None
+        self.teacher_output: Tensor | None = data[KEY].to(**to) if self.outputs_are_given else None
 
     def optimize_parameters(self, current_iter: int) -> None:
         """Runs one training step. An update that is not finite is skipped on all ranks."""
@@ -276,7 +294,9 @@ class KDModel(LoopInterface, SRModel):
 
     def run_frozen(self, step: Step) -> None:
         """Runs everything without gradient: ``prepare`` of the terms, the teachers, ``before_student`` of the terms."""
-        if self.teacher_sees_lq:
+        if self.teacher_output is not None:
+            step.teacher_outputs[X] = self.teacher_output
+        elif self.teacher_sees_lq:
             step.show_teacher(X, step.lq)
         for term in self.terms.values():
             term.prepare(step)
@@ -321,5 +341,9 @@ class KDModel(LoopInterface, SRModel):
         return found | ({"network_t": self.net_t} if self.net_t is not None else {})
 
     def validate_teacher(self, dataloaders: list[Any]) -> None:
+        """Measures the teachers, or their stored outputs for the images of the sets."""
+        if self.outputs_are_given:
+            for dataloader in dataloaders:
+                self.validator.validate_teacher([dataloader], StoredOutputs(dataloader.dataset))
         for place, net in self.teachers_by_place().items():
             self.validator.validate_teacher(dataloaders, partial(self.restore_with, net), place)

@@ -19,6 +19,7 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from kdsr.models.cached_teacher import name_teacher_images
 from kdsr.models.image_metrics import better_of
 from kdsr.models.sections import LoggerOptions, LoopOptions, StockLoggerOptions, StockValOptions
 from kdsr.options.authors import translate
@@ -228,6 +229,8 @@ def parse_options(
                 metric["better"] = "lower"  # BasicSR's default is higher, for any metric
     _fill_datasets(opt)
     _fill_paths(opt, root_path, is_train)
+    if is_train:
+        name_teacher_images(opt)
     if is_train and "debug" in opt["name"]:
         _apply_debug(opt)
     warn(opt, warnings)

@@ -18,6 +18,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from kdsr.data.stored_outputs import KEY
 from kdsr.distill.step import X
 from kdsr.distill.weight_files import each_network
 from kdsr.models.kd_model import KDModel
@@ -147,13 +148,14 @@ def rehearse(model: Any, opt: dict[str, Any], dataset: Any) -> None:
 def _corner(batch: Any, opt: dict[str, Any]) -> dict[str, Any] | None:
     """Crops the images of a batch to their upper left corners; None if they are not larger."""
     scale = opt.get("scale") or 1
-    lq, gt = (batch.get(key) for key in ("lq", "gt")) if isinstance(batch, dict) else (None, None)
+    lq = batch.get("lq") if isinstance(batch, dict) else None
     side = 16 * math.ceil(CORNER / scale / 16)  # LQ pixels; a multiple of 16 suits most networks
     if not (isinstance(lq, Tensor) and lq.ndim == 4 and min(lq.shape[-2:]) > side):
         return None
     corner = {**batch, "lq": lq[..., :side, :side]}
-    if isinstance(gt, Tensor):
-        corner["gt"] = gt[..., : side * scale, : side * scale]
+    for key in ("gt", KEY):
+        if isinstance(batch.get(key), Tensor):
+            corner[key] = batch[key][..., : side * scale, : side * scale]
     return corner
 
 

@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kdsr.data.stored_outputs import fingerprint
 from kdsr.distill.weight_files import each_network, weight_files
+from kdsr.models.cached_teacher import is_outputs
 from kdsr.options.user_modules import module_fingerprints
 from kdsr.runtime.checkpoint import read_checkpoint
 from kdsr.runtime.declarations import Options, check_section
@@ -200,6 +202,9 @@ def fingerprints_of_networks(opt: dict[str, Any]) -> dict[str, dict[str, str]]:
         with open(os.path.expanduser(file), "rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
         found[key] = {"path": str(file), "sha256": sha256}
+    if is_outputs(opt.get("network_t")):
+        path = opt["network_t"]["path"]
+        found["t"] = {"path": path, "sha256": fingerprint(os.path.expanduser(path))}
     return found
 
 

@@ -36,6 +36,15 @@ def make_dataset(name: str, dataset_opt: dict[str, Any], seed: int) -> SeededDat
         raise OptionError(f"datasets.{name}: {dataset_opt['type']} cannot be built: {what}") from error
 
 
+def whole_training_images(opt: dict[str, Any], with_outputs: bool) -> SeededDataset:
+    """Builds the training set with whole images, and with the stored outputs of the teacher or without."""
+    train = opt["datasets"]["train"]
+    options = {key: value for key, value in train.items() if with_outputs or key != "teacher_images"}
+    # a validation set may have the name of the training set
+    options.update(phase="val", name=f"{train['name']}, training images")
+    return make_dataset("train (whole images)", options, opt["manual_seed"])
+
+
 def require_a_batch(opt: dict[str, Any], images: int) -> None:
     """Refuses a training set whose epoch is shorter than a batch, or too long to shuffle."""
     train = opt["datasets"]["train"]

@@ -16,7 +16,9 @@ from basicsr.data import build_dataloader
 from basicsr.train import init_tb_loggers
 from basicsr.utils import check_resume, get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
+from torch.utils.data import DataLoader
 
+from kdsr.models.cached_teacher import is_outputs, outputs_are_given
 from kdsr.models.restorer import pad_in_tests
 from kdsr.models.state_validation import loading_state
 from kdsr.models.trainer import LoopInterface
@@ -30,7 +32,7 @@ from kdsr.pipeline.preflight import build, rehearse
 from kdsr.pipeline.progress import Batches, CudaBatches, Progress, ProgressMessageLogger
 from kdsr.pipeline.rehearsal import ValidationRehearsal
 from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
-from kdsr.pipeline.run_data import make_dataset, require_a_batch, require_unique_names
+from kdsr.pipeline.run_data import make_dataset, require_a_batch, require_unique_names, whole_training_images
 from kdsr.pipeline.run_folder import refuse_foreign_folder, refuse_own_files
 from kdsr.pipeline.training_data import TrainingData, end_workers
 from kdsr.runtime.atomic_files import archive_and_create
@@ -40,6 +42,7 @@ from kdsr.runtime.run_lock import RunLock, time_to_wait
 from kdsr.runtime.snapshot import left_unchanged
 from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest
 
+MEASURED_OUTPUTS = 20  # training images on which stored outputs are measured
 _FOLDERS = ("models", "training_states", "log", "visualization")
 
 
@@ -240,10 +243,28 @@ class Session:
         if not self.ours and hasattr(model, "validation"):  # kdsr's models do this themselves
             made = self.resume_state["iter"] if self.resume_state else 0
             model.validation = up_to_iteration(max(int(opt["train"]["total_iter"]), made), model.validation)
-        val = opt.get("val") or {}
-        if val.get("teacher") and self.resume_state is None and hasattr(model, "validate_teacher"):
-            model.validate_teacher(self.val_loaders)
+        if self.resume_state is None and hasattr(model, "validate_teacher"):
+            self._measure_teacher(opt, model)
         return model
+
+    def _measure_teacher(self, opt: dict[str, Any], model: Any) -> None:
+        """Validates the teacher, with ``val.teacher``; its stored outputs on some of the training images.
+
+        Outputs of another program are always measured.
+        """
+        val = opt.get("val") or {}
+        if not outputs_are_given(opt):
+            if val.get("teacher"):
+                model.validate_teacher(self.val_loaders)
+            return
+        if not (val.get("teacher") or is_outputs(opt["network_t"])):
+            return
+        if not val.get("metrics"):
+            get_root_logger().warning("network_t: its outputs are not measured, there are no val.metrics")
+            return
+        images = whole_training_images(opt, with_outputs=True)
+        images.keep(MEASURED_OUTPUTS)
+        model.validate_teacher([DataLoader(images)])
 
     def make_prefetcher(self, loader: Any) -> LoopPrefetcher:
         return self._looped(Batches(loader))

@@ -92,7 +92,7 @@ class BlockMixingTerm(Term):
 
     KEY = "bm_opt"
     options = BlockMixingOptions
-    NEEDS = frozenset({"teacher_output"})
+    NEEDS = frozenset({"teacher", "teacher_output"})
     COMPARES_IMAGES = True
 
     @classmethod

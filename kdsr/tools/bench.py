@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from kdsr.data.stored_outputs import KEY
 from kdsr.runtime.errors import OptionError
 from kdsr.runtime.memory import keep_freed_memory
 from kdsr.tools import step_floor
@@ -93,6 +94,7 @@ def step(
     images = {
         "lq": torch.rand(batch, 3, size // scale, size // scale),
         "gt": torch.rand(batch, 3, size, size),
+        KEY: torch.rand(batch, 3, size, size),
     }
     line = machine(device, threads)
     what = f"One training step of {options['name']} (batch {batch}, {size}×{size} ground truth)"

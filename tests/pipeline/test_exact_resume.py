@@ -20,6 +20,7 @@ from faults.lives import differences
 from kdsr import train as train_entry
 from kdsr.distill.term import TERM_REGISTRY
 from kdsr.models.kd_model import KDModel
+from kdsr.tools.teacher_cache import Depth, teacher_cache
 from small_networks import small_vqgan
 from small_runs import after_steps
 
@@ -78,6 +79,15 @@ def with_several_teachers(options: Options) -> None:
         fft_opt={"type": "FFTLoss", "loss_weight": 0.01},
         masked_opt={"type": "MaskedLoss"},
     )
+
+
+def with_stored_outputs(options: Options) -> None:
+    """Half precision, in an LMDB; all flips."""
+    as_logits(options)
+    del options["train"]["lcr_opt"]
+    options["train"]["teacher_cache"] = str(Path("cache").absolute())
+    write(".", options)
+    teacher_cache("run.yml", Depth.float16, in_lmdb=True, tile=16, overlap=4)
 
 
 def as_vqgan(options: Options) -> None:
@@ -227,6 +237,8 @@ def stop_at(iteration: int, name: signal.Signals, monkeypatch: pytest.MonkeyPatc
         (as_logits, 0, False, (3, 4)),  # in mid-epoch, and where a validation is due
         (as_logits, 3, True, (5,)),
         (with_several_teachers, 1, False, (4,)),
+        (with_stored_outputs, 0, False, (4,)),
+        (with_stored_outputs, 2, False, (3,)),
         (as_dckd, 0, True, (2,)),
         (as_dckd, 1, False, (6,)),  # after the last but one step of an epoch
         (as_dckd, 3, False, (1, 7)),  # the first step, the end of an epoch
