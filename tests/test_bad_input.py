@@ -68,6 +68,14 @@ def test_all_unknown_keys_and_types_at_once_with_the_nearest_names(
         dckd_options["datasets"]["train"].pop("gtsize", None)
 
 
+def test_what_cannot_be_cached(run_options: Options, refused: Any) -> None:
+    run_options["datasets"]["train"]["cache"] = "rma"
+    (line,) = refused(run_options)
+    assert line.startswith("datasets.train.cache: 'rma' is neither ram nor null")
+    run_options["datasets"]["train"]["cache"] = run_options["datasets"]["val"]["cache"] = "ram"
+    assert refused(run_options) == ["datasets.val.cache: only a training set is cached; remove it"]
+
+
 def test_a_missing_teacher(dckd_options: Options, refused: Any) -> None:
     dckd_options["path"]["pretrain_network_t"] = "weights/nowhere.pth"
     (line,) = refused(dckd_options)

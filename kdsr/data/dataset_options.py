@@ -58,7 +58,7 @@ class DatasetOptions(Options):
     )
     prefetch_mode: str | None = option(
         None,
-        "Training: `cuda` copies batches to the GPU ahead (needs `pin_memory: true`); `cpu` is the same as null.",
+        "Training: `cuda` copies batches to the GPU ahead (not with `pin_memory: false`); `cpu` is the same as null.",
         choices=("cpu", "cuda"),
     )
     num_prefetch_queue: int = option(
@@ -67,8 +67,13 @@ class DatasetOptions(Options):
         lowest=1,
         highest=1000,
     )
-    pin_memory: bool = option(False, "Whether batches are in page-locked memory, faster to copy to a GPU.")
-    persistent_workers: bool = option(False, "Training: whether workers live on between epochs.")
+    pin_memory: bool = option(
+        None,
+        "Whether batches are in page-locked memory, from which they are copied to a GPU while it computes; has no "
+        "effect on the CPU.",
+        shown_default="true for a training set on a GPU",
+    )
+    persistent_workers: bool = option(True, "Training: whether workers live on between epochs.")
     use_shuffle: bool = option(
         True, "Accepted from BasicSR's older files; training sets are always shuffled."
     )
@@ -96,6 +101,15 @@ class StockImageOptions(DatasetOptions):
     std: list[float] | None = option(None, "See `mean`.", above=0)
 
 
+class CacheOptions(DatasetOptions):
+    cache: str | None = option(
+        None,
+        "Training: `ram` decodes all images once, at the start, into memory that the workers of a process share; the "
+        "samples are the same.",
+        choices=("ram",),
+    )
+
+
 class AliasOptions(DatasetOptions):
     """Names in NAFNet's and Restormer's files, which ``kdsr.options.authors`` translates."""
 
@@ -110,7 +124,7 @@ class AliasOptions(DatasetOptions):
     mini_batch_sizes: list[int] = option(None, "See `iters`; at most `batch_size_per_gpu`.", lowest=1)
 
 
-class PairedImageOptions(StockImageOptions, AliasOptions):
+class PairedImageOptions(StockImageOptions, CacheOptions, AliasOptions):
     dataroot_gt: str = option(None, "Folder or `.lmdb` of the ground truth.", required="always")
     filename_tmpl: str = option(
         "{}",
@@ -128,6 +142,10 @@ class PairedImageOptions(StockImageOptions, AliasOptions):
         "Training: whether patches are flipped vertically and transposed at random.",
         required="train",
     )
+    flips_on_device: bool = option(
+        False,
+        "Training: whether the device flips and transposes the patches, not the workers; the samples are the same.",
+    )
 
 
 # BasicSR's classes, and one that derives from them; ours have an attribute `options`
@@ -141,7 +159,7 @@ MIRRORED = ("Dataset_PairedImage", "Dataset_GaussianDenoising")  # up to a patch
 WITHOUT_GT = ("SingleImageDataset",)  # ours have an attribute GIVES_GT
 
 
-class FolderOptions(DatasetOptions):
+class FolderOptions(CacheOptions):
     """Options of kdsr's data sets without pairs."""
 
     gt_size: int | None = option(

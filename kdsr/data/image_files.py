@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -60,26 +60,40 @@ def decode(content: bytes | None, flags: int, name: str) -> NDArray[Any]:
     return image
 
 
-def decode_color(content: bytes | None, name: str) -> NDArray[np.float32]:
+class Pixels(NamedTuple):
+    """A decoded image in the depth of its file: (H, W, C), BGR or grey, uint8 or uint16; ``white`` stands for 1."""
+
+    values: NDArray[Any]
+    white: int
+
+    def as_float(self) -> NDArray[np.float32]:
+        """The values in [0, 1]; of 8 bits those of BasicSR's ``imfrombytes``."""
+        return self.values.astype(np.float32) / np.float32(self.white)
+
+
+def decode_pixels(content: bytes | None, name: str) -> Pixels:
     """Decodes an image file's bytes to colour at full bit depth.
 
     Returns:
-        (H, W, 3), BGR in [0, 1], upright (EXIF orientation applied); grey as three equal channels. For 8 bits the
-        values equal those of BasicSR's ``imfrombytes``.
+        (H, W, 3), BGR, upright (EXIF orientation applied); grey as three equal channels.
 
     Raises:
         UnreadableImage: It cannot be decoded, or its values are signed or floating-point numbers.
     """
     image = decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
     if image.dtype == np.uint8 and bytes(content[:1]) != b"P":  # type: ignore[index]  # all but PNM
-        return image.astype(np.float32) / 255.0
+        return Pixels(image, 255)
     try:
         if image.dtype not in (np.uint8, np.uint16):
             raise UnfitImage(f"values of type {image.dtype} are not supported; convert it to 8 or 16 bits")
-        white = probe(bytes(content)).white  # type: ignore[arg-type]
+        return Pixels(image, probe(bytes(content)).white)  # type: ignore[arg-type]
     except OSError as error:
         raise UnreadableImage(f"Cannot read image {name}: {error}", name) from error
-    return image.astype(np.float32) / np.float32(white)
+
+
+def decode_color(content: bytes | None, name: str) -> NDArray[np.float32]:
+    """:func:`decode_pixels`, as (H, W, 3) in [0, 1]."""
+    return decode_pixels(content, name).as_float()
 
 
 def imfrombytes(content: bytes, flag: str = "color", float32: bool = False) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,10 +11,16 @@ import lmdb
 
 from kdsr.runtime.errors import DataError
 
+_opening = threading.Lock()  # lmdb refuses to open an LMDB twice in a process
 _open: dict[str, tuple[int, lmdb.Environment]] = {}  # by path, with the id of the process that opened it
 
 
 def _environment(path: str) -> lmdb.Environment:
+    with _opening:
+        return _opened(path)
+
+
+def _opened(path: str) -> lmdb.Environment:
     process, environment = _open.get(path, (None, None))
     if environment is not None:
         if process == os.getpid():

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from basicsr.utils.registry import DATASET_REGISTRY
 
 from kdsr.data.dataset_options import FolderOptions
-from kdsr.data.image_folder_dataset import FolderImages, as_tensor
+from kdsr.data.image_folder_dataset import FolderImages
 from kdsr.runtime.declarations import option
 
 
@@ -46,4 +46,4 @@ class LQImageDataset(FolderImages):
             image = self.patch(index, size, f" (LQ patches of {size})" if scale > 1 else "")
         else:
             image = self.read(index)
-        return {"lq": as_tensor(image), "lq_path": self.paths[index]}
+        return {"lq": self.as_tensor(image), "lq_path": self.paths[index]}

@@ -7,15 +7,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-from basicsr.data.paired_image_dataset import PairedImageDataset
-from basicsr.data.transforms import augment, paired_random_crop
-from basicsr.utils import FileClient, bgr2ycbcr, img2tensor
+from basicsr.utils import img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
 from numpy.typing import NDArray
 
 from kdsr.data.dataset_options import AliasOptions, FolderOptions
-from kdsr.data.image_files import decode, decode_color, imfrombytes
+from kdsr.data.image_files import Pixels, decode
 from kdsr.data.image_folder_dataset import FolderImages
+from kdsr.data.paired_patches import PairedPatches
 from kdsr.runtime.declarations import option
 
 
@@ -26,7 +25,7 @@ def mirrored(image: NDArray[Any], side: int) -> NDArray[Any]:
 
 
 @DATASET_REGISTRY.register()
-class Dataset_PairedImage(PairedImageDataset):  # noqa: N801  Restormer's name
+class Dataset_PairedImage(PairedPatches):  # noqa: N801  Restormer's name
     """``PairedImageDataset``, whose small images are mirrored up to ``gt_size`` in training.
 
     From images that are large enough it cuts the patches that ``PairedImageDataset`` cuts at the same position.
@@ -35,33 +34,10 @@ class Dataset_PairedImage(PairedImageDataset):  # noqa: N801  Restormer's name
         opt: See ``PairedImageOptions``.
     """
 
-    file_client: Any
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Loads a pair.
-
-        Returns:
-            ``lq``: (3, H, W), RGB in [0, 1]; ``gt``: (3, H·scale, W·scale); ``lq_path`` and ``gt_path``.
-        """
-        if self.opt["phase"] != "train":
-            return super().__getitem__(index)
-        if self.file_client is None:
-            self.file_client = FileClient(self.io_backend_opt.pop("type"), **self.io_backend_opt)
-        paths, scale, size = self.paths[index], self.opt["scale"], self.opt["gt_size"]
-        gt, lq = (
-            mirrored(imfrombytes(self.file_client.get(paths[f"{role}_path"], role), float32=True), side)
-            for role, side in (("gt", size), ("lq", size // scale))
-        )
-        gt, lq = paired_random_crop(gt, lq, size, scale, paths["gt_path"])
-        images = augment([gt, lq], self.opt["use_hflip"], self.opt["use_rot"])
-        if self.opt.get("color") == "y":
-            images = [bgr2ycbcr(image, y_only=True)[..., None] for image in images]
-        gt, lq = img2tensor(images, bgr2rgb=True, float32=True)
-        if self.mean is not None or self.std is not None:
-            from torchvision.transforms.functional import normalize  # takes as long to import as torch
-
-            gt, lq = (normalize(image, self.mean, self.std) for image in (gt, lq))
-        return {"lq": lq, "gt": gt, **paths}
+    def image(self, role: str, path: str, name: str) -> Pixels:
+        size = self.opt["gt_size"] if role == "gt" else self.opt["gt_size"] // self.opt["scale"]
+        image = super().image(role, path, name)
+        return image._replace(values=mirrored(image.values, size))
 
 
 class GaussianOptions(FolderOptions, AliasOptions):
@@ -101,15 +77,16 @@ class Dataset_GaussianDenoising(FolderImages):  # noqa: N801  Restormer's name
     options = GaussianOptions
     role = "gt"
 
-    def decoded(self, content: bytes | None, name: str) -> NDArray[np.float32]:
-        """(H, W, 3), BGR in [0, 1], or (H, W, 1)."""
+    def decoded(self, content: bytes | None, name: str) -> Pixels:
         if self.options.read(self.opt).in_ch == 3:
-            return decode_color(content, name)
-        return decode(content, cv2.IMREAD_GRAYSCALE, name)[..., None].astype(np.float32) / 255.0
+            return super().decoded(content, name)
+        return Pixels(decode(content, cv2.IMREAD_GRAYSCALE, name)[..., None], 255)
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> Pixels:
         image = super().read(index)
-        return mirrored(image, self.opt["gt_size"]) if self.opt.get("phase") == "train" else image
+        if self.opt.get("phase") != "train":
+            return image
+        return image._replace(values=mirrored(image.values, self.opt["gt_size"]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Loads an image.
@@ -119,13 +96,13 @@ class Dataset_GaussianDenoising(FolderImages):  # noqa: N801  Restormer's name
         """
         options = self.options.read(self.opt)
         if self.opt.get("phase") == "train":
-            image = self.patch(index, self.opt["gt_size"])[..., ::-1]
+            image = self.patch(index, self.opt["gt_size"]).as_float()[..., ::-1]
             sigma: Any = options.sigma_range
             if options.sigma_type != "constant":
                 sigma = random.uniform(*sigma) if options.sigma_type == "random" else random.choice(sigma)
             noise = np.random.normal(0, sigma / 255, image.shape)
         else:
-            image = self.read(index)[..., ::-1]
+            image = self.read(index).as_float()[..., ::-1]
             noise = np.random.RandomState(0).normal(0, options.sigma_test / 255, image.shape)
         gt, lq = img2tensor([image.copy(), (image + noise).astype(np.float32)], bgr2rgb=False, float32=True)
         path = self.paths[index]

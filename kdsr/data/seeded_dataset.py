@@ -16,6 +16,7 @@ from kdsr.data.image_files import UnreadableImage, cannot_read, decode_color, si
 from kdsr.data.image_info import ImageInfo, probe, probe_on_disk
 from kdsr.data.image_roots import open_root, spread
 from kdsr.data.lmdb_client import LmdbClient
+from kdsr.data.ram_cache import files_of
 from kdsr.data.stored_outputs import KEY
 from kdsr.data.teacher_images import TeacherImages
 from kdsr.runtime.errors import DataError
@@ -97,8 +98,8 @@ class SeededDataset(Dataset):
         for position in spread(list(range(len(self)))):
             files = _files(self.dataset, self._order[position])
             for role in ("lq", "gt"):
-                if role in files and (size := _stored_size(self.dataset, role, files[role][0], lmdbs)):
-                    found[position] = (min(size), max(size))
+                if role in files and (info := _header(self.dataset, role, files[role][0], lmdbs)):
+                    found[position] = (min(info.size), max(info.size))
                     break
         return min(found, key=lambda position: found[position], default=0)
 
@@ -115,6 +116,19 @@ class SeededDataset(Dataset):
         """The teacher's output for an image, (3, H·scale, W·scale), where the set has them."""
         assert self.teacher_images is not None
         return self.teacher_images.whole(self._order[index])
+
+    def decoded_bytes(self) -> int:
+        """What ``cache: ram`` takes, by headers; estimated from an evenly spaced sample of a large data set."""
+        lmdbs: dict[str, Any] = {}
+        sample = spread(list(range(len(self))))
+        headers = [
+            _header(self.dataset, role, path, lmdbs)
+            for index in sample
+            for role, (path, _) in _files(self.dataset, index).items()
+        ]
+        channels = _opt(self.dataset, "in_ch") or 3
+        taken = sum(info.height * info.width * (1 + (info.bits > 8)) for info in headers if info)
+        return taken * channels * len(self) // max(len(sample), 1)
 
     def _load_at(self, epoch: int, position: int, ahead: int = 0) -> Any:
         """The item ``ahead`` positions later, with the random numbers of this position."""
@@ -180,34 +194,19 @@ def _order_by_path(dataset: Any) -> list[int]:
 
 
 def _files(dataset: Any, index: int) -> dict[str, tuple[str, str]]:
-    """An item's files: role ('gt', 'lq') -> (path or LMDB key, name for messages)."""
-    paths = getattr(dataset, "paths", None)
-    if not isinstance(paths, list):
-        return {}
-    entry = paths[index]
-    if not isinstance(entry, dict):
-        role = "lq" if _opt(dataset, "dataroot_lq") else "gt"
-        entry = {f"{role}_path": entry}
-    files = {}
-    for key, path in entry.items():
-        role = key.removesuffix("_path")
-        is_lmdb = (_opt(dataset, "io_backend") or {}).get("db_paths") is not None
-        files[role] = (path, f"{_opt(dataset, f'dataroot_{role}')}: {path}" if is_lmdb else path)
-    return files
+    return files_of(dataset, index) if isinstance(getattr(dataset, "paths", None), list) else {}
 
 
-def _stored_size(dataset: Any, role: str, path: str, lmdbs: dict[str, Any]) -> tuple[int, int] | None:
-    """An image's size from its header or, for an LMDB, meta_info.txt; None if unknown."""
+def _header(dataset: Any, role: str, path: str, lmdbs: dict[str, Any]) -> ImageInfo | None:
+    """An image's header or, for an LMDB, what meta_info.txt says of it; None if unknown."""
     try:
-        if (_opt(dataset, "io_backend") or {}).get("db_paths") is None:
-            info: ImageInfo | None = probe_on_disk(path)
-        else:
-            if role not in lmdbs:
-                lmdbs[role] = open_root(dataset.opt, f"dataroot_{role}", [])
-            info = lmdbs[role].info(path) if lmdbs[role] is not None else None
+        if not str(_opt(dataset, f"dataroot_{role}")).endswith(".lmdb"):
+            return probe_on_disk(path)
+        if role not in lmdbs:
+            lmdbs[role] = open_root(dataset.opt, f"dataroot_{role}", [])
+        return lmdbs[role].info(path) if lmdbs[role] is not None else None
     except (KeyError, OSError, TypeError):
         return None
-    return info.size if info else None
 
 
 def _bytes(dataset: Any, path: str, role: str) -> bytes | None:

@@ -111,7 +111,7 @@ def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[
     check_section(dataset, table, place, problems, phase=phase, skip=unjudged)
     if isinstance(dataset.get("io_backend"), dict):
         _check_backend(dataset, f"{place}.io_backend", problems)
-    if dataset.get("prefetch_mode") == "cuda" and dataset.get("pin_memory") is not True:
+    if dataset.get("prefetch_mode") == "cuda" and dataset.get("pin_memory") is False:
         problems.append(f"{place}.pin_memory: must be true for prefetch_mode: cuda")
     ratio = dataset.get("dataset_enlarge_ratio")
     if phase == "train" and isinstance(ratio, float) and 0 < ratio < 1:
@@ -122,6 +122,8 @@ def _check_keys(dataset: dict[str, Any], phase: str, place: str, problems: list[
         problems.append(f"{place}.use_shuffle: training sets are always shuffled; remove it")
     if dataset.get("on_bad_image") == "skip" and phase != "train":
         problems.append(f"{place}.on_bad_image: only a training set can skip images; remove it")
+    if dataset.get("cache") is not None and phase != "train":
+        problems.append(f"{place}.cache: only a training set is cached; remove it")
     if declared is not None:
         _check_normalisation(dataset, place, problems)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from basicsr.utils import get_root_logger
 
+from kdsr.data.patches import to_device
 from kdsr.models.trainer import LoopInterface
 from kdsr.pipeline.bad_images import ReplacedImages
 from kdsr.pipeline.resume import set_aside_later
@@ -120,7 +121,7 @@ class TrainingLoop:
 
 
 class LoopPrefetcher:
-    """A prefetcher (``reset``, ``next``) that calls the training loop's hooks.
+    """A prefetcher (``reset``, ``next``) that moves batches to the device and calls the training loop's hooks.
 
     Args:
         prefetcher: Provides the batches.
@@ -151,4 +152,5 @@ class LoopPrefetcher:
         self.delivered = batch is not None
         if self.delivered:
             self.loop.begin_iteration()
+            batch = to_device(batch, self.loop.model.device)
         return batch

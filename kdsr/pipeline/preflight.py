@@ -16,8 +16,8 @@ import torch
 from basicsr.models import build_model
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
+from kdsr.data.patches import collate, to_device
 from kdsr.data.stored_outputs import KEY
 from kdsr.distill.step import X
 from kdsr.distill.weight_files import each_network
@@ -131,7 +131,7 @@ def rehearse(model: Any, opt: dict[str, Any], dataset: Any) -> None:
         OptionError: The first training images cannot be read, or the first step fails.
     """
     with generators_kept(opt):
-        batch = _first_batch(dataset, opt, isinstance(model, LoopInterface))
+        batch = _first_batch(dataset, opt, isinstance(model, LoopInterface), model.device)
         if "gt" not in batch and (problems := ground_truth_problems(opt, type(model))):
             raise OptionError(problems)
         corner = _corner(batch, opt)
@@ -213,7 +213,7 @@ def first_items(name: str, options: dict[str, Any], load: Callable[[], T]) -> T:
         ) from error
 
 
-def _first_batch(dataset: Any, opt: dict[str, Any], ours: bool) -> Any:
+def _first_batch(dataset: Any, opt: dict[str, Any], ours: bool, device: torch.device) -> Any:
     """Returns a batch of one or two training images.
 
     Raises:
@@ -222,8 +222,9 @@ def _first_batch(dataset: Any, opt: dict[str, Any], ours: bool) -> Any:
     train = opt["datasets"]["train"]
     samples = min(2, train["batch_size_per_gpu"])
     batch = first_items(
-        "train", train, lambda: default_collate([dataset[0, position] for position in range(samples)])
+        "train", train, lambda: collate([dataset[0, position] for position in range(samples)])
     )
+    batch = to_device(batch, device)
     if ours and not (isinstance(batch, dict) and isinstance(batch.get("lq"), Tensor)):
         found = (
             f"the keys {', '.join(map(str, batch))}"

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import socket
 from copy import deepcopy
 from typing import Any
 
+from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY
 
 from kdsr.data.batch_plan import BatchPlan
 from kdsr.data.dataset_options import STOCK_DATASETS
 from kdsr.data.image_roots import result_name, same_names
+from kdsr.data.paired_patches import PairedPatches
 from kdsr.data.pairing import keep_listed
+from kdsr.data.ram_cache import CachedImages
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.options.signatures import registered
+from kdsr.runtime.distributed import gather_lists
 from kdsr.runtime.errors import OptionError
+from kdsr.runtime.memory import free_shared_memory, gib
 
+_SHARE_OF_MEMORY = 0.8  # of the free memory, for decoded images
 LONGEST_EPOCH = 100_000_000  # positions; their permutation takes 800 MB
 
 
@@ -27,7 +35,10 @@ def make_dataset(name: str, dataset_opt: dict[str, Any], seed: int) -> SeededDat
     # BasicSR's build_dataset would open the log before its file exists.
     cls = registered(DATASET_REGISTRY)[dataset_opt["type"]]
     try:
-        dataset = cls(deepcopy(dataset_opt))
+        training = name == "train"
+        dataset = (PairedPatches if training and cls is PairedImageDataset else cls)(deepcopy(dataset_opt))
+        if training and isinstance(dataset, CachedImages):
+            dataset.whole_numbers = True
         if cls.__name__ in STOCK_DATASETS:
             keep_listed(dataset, dataset_opt)
         return SeededDataset(dataset, seed)
@@ -60,6 +71,24 @@ def require_a_batch(opt: dict[str, Any], images: int) -> None:
             f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} are fewer than one batch of "
             f"{needed}; raise dataset_enlarge_ratio or lower batch_size_per_gpu"
         )
+
+
+def require_room_for_cache(train: dict[str, Any], dataset: SeededDataset) -> None:
+    """Refuses ``cache: ram`` where the images of all processes of a node do not fit into its memory. Collective."""
+    if train.get("cache") != "ram":
+        return
+    found = gather_lists([(socket.gethostname(), free_shared_memory())])
+    needed = dataset.decoded_bytes()
+    for node in dict.fromkeys(node for node, _ in found):
+        free = [free for other, free in found if other == node]
+        usable = min((_SHARE_OF_MEMORY * each for each in free if each is not None), default=math.inf)
+        if needed * len(free) > usable:
+            processes = f" for each of {len(free)} processes on {node}" if len(free) > 1 else ""
+            raise OptionError(
+                f"datasets.train.cache: ram needs {gib(needed)} of shared memory{processes}, but may take "
+                f"{gib(usable)}, {_SHARE_OF_MEMORY:.0%} of what is free; remove it, use an LMDB, or in a container "
+                "raise its memory and --shm-size"
+            )
 
 
 def require_unique_names(opt: dict[str, Any], datasets: dict[str, Any], ours: bool) -> None:

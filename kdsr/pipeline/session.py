@@ -32,12 +32,19 @@ from kdsr.pipeline.preflight import build, rehearse
 from kdsr.pipeline.progress import Batches, CudaBatches, Progress, ProgressMessageLogger
 from kdsr.pipeline.rehearsal import ValidationRehearsal
 from kdsr.pipeline.resume import changes, newest_state, read_state, run_record
-from kdsr.pipeline.run_data import make_dataset, require_a_batch, require_unique_names, whole_training_images
+from kdsr.pipeline.run_data import (
+    make_dataset,
+    require_a_batch,
+    require_room_for_cache,
+    require_unique_names,
+    whole_training_images,
+)
 from kdsr.pipeline.run_folder import refuse_foreign_folder, refuse_own_files
 from kdsr.pipeline.training_data import TrainingData, end_workers
 from kdsr.runtime.atomic_files import archive_and_create
 from kdsr.runtime.distributed import leave_distributed, on_first_rank
 from kdsr.runtime.errors import OptionError, Stopped
+from kdsr.runtime.memory import gib
 from kdsr.runtime.run_lock import RunLock, time_to_wait
 from kdsr.runtime.snapshot import left_unchanged
 from kdsr.runtime.stopping import STOP_SIGNALS, StopRequest
@@ -108,6 +115,7 @@ class Session:
             self.datasets[name] = make_dataset(name, dataset_opt, opt["manual_seed"])
         if is_train:
             require_a_batch(opt, len(self.datasets["train"]))
+            require_room_for_cache(opt["datasets"]["train"], self.datasets["train"])
         self.ours = issubclass(registered(MODEL_REGISTRY)[opt["model_type"]], LoopInterface)
         require_unique_names(opt, self.datasets, self.ours)
         if opt["dist"] and not self.ours and opt["num_gpu"] == 0:
@@ -219,6 +227,9 @@ class Session:
         for note in self.notes:
             logger.warning(note)
         train_set = self.datasets["train"]
+        if opt["datasets"]["train"].get("cache") == "ram":
+            cache = train_set.fill_cache()
+            logger.info(f"cache: ram: {len(cache)} decoded images in {gib(cache.nbytes)} of shared memory")
         self.data = data = TrainingData(opt, train_set, self.resume_state)
         for name, dataset_opt in opt["datasets"].items():
             if name.split("_")[0] == "val":

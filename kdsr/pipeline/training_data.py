@@ -12,6 +12,7 @@ from basicsr.data import worker_init_fn
 from torch.utils.data import DataLoader
 
 from kdsr.data.batch_plan import BatchPlan, PlannedBatches, last_epoch
+from kdsr.data.patches import collate
 from kdsr.data.samplers import PositionSampler
 from kdsr.runtime.stopping import hide_lost_connections, ignore_stop_signals
 
@@ -44,10 +45,11 @@ class TrainingData:
         self.loader = DataLoader(
             dataset,
             batch_sampler=PlannedBatches(self.sampler, self.plan, done),
+            collate_fn=collate,
             num_workers=workers,
             worker_init_fn=partial(_start_worker, first),
-            pin_memory=train_opt.get("pin_memory", False),
-            persistent_workers=train_opt.get("persistent_workers", False) and workers > 0,
+            pin_memory=train_opt.get("pin_memory", True) and opt["num_gpu"] > 0,
+            persistent_workers=train_opt.get("persistent_workers", True) and workers > 0,
             # Else each epoch draws from torch's global generator, and a resumed run starts one more epoch.
             generator=torch.Generator().manual_seed(opt["manual_seed"]),
         )

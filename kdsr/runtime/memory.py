@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import nn
@@ -50,6 +51,18 @@ def keep_freed_memory(keep: bool = True) -> None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**26)
 
 
+def free_shared_memory() -> int | None:
+    """Bytes that processes can still share through ``/dev/shm``, a file system with a limit of its own."""
+    found = [free_memory()]
+    with suppress(OSError):
+        found.append(shutil.disk_usage("/dev/shm").free)
+    return min((free for free in found if free is not None), default=None)
+
+
+def gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
 def require_memory(net: nn.Module | None, place: str, copies: int) -> None:
     """A network that is built must leave room for the further copies of its weights that a training holds.
 
@@ -64,9 +77,7 @@ def require_memory(net: nn.Module | None, place: str, copies: int) -> None:
 def _require(taken: int, free: int | None, place: str, copies: int) -> None:
     if free is not None and taken > free:
         times = "" if copies == 1 else f" ({copies} copies in training)"
-        raise OptionError(
-            f"{place}: its weights{times} need more than the {free / 2**30:.1f} GiB of free memory"
-        )
+        raise OptionError(f"{place}: its weights{times} need more than the {gib(free)} of free memory")
 
 
 @contextmanager

@@ -84,7 +84,6 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
         ("datasets.train.batch_size_per_gpu", 0, "datasets.train.batch_size_per_gpu: 0 is below 1"),
         ("datasets.train.dataset_enlarge_ratio", 0, "dataset_enlarge_ratio: 0 is not above 0"),
         ("datasets.train.prefetch_mode", "gpu", "prefetch_mode: 'gpu' is neither cpu nor cuda nor null"),
-        ("datasets.train.prefetch_mode", "cuda", "pin_memory: must be true for prefetch_mode: cuda"),
         ("datasets.val_2", {"name": "held_out"}, "datasets.val_2.name: held_out is also the name of datasets.val"),
         ("train.scheduler.milestones", "x", "train.scheduler.milestones: expected a list, got the text 'x'"),
         ("train.scheduler.milestones", ["x"], "train.scheduler.milestones.0: expected a whole number"),
@@ -121,6 +120,13 @@ def test_dckd_has_no_problems(dckd_options: dict[str, Any]) -> None:
 def test_each_problem_is_named(dckd_options: dict[str, Any], place: str, value: Any, message: str) -> None:
     found = problems_after(dckd_options, {place: value})
     assert any(message in problem for problem in found), found
+
+
+def test_copies_ahead_need_pinned_memory(dckd_options: dict[str, Any]) -> None:
+    ahead = {"datasets.train.prefetch_mode": "cuda"}
+    assert problems_after(dckd_options, ahead) == []
+    found = problems_after(dckd_options, {**ahead, "datasets.train.pin_memory": False})
+    assert found == ["datasets.train.pin_memory: must be true for prefetch_mode: cuda"]
 
 
 def test_all_problems_at_once(dckd_options: dict[str, Any]) -> None:

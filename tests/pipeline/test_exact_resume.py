@@ -280,6 +280,29 @@ def test_stopped_runs_end_in_the_same_bits(
     assert unlike() == []
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_images_end_in_the_same_bits(
+    workers: int, dckd_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with ``cache: ram`` and flips on the device, stopped twice, and one that reads the disk."""
+    as_logits(dckd_options)
+    train = dckd_options["datasets"]["train"]
+    train.update(dataset_enlarge_ratio=3.5, num_worker_per_gpu=workers)
+    dckd_options["train"]["total_iter"] = 10
+    dckd_options["logger"]["save_checkpoint_freq"] = 10
+    assert run("whole", dckd_options) == 0
+    train.update(cache="ram", flips_on_device=True)
+    for iteration in (3, 7):  # in mid-epoch, at the end of an epoch
+        with monkeypatch.context() as patch:
+            stop_at(iteration, signal.SIGTERM, patch)
+            assert run("parted", dckd_options, "--auto_resume") == 75
+    assert run("parted", dckd_options, "--auto_resume") == 0
+    log = next(Path("parted/experiments/run").glob("*.log")).read_text()
+    assert "cache: ram: 8 decoded images in " in log
+    options = (".state: options.datasets.train: keys [", ".state: fingerprints.options: ")
+    assert [each for each in unlike() if not any(part in each for part in options)] == []
+
+
 @pytest.mark.parametrize("stop", [2, 3, 5])
 def test_growing_patches_end_in_the_same_bits(
     stop: int, dckd_options: Options, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ import yaml
 import ranks
 from kdsr import train as train_entry
 from kdsr.models import evaluation
+from kdsr.pipeline import run_data
 from kdsr.pipeline.session import Session
 from small_runs import run
 
@@ -64,6 +65,29 @@ def test_fewer_images_than_a_batch_is_an_error(
     assert run(run_options) == 2
     assert "4 images × dataset_enlarge_ratio 1 are fewer than one batch of 5" in capsys.readouterr().err
     assert not Path("experiments").exists()
+
+
+def scarce_memory(rank: int = 0) -> None:
+    """Room for the decoded images of one process: four fifths are 120,000 bytes, and the images take 117,504."""
+    run_data.free_shared_memory = lambda: 150_000  # type: ignore[attr-defined]
+
+
+def test_cached_images_must_fit_into_the_memory_of_the_node(
+    run_options: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone the process has room; as one of two on a node it has not; and with less it has not either."""
+    run_options["datasets"]["train"]["cache"] = "ram"
+    run_options["train"]["total_iter"] = 1
+    monkeypatch.setattr(run_data, "free_shared_memory", lambda: 140_000)
+    assert run(run_options) == 2
+    assert "datasets.train.cache: ram needs 0.0 GiB of shared memory, but may take" in capsys.readouterr().err
+    assert not Path("experiments").exists()
+    assert ranks.run(Path(), ["-opt", "run.yml", "--launcher", "pytorch"], prepare=scarce_memory) == [2, 2]
+    for rank in range(2):
+        assert "for each of 2 processes on " in Path(f"rank_{rank}.log").read_text()
+    assert not Path("experiments").exists()
+    monkeypatch.setattr(run_data, "free_shared_memory", lambda: 150_000)
+    assert run(run_options) == 0
 
 
 def test_an_epoch_that_does_not_fit_into_memory(
