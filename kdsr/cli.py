@@ -53,8 +53,9 @@ COMMANDS: _Commands = {
                 "tools.bench_tiles:tiles",
                 "Time and peak memory of a large image, in tiles and whole.",
             ),
+            "data": ("tools.bench_data:data", "Patches per second of the loader, against BasicSR's."),
         },
-        "Measure time and memory of a training step, of its start, or of a large image.",
+        "Measure time and memory of a training step, of its start, of its data, or of a large image.",
     ),
 }
 _WITHOUT_TORCH = ("train", "test", "new", "list", "show")  # these register what they need themselves

@@ -252,6 +252,9 @@ def test_command(
     elif command.startswith("kdsr show "):
         assert call(words, monkeypatch) == 0
         assert ".yml:" in capfd.readouterr().out
+    elif command.startswith("kdsr bench data "):
+        assert call([*words, "--repeat", "1", "--seconds", "0"], monkeypatch) == 0
+        assert re.search(r"\| kdsr, cache: ram +\| +[\d,]+ \|", capfd.readouterr().out)
     elif command.startswith("kdsr bench tiles "):
         assert (
             call([*words, "--size", "48x40", "--tile", "16", "--overlap", "8", "--threads", "1"], monkeypatch)
