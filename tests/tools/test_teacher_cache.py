@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from kdsr.cli import app
 from kdsr.data.lmdb_client import stored_keys
+from kdsr.data.patches import to_device
 from kdsr.data.seeded_dataset import SeededDataset
 from kdsr.data.stored_outputs import KEY, View
 from kdsr.models import builder
@@ -123,10 +124,12 @@ def place_of(patch: torch.Tensor, whole: torch.Tensor) -> tuple[View, int, int]:
     raise AssertionError("the patch is not a part of the image")
 
 
+@pytest.mark.parametrize("settings", [{}, {"cache": "ram"}, {"flips_on_device": True}])
 def test_the_patch_of_the_output_is_that_of_the_ground_truth_to_the_bit(
-    cached: Options, photos: Path, tmp_path: Path
+    settings: Options, cached: Options, photos: Path, tmp_path: Path
 ) -> None:
     """With the ground truth as the outputs of another program both keys have the same values."""
+    cached["datasets"]["train"].update(settings)
     database = tmp_path / "outputs.lmdb"
     names = sorted(file.name for file in (photos / "GT").iterdir())
     make_lmdb_from_imgs(str(photos / "GT"), str(database), names, [Path(name).stem for name in names])
@@ -143,6 +146,7 @@ def test_the_patch_of_the_output_is_that_of_the_ground_truth_to_the_bit(
             for size in (64, 32):
                 sampler = [position for position in positions if position[2] == size]
                 for batch in DataLoader(dataset, 3, sampler=sampler, num_workers=workers):
+                    to_device(batch, torch.device("cpu"))
                     assert batch[KEY].shape == (3, 3, size, size) and torch.equal(batch[KEY], batch["gt"])
 
 
