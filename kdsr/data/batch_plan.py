@@ -19,7 +19,7 @@ class Stage:
 
     after: int  # the last iteration before the stage
     gt_size: int | None  # side of the GT patches; None: the data set's own
-    batch_size: int  # per process
+    batch_size: int  # images of an iteration, per process
 
 
 class BatchPlan:
@@ -31,14 +31,16 @@ class BatchPlan:
 
     Args:
         opt: Checked options of the training set.
+        accumulate: Batches of ``batch_size_per_gpu`` images in an iteration (``train.accumulate``).
     """
 
-    def __init__(self, opt: Mapping[str, Any]) -> None:
-        self.stages = [Stage(0, opt.get("gt_size"), opt["batch_size_per_gpu"])]
+    def __init__(self, opt: Mapping[str, Any], accumulate: int = 1) -> None:
+        self.stages = [Stage(0, opt.get("gt_size"), opt["batch_size_per_gpu"] * accumulate)]
         for later in opt.get("progressive") or ():
             before = self.stages[-1]
             size = later.get("gt_size", before.gt_size)
-            batch = int(later.get("batch_size_per_gpu", before.batch_size))
+            given = later.get("batch_size_per_gpu")
+            batch = before.batch_size if given is None else int(given) * accumulate
             self.stages.append(Stage(int(later["after"]), None if size is None else int(size), batch))
 
     def at(self, iteration: int) -> Stage:

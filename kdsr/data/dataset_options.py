@@ -34,7 +34,11 @@ class DatasetOptions(Options):
         "`{type: disk}` or `{type: lmdb}`; `ImageFolderDataset` and `LQImageDataset` can tell by the name of the root.",
     )
     batch_size_per_gpu: int = option(
-        None, "Training: images per step and process.", lowest=1, highest=100_000, required="train"
+        None,
+        "Training: images per step and process; `train.accumulate` makes several such batches one update.",
+        lowest=1,
+        highest=100_000,
+        required="train",
     )
     num_worker_per_gpu: int = option(
         None,

@@ -152,7 +152,7 @@ class Term(ABC):
         """Returns the weighted losses by name, scalars. Scalars only for the log go into ``step.statistics``."""
 
     def after_step(self, step: Step) -> None:
-        """Called after the update of the student and its EMA."""
+        """Called after the update of the student and its EMA, with the last batch of the iteration."""
         return
 
     def networks(self) -> dict[str, nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -31,7 +32,7 @@ from kdsr.models.sections import TrainOptions
 from kdsr.models.trainer import LoopInterface, Trainer
 from kdsr.models.validator import Validator
 from kdsr.runtime.declarations import NONE, Network, Option, option
-from kdsr.runtime.distributed import wrap_ddp
+from kdsr.runtime.distributed import without_reduction, wrap_ddp
 from kdsr.runtime.errors import OptionError
 
 # names of the number of input channels in architectures
@@ -50,6 +51,11 @@ class KDTrainOptions(TrainOptions):
     teacher_cache: str | None = option(
         None,
         "Folder of the teacher's outputs, which `kdsr data teacher-cache` makes; null: the teacher runs in each step.",
+    )
+    accumulate: int = option(
+        1,
+        "Batches of `batch_size_per_gpu` images in an iteration: one update from the mean of their gradients.",
+        lowest=1,
     )
 
 
@@ -153,7 +159,8 @@ class KDModel(LoopInterface, SRModel):
     def init_training_settings(self) -> None:
         """Builds the teachers, the terms, the moving average, optimizers and guard."""
         train = self.opt["train"]
-        self.mixing = KDTrainOptions.read(train).mixing_augs
+        options = KDTrainOptions.read(train)
+        self.mixing, self.accumulate = options.mixing_augs, options.accumulate
         self.teachers: dict[str, Teacher] = {}
         self.outputs_are_given = outputs_are_given(self.opt)
         if self.opt.get("network_t") and not self.outputs_are_given:
@@ -267,27 +274,46 @@ class KDModel(LoopInterface, SRModel):
             self.trainer.check()
 
     def compute_gradients(self, current_iter: int) -> dict[str, Tensor]:
-        """Runs forward and backward pass; returns the weighted losses by name (scalars)."""
+        """Runs forward and backward pass of each batch; returns the weighted losses by name (scalars), their means."""
         for loss in self.builder.scheduled_losses:
             loss.begin(current_iter)
-        with self.builder.precision.autocast:
-            losses = self.forward_step(current_iter)
-        if not losses:
-            raise OptionError("train: has no loss; give pixel_opt, or the options of a method")
-        self.guard.backward(torch.stack(list(losses.values())).sum())
-        return losses
+        batches, losses, statistics = self.batches(), [], []
+        shares = [len(lq) / len(self.lq) for lq, _ in batches]
+        for number, (images, share) in enumerate(zip(batches, shares, strict=True), 1):
+            if number > 1:
+                self.step.release()
+            with nullcontext() if number == len(batches) else without_reduction(self.bundle):
+                with self.builder.precision.autocast:
+                    losses.append(self.forward_step(current_iter, images))
+                if not losses[-1]:
+                    raise OptionError("train: has no loss; give pixel_opt, or the options of a method")
+                self.guard.backward(torch.stack(list(losses[-1].values())).sum() * share)
+            statistics.append(self.step.statistics)
+        self.step.statistics = _mean(statistics, shares)
+        return _mean(losses, shares)
 
-    def forward_step(self, current_iter: int) -> dict[str, Tensor]:
-        """Runs the frozen networks, then the student, then the losses of each term."""
-        self.step = step = self.begin_step(current_iter)
+    def batches(self) -> Sequence[tuple[Tensor, Tensor | None]]:
+        """Returns LQ and GT of the batches of an iteration, ``train.accumulate`` of them."""
+        if self.accumulate == 1:
+            return [(self.lq, self.gt)]
+        lq = self.lq.chunk(self.accumulate)
+        return [
+            *zip(lq, [None] * len(lq) if self.gt is None else self.gt.chunk(self.accumulate), strict=True)
+        ]
+
+    def forward_step(
+        self, current_iter: int, images: tuple[Tensor, Tensor | None] | None = None
+    ) -> dict[str, Tensor]:
+        """Runs the frozen networks, then the student, then the losses of each term; by default on all images."""
+        self.step = step = self.begin_step(current_iter, images)
         with torch.no_grad():
             self.run_frozen(step)
         self.run_student(step)
         return self.compute_losses(step)
 
-    def begin_step(self, current_iter: int) -> Step:
+    def begin_step(self, current_iter: int, images: tuple[Tensor, Tensor | None] | None = None) -> Step:
         ema = self.ema.net if self.ema else None
-        lq, gt = self.lq, self.gt
+        lq, gt = images or (self.lq, self.gt)
         if self.mixing.mixup:
             lq, gt = mixed(lq, gt, self.mixing, self.generator)
         return Step(current_iter, lq, gt, self.generator, self.net_g, ema)
@@ -347,3 +373,15 @@ class KDModel(LoopInterface, SRModel):
                 self.validator.validate_teacher([dataloader], StoredOutputs(dataloader.dataset))
         for place, net in self.teachers_by_place().items():
             self.validator.validate_teacher(dataloaders, partial(self.restore_with, net), place)
+
+
+def _mean(values: list[dict[str, Tensor]], shares: list[float]) -> dict[str, Tensor]:
+    """The weighted means of scalars by name."""
+    if len(values) == 1:
+        return values[0]
+    return {
+        name: torch.stack(
+            [each[name].detach() * share for each, share in zip(values, shares, strict=True)]
+        ).sum()
+        for name in values[0]
+    }

@@ -168,6 +168,8 @@ def _first_step(model: Any, opt: dict[str, Any], batch: Any) -> None:
     try:
         if isinstance(model, LoopInterface):
             model.trainer.guard.limit = 2  # a first step that is not finite does not end the run
+        if isinstance(model, KDModel):
+            model.accumulate = 1  # a batch of one or two images is not split
         model.update_learning_rate(1, warmup_iter=LoopOptions.read(opt["train"]).warmup_iter)
         model.feed_data(batch)
         model.optimize_parameters(1)

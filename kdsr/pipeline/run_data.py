@@ -60,7 +60,8 @@ def require_a_batch(opt: dict[str, Any], images: int) -> None:
     """Refuses a training set whose epoch is shorter than a batch, or too long to shuffle."""
     train = opt["datasets"]["train"]
     ratio = train.get("dataset_enlarge_ratio", 1)
-    needed = BatchPlan(train).largest_batch * opt["world_size"]
+    batches = opt["train"].get("accumulate", 1)
+    needed = BatchPlan(train, batches).largest_batch * opt["world_size"]
     if images * ratio > LONGEST_EPOCH:
         raise OptionError(
             f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} make an epoch of more than "
@@ -70,6 +71,7 @@ def require_a_batch(opt: dict[str, Any], images: int) -> None:
         raise OptionError(
             f"datasets.train: {images} images × dataset_enlarge_ratio {ratio} are fewer than one batch of "
             f"{needed}; raise dataset_enlarge_ratio or lower batch_size_per_gpu"
+            f"{' or train.accumulate' if batches > 1 else ''}"
         )
 
 

@@ -28,7 +28,7 @@ class TrainingData:
 
     def __init__(self, opt: dict[str, Any], dataset: Any, state: dict[str, Any] | None) -> None:
         train_opt = opt["datasets"]["train"]
-        self.plan = BatchPlan(train_opt)
+        self.plan = BatchPlan(train_opt, opt["train"].get("accumulate", 1))
         ratio = train_opt.get("dataset_enlarge_ratio", 1)
         self.sampler = PositionSampler(dataset, opt["world_size"], opt["rank"], ratio, opt["manual_seed"])
         done = state["iter"] if state else 0

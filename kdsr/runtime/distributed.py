@@ -163,6 +163,11 @@ def wrap_ddp(net: nn.Module, device: torch.device, find_unused_parameters: bool 
     )
 
 
+def without_reduction(net: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Within it, gradients of a network from ``wrap_ddp`` are added up on each rank alone."""
+    return net.no_sync() if isinstance(net, nn.parallel.DistributedDataParallel) else contextlib.nullcontext()
+
+
 @torch.no_grad()
 def share_weights(net: nn.Module) -> None:
     """Broadcasts rank 0's parameters and buffers, before copies of them are made."""

@@ -77,6 +77,12 @@ def test_without_stages_nothing_changes() -> None:
     assert plan.batches(7, 14) == 2
 
 
+def test_accumulated_batches_are_part_of_an_iteration() -> None:
+    plan = BatchPlan(GROWING, accumulate=2)
+    assert [plan.at(iteration).batch_size for iteration in (1, 3, 4, 20, 21)] == [8, 8, 6, 6, 2]
+    assert plan.largest_batch == 8
+
+
 def test_too_few_images_for_a_batch() -> None:
     sampler = PositionSampler(range(3), 1, 0)
     with pytest.raises(ValueError, match="3 positions per process, 4 in a batch"):

@@ -163,6 +163,12 @@ def as_restormer(options: Options) -> None:
     )  # fmt: skip
 
 
+def accumulated(options: Options) -> None:
+    """DCKD's two batches of an iteration; each draws degradations of its own."""
+    options["train"]["accumulate"] = 2
+    options["datasets"]["train"]["batch_size_per_gpu"] = 1
+
+
 OWN_TERM = """
 import copy
 import torch
@@ -242,6 +248,7 @@ def stop_at(iteration: int, name: signal.Signals, monkeypatch: pytest.MonkeyPatc
         (as_dckd, 0, True, (2,)),
         (as_dckd, 1, False, (6,)),  # after the last but one step of an epoch
         (as_dckd, 3, False, (1, 7)),  # the first step, the end of an epoch
+        (accumulated, 1, False, (3, 6)),
         (with_terms, 1, False, (4,)),
         (with_own_term, 1, False, (4,)),
         (as_mipkd, 0, False, (3,)),

@@ -140,7 +140,8 @@ def options(run_options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def switched_on(options: Options, term: type[Term]) -> None:
     train, taps = options["train"], TAPS[options["network_g"]["type"]]
-    train.setdefault(term.KEY, {"type": LOSSES[term.KEY]} if term.KEY in LOSSES else dict(L1))
+    if not train.get(term.KEY):
+        train[term.KEY] = {"type": LOSSES[term.KEY]} if term.KEY in LOSSES else dict(L1)
     for option in ("taps", "encoder_taps", "decoder_taps", "blocks"):
         if option in term.options.declared():
             train.setdefault(option, taps)
@@ -199,6 +200,34 @@ def test_a_term_in_a_model(options: Options, name: str, term: type[Term]):
         return
     assert check(options, is_train=True) == []
     assert logged(term) in logged_in_two_steps(options)
+
+
+RANDOM = {"lcr_opt", "zoom_in_opt", "cl_opt", "fm_opt", "bm_opt"}  # they draw for each batch
+# what compares samples of a batch, or is no mean over samples (docs/running.md)
+OVER_THE_BATCH = {"rkd_opt", "csd_opt", "facd_opt", "nc_opt", "et_opt"}
+
+
+@pytest.mark.parametrize("key", sorted(all_terms().keys() - RANDOM))
+def test_which_losses_accumulate_to_the_large_batch(options: Options, key: str):
+    if key in ("nc_opt", "et_opt", "kl_opt"):
+        as_slkd(options)
+        options["train"].update(nc_opt=None, et_opt=None)
+    options["model_type"] = "KDModel"
+    options["train"].update({"pixel_opt": None, key: None, "gate": "soft"})
+    switched_on(options, all_terms()[key])
+    gt = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    images = {"lq": gt[..., :: options["scale"], :: options["scale"]].clone(), "gt": gt}
+    found = []
+    for batches in (1, 2):
+        options["train"]["accumulate"] = batches
+        torch.manual_seed(0)
+        model = built(options)
+        model.feed_data(images)
+        loss = model.compute_gradients(1)[logged(all_terms()[key])]
+        gradients = [part.grad.flatten() for part in model.bundle.parameters() if part.grad is not None]
+        found.append(torch.cat([loss.detach().reshape(1), *gradients]))
+    difference = ((found[0] - found[1]).norm() / found[0].norm()).item()
+    assert (difference < 1e-4) == (key not in OVER_THE_BATCH)
 
 
 @pytest.mark.parametrize("name", MODELS)
