@@ -200,7 +200,8 @@ class Teacher:
             start += len(images)
         for group, (taps, view) in self._taps.items():
             if view in rows:
-                step.teacher_features[group] = [feature[rows[view]] for feature in taps.take(batch)]
+                features = [feature[rows[view]] for feature in taps.take(batch)]
+                step.teacher_features[group] = [feature.to(step.lq.dtype) for feature in features]
             else:
                 taps.clear()
 

@@ -53,6 +53,7 @@ class Setup:
         loss: Builds the loss ``train.<key>``; None if there is none.
         frozen: Builds ``network_<key>`` with its weights, once per run: eval mode, no gradients.
         new_student: Builds another network like the student, with random weights, eval mode, no gradients.
+        copied: Copies a network; eval mode, no gradients.
         multiple_of: Returns the divisor that the sides of a network's images must have.
     """
 
@@ -63,6 +64,7 @@ class Setup:
     loss: Callable[[str], nn.Module | None]
     frozen: Callable[[str], nn.Module]
     new_student: Callable[[], nn.Module]
+    copied: Callable[[nn.Module], nn.Module]
     multiple_of: Callable[[nn.Module], int]
 
     @property

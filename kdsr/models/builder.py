@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -51,6 +52,13 @@ class CosineAnnealingRestartCyclicLR(CosineAnnealingRestartLR):
         return super().get_lr()
 
 
+def _part(key: str) -> str:
+    """The part of ``precision`` that ``network_<key>`` belongs to."""
+    if key in ("g", "d"):
+        return "student"
+    return "teacher" if key.partition(".")[0] in ("t", "tb") else "extractor"
+
+
 _SCHEDULERS = {
     "MultiStepLR": MultiStepRestartLR,
     "MultiStepRestartLR": MultiStepRestartLR,
@@ -80,11 +88,12 @@ class Builder:
         self.precision = Precision(opt.get("precision"), device)
         self.scheduled_losses: list[ScheduledLoss] = []
         self._frozen: dict[str, nn.Module] = {}  # by the network's key
+        self._copies: list[nn.Module] = []  # of the student
 
     def network(self, key: str) -> nn.Module:
         """``network_<key>`` with the weights of ``path.pretrain_network_<key>``, where that is given."""
         net = self.precision.place(build_network(self.opt[f"network_{key}"]))
-        log_network(net, key, self.opt, self.precision.amp_dtype)
+        log_network(net, key, self.precision.dtypes[_part(key)])
         load_pretrained(net, key, self.opt)
         share_weights(net)
         return net
@@ -109,7 +118,21 @@ class Builder:
         """A frozen network like the student, with random weights, the same on all ranks."""
         net = self.precision.place(build_network(self.opt["network_g"])).eval().requires_grad_(False)
         share_weights(net)
+        self._copies.append(net)
         return net
+
+    def copied(self, student: nn.Module) -> nn.Module:
+        """A frozen copy of the student."""
+        self._copies.append(deepcopy(student).eval().requires_grad_(False))
+        return self._copies[-1]
+
+    def fix_precision(self) -> None:
+        """Casts the frozen networks; from now on they compute in their precision. Called when all are built."""
+        for key, net in self._frozen.items():
+            for member in net if isinstance(net, Ensemble) else (net,):
+                self.precision.fix(member, _part(key), cast=True)
+        for net in self._copies:  # small, and updated by less than bf16 resolves
+            self.precision.fix(net, "history", cast=False)
 
     def loss(self, key: str) -> nn.Module | None:
         """The loss ``train.<key>``, None without it; its ``loss_weight`` may be a schedule (``weight_schedule``)."""

@@ -27,6 +27,7 @@ from kdsr.models.builder import Builder
 from kdsr.models.cached_teacher import StoredOutputs, cached_teacher_problems, is_outputs, outputs_are_given
 from kdsr.models.ensemble import Ensemble
 from kdsr.models.pretrained import warm_start
+from kdsr.models.recompute import recompute_blocks
 from kdsr.models.restorer import Restorer
 from kdsr.models.sections import TrainOptions
 from kdsr.models.trainer import LoopInterface, Trainer
@@ -56,6 +57,11 @@ class KDTrainOptions(TrainOptions):
         1,
         "Batches of `batch_size_per_gpu` images in an iteration: one update from the mean of their gradients.",
         lowest=1,
+    )
+    checkpoint_student: bool = option(
+        False,
+        "Whether the student's blocks keep only their inputs and are computed again in the backward pass: less memory, "
+        "more time.",
     )
 
 
@@ -175,6 +181,7 @@ class KDModel(LoopInterface, SRModel):
             loss=self.builder.loss,
             frozen=self.builder.frozen,
             new_student=self.builder.new_student,
+            copied=self.builder.copied,
             multiple_of=self.restorer.multiple_of,
         )
         self.terms = {key: term(setup) for key, term in all_terms().items() if train.get(key)}
@@ -187,7 +194,12 @@ class KDModel(LoopInterface, SRModel):
         if self.ema:
             self.net_g_ema = self.ema.net
         find_unused = self.opt.get("find_unused_parameters", False)
-        self.bundle = wrap_ddp(self.trained_module(), self.device, find_unused)
+        trained = self.trained_module()
+        if options.checkpoint_student:
+            blocks = recompute_blocks(self.net_g)
+            get_root_logger().info(f"net_g: {len(blocks)} blocks are computed again in the backward pass")
+        self.bundle = wrap_ddp(trained, self.device, find_unused)
+        self.builder.fix_precision()
         self.trainer = Trainer(
             self.builder, {"g": self.bundle}, self.state_networks(), self.validator, self.update_learning_rate
         )
@@ -288,18 +300,20 @@ class KDModel(LoopInterface, SRModel):
                 if not losses[-1]:
                     raise OptionError("train: has no loss; give pixel_opt, or the options of a method")
                 self.guard.backward(torch.stack(list(losses[-1].values())).sum() * share)
+            if self.student_bundle is not None:  # blocks that are computed again record features again
+                self.student_bundle.clear()
             statistics.append(self.step.statistics)
         self.step.statistics = _mean(statistics, shares)
         return _mean(losses, shares)
 
-    def batches(self) -> Sequence[tuple[Tensor, Tensor | None]]:
+    def batches(self) -> list[tuple[Tensor, Tensor | None]]:
         """Returns LQ and GT of the batches of an iteration, ``train.accumulate`` of them."""
+        whole = self.lq, self.gt
         if self.accumulate == 1:
-            return [(self.lq, self.gt)]
-        lq = self.lq.chunk(self.accumulate)
-        return [
-            *zip(lq, [None] * len(lq) if self.gt is None else self.gt.chunk(self.accumulate), strict=True)
-        ]
+            return [whole]
+        count = len(self.lq.chunk(self.accumulate))
+        parts = [[None] * count if images is None else images.chunk(self.accumulate) for images in whole]
+        return [*zip(*parts, strict=True)]  # type: ignore[list-item]
 
     def forward_step(
         self, current_iter: int, images: tuple[Tensor, Tensor | None] | None = None

@@ -13,19 +13,23 @@ from torch import Tensor, nn
 
 from kdsr.runtime.checkpoint import load_weights, read_checkpoint, select_weights
 from kdsr.runtime.errors import CheckpointError
+from kdsr.runtime.precision import REDUCED
 from kdsr.runtime.safetensors_files import SUFFIX, save_safetensors
 
 
-def log_network(net: nn.Module, key: str, opt: Mapping[str, Any], amp_dtype: torch.dtype | None) -> None:
-    """Logs type and size of ``network_<key>``, its own notes, and whether it is left out of reduced precision."""
+def log_network(net: nn.Module, key: str, dtype: torch.dtype | None) -> None:
+    """Logs type, size and precision of ``network_<key>``, and its own notes."""
     log = get_root_logger()
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    log.info(f"net_{key}: {type(net).__name__}, {parameters:,d} parameters")
+    word = next((word for word, reduced in REDUCED.items() if reduced is dtype), None)
+    fits = dtype not in getattr(net, "not_in", ())
+    log.info(
+        f"net_{key}: {type(net).__name__}, {parameters:,d} parameters{f', in {word}' if word and fits else ''}"
+    )
     for note in getattr(net, "notes", ()):
         log.info(f"net_{key}: {note}")
-    if amp_dtype in getattr(net, "not_in", ()):
-        amp = opt["precision"]["amp"]
-        log.warning(f"net_{key}: does not work in {amp} (precision.amp), it is computed in float32")
+    if not fits:
+        log.warning(f"net_{key}: does not work in {word} (precision), it is computed in float32")
 
 
 def load_pretrained(net: nn.Module, key: str, opt: dict[str, Any]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,15 +14,39 @@ from torch import Tensor, nn
 from kdsr.runtime.declarations import Options, option
 from kdsr.runtime.errors import OptionError
 
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_WORDS = (*REDUCED, "float32")
 
 
 class PrecisionOptions(Options):
     amp: str | None = option(
         None,
-        "Reduced precision of the training steps: `bf16`, or `fp16` with dynamic loss scaling, which overflows in "
-        "SwinIR, HAT and RCAN.",
-        choices=tuple(AMP_DTYPES),
+        "Reduced precision of the training steps: `bf16`, `fp16` with dynamic loss scaling, which overflows in SwinIR, "
+        "HAT and RCAN, or `auto`, bf16 where the processor or GPU computes in it.",
+        choices=("auto", *REDUCED),
+    )
+    student: str | None = option(
+        None,
+        "Precision of the student and the losses; weights stay in float32.",
+        choices=_WORDS,
+        shown_default="amp",
+    )
+    teacher: str | None = option(None, "Precision of the teachers.", choices=_WORDS, shown_default="amp")
+    extractor: str | None = option(
+        None,
+        "Precision of the other frozen networks: the VQGAN, VGG19.",
+        choices=_WORDS,
+        shown_default="amp",
+    )
+    history: str | None = option(
+        None,
+        "Precision of the copies of the student: the history model, MCLIR's negative models.",
+        choices=_WORDS,
+        shown_default="amp",
+    )
+    allow_slow: bool = option(
+        False,
+        "Whether a processor without arithmetic in this precision may emulate it, which takes far longer.",
     )
     channels_last: bool = option(
         False, "Whether tensors are in a memory layout that helps convolutional networks on a GPU."
@@ -36,12 +61,61 @@ class PrecisionOptions(Options):
     )
 
 
+PARTS = ("student", "teacher", "extractor", "history")
+# What autocast computes in reduced precision. A class derived from one may do more with its weights.
+_CAST = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+
+
+def is_fast(dtype: torch.dtype, on_cpu: bool) -> bool:
+    """Whether this machine computes in a precision at least as fast as in float32."""
+    if not on_cpu:
+        return dtype is torch.float16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    if dtype is torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    # oneDNN accepts any AVX-512, and emulates
+    emulated = torch.cpu._is_avx512_supported() and not (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and not emulated
+
+
+def dtypes_of(opt: Mapping[str, Any] | None, on_cpu: bool) -> dict[str, torch.dtype | None]:
+    """The reduced precision of each of ``PARTS`` by the section ``precision``; None: float32."""
+    options = PrecisionOptions.read(opt)
+    amp = REDUCED.get(options.amp or "")
+    if options.amp == "auto" and is_fast(torch.bfloat16, on_cpu):
+        amp = torch.bfloat16
+    given = {part: getattr(options, part) for part in PARTS}
+    return {part: amp if word is None else REDUCED.get(word) for part, word in given.items()}
+
+
+def slow_problems(opt: Mapping[str, Any], on_cpu: bool) -> list[str]:
+    """Problems of a section ``precision`` that asks for an emulated precision on a CPU, unless ``allow_slow``."""
+    if not on_cpu or opt.get("allow_slow"):
+        return []
+    needs = {"bf16": "AVX512-BF16 or AMX", "fp16": "AVX512-FP16"}
+    words = {key: str(opt.get(key)) for key in ("amp", *PARTS)}
+    return [
+        f"precision.{key}: {word} needs a processor with {needs[word]}; this one emulates it, and a convolution takes "
+        f"up to 90 times as long as in float32; remove it{', or set auto' if key == 'amp' else ''} "
+        "(precision.allow_slow: true runs it all the same)"
+        for key, word in words.items()
+        if word in needs and not is_fast(REDUCED[word], on_cpu)
+    ]
+
+
 class Precision:
     """What ``precision:`` of the option file asks for.
 
     Args:
         opt: See ``PrecisionOptions``.
         device: Where the run computes.
+
+    Attributes:
+        dtypes: The reduced precision of each of ``PARTS``; None: float32.
+        autocast: Around the student and the losses.
 
     Raises:
         OptionError: For another value of ``amp``, and for options that contradict each other.
@@ -50,13 +124,11 @@ class Precision:
     def __init__(self, opt: dict[str, Any] | None, device: torch.device) -> None:
         options = PrecisionOptions.read(opt)
         self.device = device
-        if problem := PrecisionOptions.declared()["amp"].problem(options.amp):
-            raise OptionError(f"precision.amp: {problem}")
-        self.amp_dtype = AMP_DTYPES[options.amp] if options.amp else None
-        # around the forward passes of a training step
-        self.autocast: AbstractContextManager[Any] = (
-            torch.autocast(device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
-        )
+        for name in ("amp", *PARTS):
+            if problem := PrecisionOptions.declared()[name].problem(getattr(options, name)):
+                raise OptionError(f"precision.{name}: {problem}")
+        self.dtypes = dtypes_of(opt, device.type == "cpu")
+        self.autocast: AbstractContextManager[Any] = self._computing_in(self.dtypes["student"])
         self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         # BasicSR's pipeline switches it on; two runs then pick different kernels and end in different bits.
         torch.backends.cudnn.benchmark = options.cudnn_benchmark
@@ -71,21 +143,53 @@ class Precision:
 
     def problem(self, error: BaseException) -> str | None:
         """What to do about an error of a forward pass that this precision has caused; None for any other error."""
-        if self.amp_dtype is None or "not implemented for 'Half'" not in str(error):
+        if torch.float16 not in self.dtypes.values() or "not implemented for 'Half'" not in str(error):
             return None
         return (
-            f"precision.amp: fp16: the {self.device.type} cannot compute this network in it "
+            f"precision: fp16: the {self.device.type} cannot compute this network in it "
             f"({str(error).splitlines()[0]}); use bf16, or leave it out for full precision"
         )
 
     def loss_scale(self) -> LossScale | None:
         """What keeps small gradients above fp16's smallest number; None where the precision needs none."""
-        return LossScale(self.device) if self.amp_dtype is torch.float16 else None
+        with_gradient = (self.dtypes["student"], self.dtypes["extractor"])
+        return LossScale(self.device) if torch.float16 in with_gradient else None
 
     def place(self, net: nn.Module) -> nn.Module:
         """Moves a network to the run's device, and to its memory layout or the run's."""
         own = getattr(net, "memory_format_on_cpu", None) if self.device.type == "cpu" else None
         return net.to(self.device, memory_format=own or self.memory_format)  # type: ignore[call-overload]
+
+    def fix(self, net: nn.Module, part: str, cast: bool) -> None:
+        """Makes all passes of a network compute in the precision of its part, wherever it is called.
+
+        Results equal those under autocast to the bit. Features stay in the reduced precision.
+
+        Args:
+            net: A network without gradients of its own.
+            part: One of ``PARTS``.
+            cast: Whether the weights that autocast would convert in each pass are converted now, for good.
+        """
+        dtype = self.dtypes[part]
+        if dtype in getattr(net, "not_in", ()):
+            dtype = None
+        if dtype is None and self.dtypes["student"] is None:
+            return
+        if cast and dtype is not None:
+            for module in net.modules():
+                if type(module) in _CAST:
+                    module.to(dtype)
+        forward = net.forward
+
+        @functools.wraps(forward)
+        def in_precision(*args: Any, **kwargs: Any) -> Any:
+            with self._computing_in(dtype):
+                return forward(*args, **kwargs)
+
+        net.forward = in_precision  # type: ignore[method-assign]
+
+    def _computing_in(self, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
 
 class LossScale:

@@ -5,7 +5,6 @@ Both compare features or codes of a frozen VQGAN, ``network_vqgan``, which runs 
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -137,7 +136,7 @@ class ContrastTerm(_ThroughVQGAN):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.history = deepcopy(setup.student).eval().requires_grad_(False)
+        self.history = setup.copied(setup.student)
         self.decay, self.schedule = self.options.update_decay, self.options.step
         self.source = self.options.history_source or ("ema" if setup.train.get("ema_decay") else "student")
         get_root_logger().info(f"net_his follows the {self.source} every {self.schedule} iterations")

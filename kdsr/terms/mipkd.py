@@ -17,6 +17,7 @@ from kdsr.distill.tap_options import missing_taps, tap_pairs, tap_problems
 from kdsr.distill.term import TERM_REGISTRY, Setup, Shapes, Term
 from kdsr.losses.fitnet_loss import FitNetLoss
 from kdsr.runtime.declarations import Options, Section, loss, option
+from kdsr.runtime.precision import dtypes_of
 from kdsr.terms.features import PAIRS, TapOptions
 from kdsr.terms.mipkd_mixers import BlockMixing, FeatureMixing, draw_mask
 
@@ -100,6 +101,15 @@ class BlockMixingTerm(Term):
         blocks = opt["train"].get("blocks")
         if blocks is None:
             return [missing_taps(opt, "blocks", [cls.KEY])]
+        if opt["train"].get("checkpoint_student"):
+            return [
+                f"train.checkpoint_student: train.{cls.KEY} replaces blocks of the student; set it to false"
+            ]
+        precision = dtypes_of(opt.get("precision"), on_cpu=False)
+        if precision["teacher"] not in (None, precision["student"]):
+            return [
+                f"precision.teacher: train.{cls.KEY} puts the teacher's blocks into the student; give both one precision"
+            ]
         return tap_problems(blocks, "train.blocks", "blocks")
 
     def __init__(self, setup: Setup) -> None:

@@ -164,8 +164,9 @@ def as_restormer(options: Options) -> None:
 
 
 def accumulated(options: Options) -> None:
-    """DCKD's two batches of an iteration; each draws degradations of its own."""
+    """DCKD with two batches in an iteration, and frozen networks in bf16."""
     options["train"]["accumulate"] = 2
+    options["precision"] = {"amp": "bf16", "student": "float32", "allow_slow": True}
     options["datasets"]["train"]["batch_size_per_gpu"] = 1
 
 
