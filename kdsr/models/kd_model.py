@@ -126,6 +126,10 @@ class KDModel(LoopInterface, SRModel):
                 f"train.teacher_weights: {weights}: network_t is {there}; give a weight for each of its networks, "
                 "at least one above 0"
             )
+        compiled = (opt.get("precision") or {}).get("compile")
+        for key in ("checkpoint_student", "bm_opt"):
+            if compiled == "all" and train.get(key):
+                problems.append(f"precision.compile: all does not work with train.{key}; use frozen")
         if train.get("taps") is not None:
             problems += tap_problems(train["taps"], "train.taps")
         if cls.REQUIRED_TERMS and not any(train.get(key) for key in cls.REQUIRED_TERMS):
@@ -200,6 +204,8 @@ class KDModel(LoopInterface, SRModel):
             get_root_logger().info(f"net_g: {len(blocks)} blocks are computed again in the backward pass")
         self.bundle = wrap_ddp(trained, self.device, find_unused)
         self.builder.fix_precision()
+        if self.builder.precision.compile == "all":
+            self.net_g.compile()
         self.trainer = Trainer(
             self.builder, {"g": self.bundle}, self.state_networks(), self.validator, self.update_learning_rate
         )
@@ -313,7 +319,7 @@ class KDModel(LoopInterface, SRModel):
             return [whole]
         count = len(self.lq.chunk(self.accumulate))
         parts = [[None] * count if images is None else images.chunk(self.accumulate) for images in whole]
-        return [*zip(*parts, strict=True)]  # type: ignore[list-item]
+        return [*zip(*parts, strict=True)]
 
     def forward_step(
         self, current_iter: int, images: tuple[Tensor, Tensor | None] | None = None
@@ -367,7 +373,8 @@ class KDModel(LoopInterface, SRModel):
 
     def restore_with(self, net: nn.Module, lq: Tensor) -> Tensor:
         """Restores images of any size with a network; the tapped features are dropped."""
-        output = self.restorer(net, lq)
+        with self.builder.precision.eager():
+            output = self.restorer(net, lq)
         if self.student_bundle is not None:
             self.student_bundle.clear()
             for teacher in self.teachers.values():

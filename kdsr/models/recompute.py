@@ -71,4 +71,4 @@ def _recompute(block: nn.Module, message: str) -> None:
             raise OptionError(f"{message}; set it to false")
         return output
 
-    block.forward = recomputed  # type: ignore[method-assign]
+    block.forward = recomputed

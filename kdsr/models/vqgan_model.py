@@ -128,6 +128,11 @@ class VQGANModel(LoopInterface, SRModel):
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
         train, network = opt.get("train") or {}, opt.get("network_g") or {}
         problems = super().check_options(opt)
+        problems += [
+            f"precision.{key}: VQGANModel has no other networks than the one that it trains; remove it"
+            for key in ("teacher", "extractor", "history", "compile")
+            if (opt.get("precision") or {}).get(key)
+        ]
         if opt.get("scale", 1) != 1:
             problems.append(
                 f"scale: VQGANModel gives images of the same size back, set 1, not {opt['scale']}"

@@ -31,7 +31,7 @@ from kdsr.options.signatures import check_call, find_type, folder_name_problems,
 from kdsr.options.stock import LEARNING_RATE, SCHEDULERS, STOCK_METRICS, STOCK_SCHEDULERS, MetricOptions
 from kdsr.runtime.declarations import Option, Options, check_kind, check_section, describe
 from kdsr.runtime.distributed import DistOptions
-from kdsr.runtime.precision import PrecisionOptions, slow_problems
+from kdsr.runtime.precision import PrecisionOptions, compiler_problems, slow_problems
 from kdsr.runtime.stopping import signal_problems
 from kdsr.runtime.suggestions import nearest
 
@@ -67,7 +67,7 @@ def check(
         check_section(opt["precision"], PrecisionOptions.declared(), "precision", problems)
         if is_train:
             on_cpu = opt.get("num_gpu") == 0 or not torch.cuda.is_available()
-            problems += slow_problems(opt["precision"], on_cpu)
+            problems += slow_problems(opt["precision"], on_cpu) + compiler_problems(opt["precision"], on_cpu)
     if "stop_signals" in opt and check_kind(opt["stop_signals"], list, "stop_signals", problems):
         problems += [f"stop_signals{problem}" for problem in signal_problems(opt["stop_signals"])]
     if is_train:

@@ -172,7 +172,10 @@ def _first_step(model: Any, opt: dict[str, Any], batch: Any) -> None:
             model.accumulate = 1  # a batch of one or two images is not split
         model.update_learning_rate(1, warmup_iter=LoopOptions.read(opt["train"]).warmup_iter)
         model.feed_data(batch)
-        model.optimize_parameters(1)
+        with (
+            model.builder.precision.eager() if isinstance(model, LoopInterface) else contextlib.nullcontext()
+        ):
+            model.optimize_parameters(1)
         problems = _unlike_outputs(model, opt)  # a loss may have broadcast one channel to three
     except KdsrError:
         raise

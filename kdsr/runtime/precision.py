@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -47,6 +49,11 @@ class PrecisionOptions(Options):
     allow_slow: bool = option(
         False,
         "Whether a processor without arithmetic in this precision may emulate it, which takes far longer.",
+    )
+    compile: str | None = option(
+        None,
+        "What `torch.compile` compiles in training steps: `frozen`, the networks other than the student, or `all`.",
+        choices=("frozen", "all"),
     )
     channels_last: bool = option(
         False, "Whether tensors are in a memory layout that helps convolutional networks on a GPU."
@@ -106,6 +113,17 @@ def slow_problems(opt: Mapping[str, Any], on_cpu: bool) -> list[str]:
     ]
 
 
+def compiler_problems(opt: Mapping[str, Any], on_cpu: bool) -> list[str]:
+    """Problems of a section ``precision`` that asks for ``torch.compile`` on a machine where it does not work."""
+    compiler = os.environ.get("CXX", "g++")
+    if not opt.get("compile") or (shutil.which(compiler) if on_cpu else find_spec("triton")):
+        return []
+    missing = f"the C++ compiler {compiler} (CXX names another)" if on_cpu else "the package triton"
+    return [
+        f"precision.compile: torch.compile needs {missing}, which is not there; install it, or remove the option"
+    ]
+
+
 class Precision:
     """What ``precision:`` of the option file asks for.
 
@@ -129,6 +147,7 @@ class Precision:
                 raise OptionError(f"precision.{name}: {problem}")
         self.dtypes = dtypes_of(opt, device.type == "cpu")
         self.autocast: AbstractContextManager[Any] = self._computing_in(self.dtypes["student"])
+        self.compile = options.compile
         self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         # BasicSR's pipeline switches it on; two runs then pick different kernels and end in different bits.
         torch.backends.cudnn.benchmark = options.cudnn_benchmark
@@ -161,9 +180,9 @@ class Precision:
         return net.to(self.device, memory_format=own or self.memory_format)  # type: ignore[call-overload]
 
     def fix(self, net: nn.Module, part: str, cast: bool) -> None:
-        """Makes all passes of a network compute in the precision of its part, wherever it is called.
+        """Makes all passes of a network compute in the precision of its part, wherever it is called; compiles it.
 
-        Results equal those under autocast to the bit. Features stay in the reduced precision.
+        Results equal those under autocast to the bit. Features stay in the reduced precision. Names of weights stay.
 
         Args:
             net: A network without gradients of its own.
@@ -173,20 +192,26 @@ class Precision:
         dtype = self.dtypes[part]
         if dtype in getattr(net, "not_in", ()):
             dtype = None
-        if dtype is None and self.dtypes["student"] is None:
-            return
-        if cast and dtype is not None:
-            for module in net.modules():
-                if type(module) in _CAST:
-                    module.to(dtype)
-        forward = net.forward
+        if dtype is not None or self.dtypes["student"] is not None:
+            if cast and dtype is not None:
+                for module in net.modules():
+                    if type(module) in _CAST:
+                        module.to(dtype)
+            net.forward = self._in_precision(net.forward, dtype)
+        if self.compile:
+            net.compile()
 
+    def eager(self) -> AbstractContextManager[Any]:
+        """Within it compiled networks run uncompiled: for images of many sizes."""
+        return torch.compiler.set_stance("force_eager") if self.compile else nullcontext()
+
+    def _in_precision(self, forward: Callable[..., Any], dtype: torch.dtype | None) -> Callable[..., Any]:
         @functools.wraps(forward)
         def in_precision(*args: Any, **kwargs: Any) -> Any:
             with self._computing_in(dtype):
                 return forward(*args, **kwargs)
 
-        net.forward = in_precision  # type: ignore[method-assign]
+        return in_precision
 
     def _computing_in(self, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)

@@ -108,7 +108,7 @@ class BlockMixingTerm(Term):
         precision = dtypes_of(opt.get("precision"), on_cpu=False)
         if precision["teacher"] not in (None, precision["student"]):
             return [
-                f"precision.teacher: train.{cls.KEY} puts the teacher's blocks into the student; give both one precision"
+                f"precision.teacher: train.{cls.KEY} puts the teacher's blocks into the student; set both alike"
             ]
         return tap_problems(blocks, "train.blocks", "blocks")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -92,7 +93,7 @@ def test_blocks_of_a_teacher_in_another_precision(teacher_options: Options) -> N
         "precision": {"teacher": "bf16", **REDUCED},
     }
     assert problems_after(teacher_options, changes) == [
-        "precision.teacher: train.bm_opt puts the teacher's blocks into the student; give both one precision"
+        "precision.teacher: train.bm_opt puts the teacher's blocks into the student; set both alike"
     ]
     changes["precision"] = {"amp": "bf16", **REDUCED}
     assert problems_after(teacher_options, changes) == []
@@ -111,4 +112,40 @@ def test_wrong_words(run_options: Options) -> None:
     assert problems_after(run_options, {"precision": {"teacher": "fp8", "student": True}}) == [
         "precision.teacher: 'fp8' is neither bf16 nor fp16 nor float32 nor null",
         "precision.student: expected text or null, got True",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- compiled
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("what", ["frozen", "all"])
+def test_compiled_networks_compute_the_same(dckd_options: Options, what: str) -> None:
+    """Tapped features and the history model's updates included; names of weights stay."""
+    taps = [{"student": "body.0", "teacher": "body.1"}]
+    dckd_options["train"].update(fitnet_opt={"type": "FitNetLoss"}, taps=taps)
+    plain, model = make(dckd_options), make(dckd_options, compile=what)
+    compiled = {name for name, net in model.networks().items() if net._compiled_call_impl is not None}
+    assert compiled == {"net_t", "net_vqgan", "net_his"} | ({"net_g"} if what == "all" else set())
+    assert stepped(model, 4) == pytest.approx(stepped(plain, 4), rel=1e-3)
+    for name, net in model.state_networks().items():
+        assert [*net.state_dict()] == [*plain.state_networks()[name].state_dict()]
+    lq = torch.rand(1, 3, 12, 20)
+    assert model.restore(lq).shape == plain.restore(lq).shape
+
+
+def test_without_a_compiler(run_options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert problems_after(run_options, {"precision": {"compile": "frozen"}, "num_gpu": 0}) == [
+        "precision.compile: torch.compile needs the C++ compiler no-such-compiler (CXX names another), which is not "
+        "there; install it, or remove the option"
+    ]
+
+
+def test_what_cannot_be_compiled(run_options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "true")
+    changes = {"precision": {"compile": "all"}, "train.checkpoint_student": True}
+    assert problems_after(run_options, changes) == [
+        "precision.compile: all does not work with train.checkpoint_student; use frozen"
     ]

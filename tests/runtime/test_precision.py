@@ -138,7 +138,12 @@ def test_the_loss_is_scaled_for_gradients_through_fp16() -> None:
     assert scaled == {"student": True, "extractor": True, "teacher": False}
 
 
-SLOW = "import torch, kdsr; from kdsr.runtime import precision as p; print(p.slow_problems({'amp': 'bf16', 'student': 'float32', 'history': 'fp16'}, True)); print(p.dtypes_of({'amp': 'auto'}, True)['teacher'])"
+SLOW = """
+import kdsr
+from kdsr.runtime.precision import dtypes_of, slow_problems
+print(slow_problems({"amp": "bf16", "student": "float32", "history": "fp16"}, on_cpu=True))
+print(dtypes_of({"amp": "auto"}, on_cpu=True)["teacher"])
+"""
 
 
 def test_emulation_is_refused_by_name() -> None:
@@ -149,13 +154,11 @@ def test_emulation_is_refused_by_name() -> None:
     )
     problems, auto = done.stdout.splitlines()
     assert problems.startswith(
-        "['precision.amp: bf16 needs a processor with AVX512-BF16 or AMX; this one emulates it, and a convolution takes "
-        "up to 90 times as long as in float32; remove it, or set auto (precision.allow_slow"
+        "['precision.amp: bf16 needs a processor with AVX512-BF16 or AMX; this one emulates it, and a convolution "
+        "takes up to 90 times as long as in float32; remove it, or set auto (precision.allow_slow"
     )
-    assert (
-        "'precision.history: fp16 needs a processor with AVX512-FP16" in problems
-        and "student" not in problems
-    )
+    assert "'precision.history: fp16 needs a processor with AVX512-FP16" in problems
+    assert "student" not in problems
     assert auto == "None"
 
 
