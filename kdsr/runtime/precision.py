@@ -197,7 +197,8 @@ class Precision:
                 for module in net.modules():
                     if type(module) in _CAST:
                         module.to(dtype)
-            net.forward = self._in_precision(net.forward, dtype)
+            for method in ("forward", *getattr(net, "further_passes", ())):
+                setattr(net, method, self._in_precision(getattr(net, method), dtype))
         if self.compile:
             net.compile()
 
