@@ -36,6 +36,8 @@ from kdsr.runtime.declarations import NONE, Network, Option, option
 from kdsr.runtime.distributed import without_reduction, wrap_ddp
 from kdsr.runtime.errors import OptionError
 
+# LQ, GT and the stored output of the teacher, the last two where there are any
+Images = tuple[Tensor, Tensor | None, Tensor | None]
 # names of the number of input channels in architectures
 _CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_channel", "in_nc")
 
@@ -296,7 +298,7 @@ class KDModel(LoopInterface, SRModel):
         for loss in self.builder.scheduled_losses:
             loss.begin(current_iter)
         batches, losses, statistics = self.batches(), [], []
-        shares = [len(lq) / len(self.lq) for lq, _ in batches]
+        shares = [len(lq) / len(self.lq) for lq, *_ in batches]
         for number, (images, share) in enumerate(zip(batches, shares, strict=True), 1):
             if number > 1:
                 self.step.release()
@@ -312,18 +314,16 @@ class KDModel(LoopInterface, SRModel):
         self.step.statistics = _mean(statistics, shares)
         return _mean(losses, shares)
 
-    def batches(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Returns LQ and GT of the batches of an iteration, ``train.accumulate`` of them."""
-        whole = self.lq, self.gt
+    def batches(self) -> list[Images]:
+        """Returns the images of the batches of an iteration, ``train.accumulate`` of them."""
+        whole = self.lq, self.gt, self.teacher_output
         if self.accumulate == 1:
             return [whole]
         count = len(self.lq.chunk(self.accumulate))
         parts = [[None] * count if images is None else images.chunk(self.accumulate) for images in whole]
         return [*zip(*parts, strict=True)]
 
-    def forward_step(
-        self, current_iter: int, images: tuple[Tensor, Tensor | None] | None = None
-    ) -> dict[str, Tensor]:
+    def forward_step(self, current_iter: int, images: Images | None = None) -> dict[str, Tensor]:
         """Runs the frozen networks, then the student, then the losses of each term; by default on all images."""
         self.step = step = self.begin_step(current_iter, images)
         with torch.no_grad():
@@ -331,18 +331,19 @@ class KDModel(LoopInterface, SRModel):
         self.run_student(step)
         return self.compute_losses(step)
 
-    def begin_step(self, current_iter: int, images: tuple[Tensor, Tensor | None] | None = None) -> Step:
+    def begin_step(self, current_iter: int, images: Images | None = None) -> Step:
         ema = self.ema.net if self.ema else None
-        lq, gt = images or (self.lq, self.gt)
+        lq, gt, teacher_output = images or (self.lq, self.gt, self.teacher_output)
         if self.mixing.mixup:
             lq, gt = mixed(lq, gt, self.mixing, self.generator)
-        return Step(current_iter, lq, gt, self.generator, self.net_g, ema)
+        step = Step(current_iter, lq, gt, self.generator, self.net_g, ema)
+        if teacher_output is not None:
+            step.teacher_outputs[X] = teacher_output
+        return step
 
     def run_frozen(self, step: Step) -> None:
         """Runs everything without gradient: ``prepare`` of the terms, the teachers, ``before_student`` of the terms."""
-        if self.teacher_output is not None:
-            step.teacher_outputs[X] = self.teacher_output
-        elif self.teacher_sees_lq:
+        if self.teacher_sees_lq and X not in step.teacher_outputs:
             step.show_teacher(X, step.lq)
         for term in self.terms.values():
             term.prepare(step)

@@ -104,7 +104,7 @@ def test_statistics_are_means(teacher_options: Options) -> None:
     gated = model.statistics()["gated"].item()
     halves = []
     for rows in (slice(0, 2), slice(2, 4)):
-        model.forward_step(1, (data["lq"][rows], data["gt"][rows]))
+        model.forward_step(1, (data["lq"][rows], data["gt"][rows], None))
         halves.append(model.statistics()["gated"].item())
     assert halves[0] != halves[1] and gated == pytest.approx(sum(halves) / 2)
 
@@ -165,3 +165,14 @@ def test_two_ranks_reduce_once_per_iteration(run_options: Options, tmp_path: Pat
     first, second = (torch.load(tmp_path / f"{rank}_3.pt") for rank in range(2))
     assert all(map(torch.equal, first["weights"].values(), second["weights"].values()))
     assert first["reductions"] == 3 * 1 + 1  # the iterations and the rehearsal, one bucket each
+
+
+def test_stored_outputs_of_the_teacher_are_split_too(teacher_options: Options) -> None:
+    teacher_options["train"].update(logits_opt={"type": "L1Loss"}, pixel_opt=None)
+    found = []
+    for batches in (1, 2):
+        model = make(teacher_options, batches)
+        model.feed_data(images(4))
+        model.teacher_output = images(4, seed=2)["gt"]
+        found.append(model.compute_gradients(1)["l_ts"].item())
+    assert found[0] == pytest.approx(found[1])
