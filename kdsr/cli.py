@@ -54,8 +54,12 @@ COMMANDS: _Commands = {
                 "Time and peak memory of a large image, in tiles and whole.",
             ),
             "data": ("tools.bench_data:data", "Patches per second of the loader, against BasicSR's."),
+            "validation": (
+                "tools.bench_validation:validation",
+                "Time of a validation beside BasicSR's own loop.",
+            ),
         },
-        "Measure time and memory of a training step, of its start, of its data, or of a large image.",
+        "Measure time and memory of a training step, of its start, of its data, of a large image, or of a validation.",
     ),
 }
 _WITHOUT_TORCH = ("train", "test", "new", "list", "show")  # these register what they need themselves

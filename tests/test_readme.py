@@ -261,6 +261,9 @@ def test_command(
             == 0
         )
         assert re.search(r"\| whole image +\| +1 \| +48×40 \|", capfd.readouterr().out)
+    elif command.startswith("kdsr bench validation "):
+        assert call([*words, "--threads", "1", "--repeat", "1"], monkeypatch) == 0
+        assert "kdsr ÷ BasicSR" in capfd.readouterr().out
     elif command.startswith("torchrun "):
         file, overrides = option_words(words)
         small = list(reductions(load(file, overrides)))

@@ -1,8 +1,13 @@
-"""Measures a network on a data set, image by image."""
+"""Measures a network on a data set.
+
+The main thread runs the network. If there are cores to spare, one thread meanwhile loads the next images, and others
+measure and save the last ones. Order and values of the results do not depend on their timing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +22,16 @@ from kdsr.data.image_roots import result_name, same_names
 from kdsr.models.image_metrics import (
     as_image,
     baseline_image,
-    is_finite,
     metric_values,
+    needs_no_main_thread,
     shape_problem,
     without_normalisation,
+    without_numpy_warnings,
 )
+from kdsr.models.restored_images import Loaded, Restore, Restored, ahead, batches, free_threads, restored
 from kdsr.runtime.atomic_files import atomic_write
 from kdsr.runtime.distributed import gather_lists
-from kdsr.runtime.errors import DataError, KdsrError, TrainingError, is_out_of_memory
+from kdsr.runtime.errors import DataError, KdsrError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class EvaluationSettings:
         scale: Upscaling factor.
         network: Name of the network in messages, such as ``the student``.
         colour: Name in messages of the option that sets the channels of the images.
+        batch_size: Images of one size that the network gets at once, at most; None: see ``largest_batch``.
     """
 
     metrics: dict[str, dict[str, Any]] | None = None
@@ -63,18 +71,11 @@ class EvaluationSettings:
     scale: int = 1
     network: str = "the network"
     colour: str = "color of the data set"
-
-
-def _rank_share(dataloader: DataLoader, rank: int, world_size: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    # BasicSR's validation loaders have batch size 1 and no workers. Indexing the data set lets each rank read only its
-    # own images, even if their number is not divisible.
-    dataset = dataloader.dataset
-    for index in range(rank, len(dataset), world_size):  # type: ignore[arg-type]
-        yield index, default_collate([dataset[index]])
+    batch_size: int | None = None
 
 
 def evaluate(
-    restore: Callable[[Tensor], Tensor],
+    restore: Restore,
     dataloader: DataLoader,
     settings: EvaluationSettings | dict[str, dict[str, Any]] | None,
     device: torch.device,
@@ -103,15 +104,42 @@ def evaluate(
     """
     if not isinstance(settings, EvaluationSettings):
         settings = EvaluationSettings(metrics=settings)
+    dataset: Any = dataloader.dataset
+    opt = getattr(dataset, "opt", {})
+    root = opt.get("dataroot_lq") or opt.get("dataroot_gt")
+    normalised = tuple(getattr(dataset, key, None) for key in ("mean", "std"))
+
+    def load(index: int) -> Loaded:
+        data = as_batch(dataset[index])
+        return Loaded(index, result_name(data["lq_path"][0], root), data)
+
+    def measure(image: Restored) -> ImageResult:
+        try:
+            return _measured(image, settings, save_to, normalised)
+        except Exception as error:
+            if not isinstance(error, KdsrError):
+                error.add_note(f"while the output of {settings.network} for {image.of.path} was measured")
+            raise
+
     results: list[ImageResult] = []
     problems: list[tuple[type[KdsrError], str]] = []
-    opt = getattr(dataloader.dataset, "opt", {})
-    root = opt.get("dataroot_lq") or opt.get("dataroot_gt")
-    normalised = tuple(getattr(dataloader.dataset, key, None) for key in ("mean", "std"))
+    threads = free_threads(device)
+    in_main = not needs_no_main_thread((settings.metrics or {}) | (settings.baseline or {}))
     try:
-        for index, data in _rank_share(dataloader, rank, world_size):
-            name = result_name(data["lq_path"][0], root)
-            results.append(_evaluate_one(restore, index, name, data, settings, device, save_to, normalised))
+        with (
+            without_numpy_warnings(),
+            ThreadPoolExecutor(1) as loading,
+            ThreadPoolExecutor(threads or 1) as measuring,
+        ):
+            # BasicSR's validation loaders have batch size 1 and no workers. Indexing the data set lets each rank read
+            # only its own images, even if their number is not divisible.
+            loaded = ahead(loading if threads else None, load, range(rank, len(dataset), world_size))
+            outputs = (
+                image
+                for group in batches(loaded, device, settings.batch_size)
+                for image in restored(restore, group, settings.network, device, normalised)
+            )
+            results = [*ahead(None if in_main or not threads else measuring, measure, outputs)]
     except (DataError, TrainingError) as error:
         problems = [(type(error), problem) for problem in error.problems]
     problems = gather_lists(problems)
@@ -124,25 +152,21 @@ def evaluate(
     return results
 
 
-def _evaluate_one(
-    restore: Callable[[Tensor], Tensor],
-    index: int,
-    name: str,
-    data: dict[str, Any],
+def _measured(
+    restored: Restored,
     settings: EvaluationSettings,
-    device: torch.device,
     save_to: Callable[[str], Path] | None,
     normalised: tuple[Any, ...],
 ) -> ImageResult:
-    path = data["lq_path"][0]
-    output = restore_item(restore, data, settings, device)
-    image, gt = images_to_compare(output, data, normalised)
+    of, gt, path = restored.of, restored.gt, restored.of.path
+    require_finite(restored.finite, path, settings.network)
+    image = as_image(restored.output)
     if save_to is not None:
         png = cv2.imencode(".png", image)[1].tobytes()  # the errors of BasicSR's imwrite lack the file's name
-        atomic_write(save_to(name), lambda file: file.write(png))
+        atomic_write(save_to(of.name), lambda file: file.write(png))
     if settings.metrics and gt is not None and (problem := shape_problem(image, gt, settings.colour)):
         raise DataError(f"{path}: the output of {settings.network} {problem}")
-    result, failed = measure_image(image, gt, data, index, name, settings, normalised)
+    result, failed = measure_image(image, gt, of.data, of.index, of.name, settings, normalised)
     if failed:
         metrics = settings.metrics or {}
         raise DataError(
@@ -155,40 +179,19 @@ def _evaluate_one(
     return result
 
 
-def restore_item(
-    restore: Callable[[Tensor], Tensor],
-    data: dict[str, Any],
-    settings: EvaluationSettings,
-    device: torch.device,
-) -> Tensor:
-    """Restores an item of a set; returns the output, (1, C, H, W).
+def as_batch(item: dict[str, Any]) -> dict[str, Any]:
+    """``default_collate([item])`` without copies of the images."""
+    images = {key: value[None] for key, value in item.items() if isinstance(value, Tensor)}
+    return default_collate([{key: value for key, value in item.items() if key not in images}]) | images
 
-    Other errors of the network get a note with the image's name.
 
-    Raises:
-        TrainingError: The output is not finite.
-        DataError: The image does not fit into memory.
-    """
-    path = data["lq_path"][0]
-    height, width = data["lq"].shape[-2:]
-    try:
-        with torch.no_grad():
-            output = restore(data["lq"].to(device))
-        finite = is_finite(output)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            error.add_note(f"while {settings.network} restored {path} ({height}×{width} pixels)")
-            raise
-        raise DataError(
-            f"{path}: {width}x{height} pixels do not fit into memory; set val.tile to restore in tiles, "
-            "or make the tiles smaller"
-        ) from error
+def require_finite(finite: Tensor, path: str, network: str) -> None:
+    """Raises a TrainingError if ``finite``, a boolean scalar, is false; waits for the device."""
     if not finite:
         raise TrainingError(
-            f"{path}: the output of {settings.network} is not finite (NaN or infinite); its weights are not "
+            f"{path}: the output of {network} is not finite (NaN or infinite); its weights are not "
             "finite or too large: use another checkpoint, or a lower train.optim_g.lr in training"
         )
-    return output
 
 
 def images_to_compare(

@@ -91,6 +91,12 @@ class ValOptions(StockValOptions):
         lowest=1,
         shown_default="the network's",
     )
+    batch_size: int | None = option(
+        None,
+        "Images of the same size that the network restores at once, at most.",
+        lowest=1,
+        shown_default="1 on a CPU; on a GPU up to 16, with at most 256×256 LQ pixels together",
+    )
     tile: int | None = option(
         None,
         "Side, in LQ pixels, of the tiles in which large images are restored; null: whole images.",

@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 from basicsr.utils import get_root_logger
-from torch import Tensor
 
 from kdsr.models.evaluation import EvaluationSettings, ImageResult, evaluate, mean_baseline, mean_values
 from kdsr.models.image_metrics import baseline_name
 from kdsr.models.metrics_file import BASELINE, append_csv, forget_after, recorded_means
+from kdsr.models.restored_images import Restore
+from kdsr.models.sections import ValOptions
 from kdsr.models.teacher_check import teacher_warnings
 from kdsr.runtime.distributed import on_first_rank
 from kdsr.runtime.errors import DataError
-
-Restore = Callable[[Tensor], Tensor]
 
 
 class Validator:
@@ -196,7 +195,9 @@ class Validator:
         results = evaluate(
             restore,
             dataloader,
-            EvaluationSettings(metrics, unknown, self.scale, network),
+            EvaluationSettings(
+                metrics, unknown, self.scale, network, batch_size=ValOptions.read(self.opt["val"]).batch_size
+            ),
             self.device,
             rank=self.opt["rank"],
             world_size=self.opt["world_size"],

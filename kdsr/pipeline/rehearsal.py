@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,19 @@ from kdsr.models.evaluation import (
     ImageResult,
     images_to_compare,
     measure_image,
-    restore_item,
+    require_finite,
 )
-from kdsr.models.image_metrics import baseline_image, metric_values, shape_problem
+from kdsr.models.image_metrics import (
+    baseline_image,
+    is_finite,
+    metric_values,
+    shape_problem,
+    without_numpy_warnings,
+)
 from kdsr.models.kd_model import KDModel
+from kdsr.models.restored_images import Restore, largest_batch, restore_batch
 from kdsr.models.restorer import pad_in_tests
+from kdsr.models.sections import ValOptions
 from kdsr.models.teacher_check import teacher_warnings
 from kdsr.models.trainer import LoopInterface
 from kdsr.options.stock import STOCK_MODELS
@@ -28,8 +36,6 @@ from kdsr.pipeline.preflight import describe_error, first_items, generators_kept
 from kdsr.runtime.errors import KdsrError, OptionError
 
 LARGEST = 128 * 128  # LQ pixels of an image that a network gets: about a training patch
-
-Restore = Callable[[Tensor], Tensor]
 
 
 class ValidationRehearsal:
@@ -58,13 +64,14 @@ class ValidationRehearsal:
         if type(model).__name__ in STOCK_MODELS:
             pad_in_tests(model, self.opt)
         networks = _networks(model)
-        with generators_kept(self.opt):
+        with generators_kept(self.opt), without_numpy_warnings():
             for key, dataset in self.datasets.items():
-                self._try_set(key, dataset, networks, getattr(model, "device", torch.device("cpu")))
+                self._try_set(key, dataset, networks, model)
 
     def _try_set(
-        self, key: str, dataset: Any, networks: dict[str, tuple[Restore, nn.Module]], device: torch.device
+        self, key: str, dataset: Any, networks: dict[str, tuple[Restore, nn.Module]], model: Any
     ) -> None:
+        device = getattr(model, "device", torch.device("cpu"))
         smallest = dataset.smallest()
         reported: set[tuple[str, str]] = (
             set()
@@ -86,6 +93,8 @@ class ValidationRehearsal:
                 image = _Image(self.opt, key, dataset, default_collate([item]), index)
                 if networks:
                     found = image.try_network(place, *networks[place], device)
+                    if not found and isinstance(model, LoopInterface):
+                        found = image.try_batch(place, networks[place][0], device)
                 else:
                     found = image.try_metrics(image.metrics)
                 self.problems += [text for topic, text in found.items() if (place, topic) not in reported]
@@ -150,7 +159,8 @@ class _Image:
         )
         patch = self.patch()
         try:
-            output = restore_item(restore, patch, settings, device)
+            output = restore_batch(restore, [patch], network, device)
+            require_finite(is_finite(output), self.path, network)
             image, gt = images_to_compare(output, patch, self.normalised)
             if gt is not None and (problem := shape_problem(image, gt, settings.colour)):
                 return {"network": f"datasets.{self.key}: {self.path}: the output of {network} {problem}"}
@@ -167,6 +177,25 @@ class _Image:
                 f"{hint or describe_error(error)}"
             }
         return self.try_metrics(failed)
+
+    def try_batch(self, place: str, restore: Restore, device: torch.device) -> dict[str, str]:
+        """Compares the output with that beside another image, if validation makes batches of this size."""
+        height, width = self.data["lq"].shape[-2:]
+        asked = ValOptions.read(self.opt["val"]).batch_size
+        if largest_batch(height, width, device, asked) == 1:
+            return {}
+        lq = self.patch()["lq"].to(device)
+        try:
+            with torch.no_grad():
+                alone, beside = restore(lq), restore(torch.cat([lq, 1 - lq]))[:1]
+            if (
+                alone - beside
+            ).abs().mean() <= 0.01 * alone.abs().mean():  # rounding, of tensor cores as well
+                return {}
+            what = f"the output of {place} for an image depends on the other images of its batch"
+        except Exception as error:  # any error of a network
+            what = f"{place} fails on two images at once: {describe_error(error)}"
+        return {"batch": f"val.batch_size: {what}; set it to 1"}
 
     def patch(self) -> dict[str, Any]:
         """Returns the image, cropped to at most ``LARGEST`` LQ pixels."""

@@ -28,9 +28,13 @@ def workers_warning(per_process: int, cores: Iterable[frozenset[int]]) -> str | 
     )
 
 
+def own_cores() -> frozenset[int]:
+    """The cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return frozenset(affinity(0) if affinity else range(os.cpu_count() or 1))
+
+
 def cores_of_this_node() -> list[frozenset[int]]:
     """The cores that each process of the run on this node may use. Collective."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    own = frozenset(affinity(0) if affinity else range(os.cpu_count() or 1))
     here = socket.gethostname()
-    return [cores for node, cores in gather_lists([(here, own)]) if node == here]
+    return [cores for node, cores in gather_lists([(here, own_cores())]) if node == here]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from basicsr.utils import tensor2img
+from basicsr.utils.registry import METRIC_REGISTRY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,6 +24,7 @@ from torchvision.transforms.functional import normalize
 
 from kdsr.data.resize import imresize
 from kdsr.distill.padding import pad_and_restore
+from kdsr.models import evaluation
 from kdsr.models.evaluation import (
     EvaluationSettings,
     ImageResult,
@@ -27,6 +33,7 @@ from kdsr.models.evaluation import (
     mean_values,
 )
 from kdsr.models.metrics_file import BASELINE, append_csv, forget_after, recorded_means
+from kdsr.models.restored_images import largest_batch
 from kdsr.runtime.errors import DataError, TrainingError
 
 PSNR = {"psnr": {"type": "calculate_psnr", "crop_border": 0, "test_y_channel": False}}
@@ -271,3 +278,158 @@ def test_a_normalised_set_gives_the_values_and_pictures_of_the_images(
     (plain, images), (normalised, others) = found
     np.testing.assert_allclose(normalised, plain, rtol=1e-9)
     assert np.array_equal(images, others)
+
+
+# ---------------------------------------------------------------------------------------------- threads and batches
+
+
+@pytest.fixture(params=[0, 1, 3])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Threads beside the network's, whatever the machine."""
+    monkeypatch.setattr(evaluation, "free_threads", lambda device: request.param)
+    return int(request.param)
+
+
+def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "free_threads", lambda device: 0)
+
+
+BOTH = PSNR | {"ssim": {"type": "calculate_ssim", "crop_border": 0}}
+SIZES = [(20, 16), (16, 20), (20, 16), (20, 16), (16, 20), (20, 16), (12, 30)]
+
+
+def blurred(lq: Tensor) -> Tensor:
+    return F.avg_pool2d(lq, 3, 1, 1)
+
+
+def test_results_and_images_do_not_depend_on_threads(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_at_first(name: str) -> Path:
+        time.sleep(0.03 if name in "01" else 0)
+        return tmp_path / str(threads) / f"{name}.png"
+
+    found = evaluate(
+        blurred, items(SIZES), EvaluationSettings(BOTH, BOTH), torch.device("cpu"), save_to=slow_at_first
+    )
+    without_threads(monkeypatch)
+    expected = evaluate(
+        blurred, items(SIZES), EvaluationSettings(BOTH, BOTH), torch.device("cpu"),
+        save_to=lambda name: tmp_path / "alone" / f"{name}.png",
+    )  # fmt: skip
+    assert found == expected and len(found) == len(SIZES)
+    for index in range(len(SIZES)):
+        files = [tmp_path / folder / f"{index}.png" for folder in (str(threads), "alone")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [(None, [1] * 7), (2, [2, 2, 2, 1]), (3, [3, 2, 1, 1]), (9, [4, 2, 1])],
+)
+def test_images_of_one_size_are_restored_at_once(threads: int, asked: int | None, sizes: list[int]) -> None:
+    seen: list[int] = []
+
+    def net(lq: Tensor) -> Tensor:
+        seen.append(len(lq))
+        return blurred(lq)
+
+    options = EvaluationSettings(BOTH, batch_size=asked)
+    results = evaluate(net, items(SIZES), options, torch.device("cpu"))
+    assert sorted(seen, reverse=True) == sizes
+    alone = evaluate(blurred, items(SIZES), BOTH, torch.device("cpu"))
+    assert [result.image for result in results] == [result.image for result in alone]
+    for result, other in zip(results, alone, strict=True):
+        assert result.values == pytest.approx(other.values, abs=1e-6)
+
+
+def test_few_images_wait_for_others_of_their_size() -> None:
+    """Of a set in which each size comes twice, far apart."""
+    seen: list[int] = []
+
+    def net(lq: Tensor) -> Tensor:
+        seen.append(len(lq))
+        return blurred(lq)
+
+    sizes = [(8, 8 + index) for index in range(20)]
+    evaluate(net, items(sizes + sizes), EvaluationSettings(None, batch_size=2), torch.device("cpu"))
+    assert sum(seen) == 40 and max(seen) == 1
+
+
+def test_a_batch_that_does_not_fit_is_restored_image_by_image() -> None:
+    def net(lq: Tensor) -> Tensor:
+        if len(lq) > 1:
+            lq.new_empty(2**60)
+        return blurred(lq)
+
+    found = evaluate(net, items(SIZES), EvaluationSettings(BOTH, batch_size=4), torch.device("cpu"))
+    assert found == evaluate(blurred, items(SIZES), BOTH, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("height", "images"), [(48, 16), (64, 16), (65, 15), (128, 4), (182, 1), (256, 1), (2000, 1)]
+)
+def test_a_batch_on_a_gpu_has_the_pixels_of_a_small_image(height: int, images: int) -> None:
+    assert largest_batch(height, height, torch.device("cuda"), None) == images
+    assert largest_batch(height, height, torch.device("cpu"), None) == 1
+    assert largest_batch(height, height, torch.device("cuda"), 7) == 7
+
+
+def test_the_first_image_with_an_error_is_named(threads: int, tmp_path: Path) -> None:
+    """Even if a later one cannot be loaded, which shows first where images are loaded ahead."""
+    loader = items([(12, 12), (12, 12), (9, 9), (12, 12)])
+    loader.dataset[3].pop("lq")
+    with pytest.raises(DataError, match=r"/lq/2.png, restored by the network: calculate_ssim"):
+        evaluate(blurred, loader, BOTH, torch.device("cpu"))
+
+
+def test_an_error_of_loading_comes_after_the_images_before(threads: int, tmp_path: Path) -> None:
+    loader = items([(12, 12)] * 3)
+    loader.dataset[2].pop("lq")
+    with pytest.raises(KeyError, match="lq"):
+        evaluate(blurred, loader, BOTH, torch.device("cpu"), save_to=lambda name: tmp_path / f"{name}.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "1.png"]
+
+
+def test_an_image_that_cannot_be_written_is_named(threads: int, tmp_path: Path) -> None:
+    (tmp_path / "1.png").mkdir()
+    with pytest.raises(TrainingError, match=r"1\.png: cannot be written"):
+        evaluate(
+            blurred, items(SIZES), None, torch.device("cpu"), save_to=lambda name: tmp_path / f"{name}.png"
+        )
+
+
+def test_any_error_while_an_image_is_measured_names_it(threads: int) -> None:
+    def nowhere(name: str) -> Path:
+        raise ZeroDivisionError(name)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        evaluate(blurred, items(SIZES), None, torch.device("cpu"), save_to=nowhere)
+    assert "/lq/0.png" in caught.value.__notes__[0]
+
+
+@pytest.fixture
+def where() -> Iterator[list[bool]]:
+    """Whether each call of a user's metric came from the main thread."""
+    calls: list[bool] = []
+
+    def mean_error(img: np.ndarray, img2: np.ndarray, **options: Any) -> float:
+        calls.append(threading.current_thread() is threading.main_thread())
+        return float(np.abs(img.astype(int) - img2).mean())
+
+    METRIC_REGISTRY._obj_map["mean_error"] = mean_error
+    yield calls
+    del METRIC_REGISTRY._obj_map["mean_error"]
+
+
+def test_metrics_of_the_user_run_in_the_main_thread(threads: int, where: list[bool]) -> None:
+    results = evaluate(blurred, items(SIZES), BOTH | {"mine": {"type": "mean_error"}}, torch.device("cpu"))
+    assert where == [True] * len(SIZES)
+    assert all(list(result.values) == ["psnr", "ssim", "mine"] for result in results)
+
+
+def test_no_cache_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(1))
+    evaluate(blurred, items(SIZES), BOTH, torch.device("cpu"))
+    assert not calls

@@ -7,17 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from basicsr.metrics import calculate_psnr, calculate_ssim
+from basicsr.utils import tensor2img
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.functional import normalize
 
 from kdsr.data.resize import imresize
+from kdsr.models import psnr_ssim
 from kdsr.models.image_metrics import (
     as_image,
     baseline_image,
+    calculate_metric,
     is_finite,
     metric_values,
     shape_problem,
+    to_8_bits,
     without_normalisation,
 )
 
@@ -44,6 +49,46 @@ def test_a_metric_has_a_finite_value_or_a_reason(
     assert ("psnr" in values, "ssim" in values) == (left >= 1, left >= 11)
     for why in problems.values():
         assert f"{height}×{width}" in why and (not border or f"crop_border {border}" in why)
+
+
+@QUICK
+@given(
+    st.integers(11, 90), st.integers(11, 90), st.integers(0, 4), st.sampled_from([1, 2, 3, 4]), st.booleans(),
+    st.sampled_from([1, 8, 255]), st.integers(0, 10_000),
+)  # fmt: skip
+def test_psnr_and_ssim_are_those_of_basicsr(
+    height: int, width: int, border: int, channels: int, on_y: bool, error: int, seed: int
+) -> None:
+    height, width = height + 2 * border, width + 2 * border
+    gt = noise(height, width, channels, seed)
+    wrong = np.random.default_rng(seed).integers(-error, error + 1, gt.shape)
+    image = np.clip(gt + wrong, 0, 255).astype(np.uint8)
+    if np.array_equal(image, gt):
+        image = gt ^ np.uint8(1)
+    options = {"crop_border": border, "test_y_channel": on_y}
+    assert psnr_ssim.is_supported(image, gt, border)
+    assert psnr_ssim.psnr(image, gt, **options) == pytest.approx(
+        calculate_psnr(image, gt, **options), abs=1e-4
+    )
+    assert psnr_ssim.ssim(image, gt, **options) == pytest.approx(
+        calculate_ssim(image, gt, **options), abs=1e-6
+    )
+
+
+def test_psnr_of_large_errors_in_a_large_image() -> None:
+    image, gt = np.zeros((2500, 2500, 3), np.uint8), np.full((2500, 2500, 3), 255, np.uint8)
+    assert abs(psnr_ssim.psnr(image, gt, 0)) < 1e-12 and psnr_ssim.psnr(image, image, 0) == np.inf
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"crop_border": 5}, {"crop_border": 0, "input_order": "CHW"}, {"crop_border": 0, "input_order": "HWC"}],
+)
+def test_unusual_images_and_options_go_to_basicsr(options: dict[str, Any]) -> None:
+    """Too small without the border, or with an option that the faster functions lack."""
+    image, gt = noise(18, 3, 18), noise(18, 3, 18, 1)
+    found = calculate_metric({"img": image, "img2": gt}, {"type": "calculate_psnr", **options})
+    assert found == calculate_psnr(image, gt, **options) or np.isnan(found)
 
 
 @pytest.mark.parametrize(("size", "has_value"), [((96, 96), False), ((95, 400), False), ((96, 192), True)])
@@ -102,6 +147,42 @@ def test_the_baseline_has_the_size_of_the_ground_truth(
     image = baseline_image(lq, scale)
     assert image.shape == (height * scale, width * scale, *lq.shape[2:])
     assert np.array_equal(image, lq if scale == 1 else imresize(lq, scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_8_bits_are_those_of_basicsr(channels: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    batch = (torch.rand(1, channels, 300, 40, generator=generator) * 1.2 - 0.1).to(dtype)
+    batch[0, :, :256, 0] = ((torch.arange(256) + 0.5) / 255).to(dtype)  # halves
+    assert np.array_equal(as_image(batch.clone()), tensor2img([batch]))
+    if channels != 4:
+        assert np.array_equal(as_image(to_8_bits(batch)), tensor2img([batch]))
+
+
+def test_8_bits_next_to_every_half_are_those_of_basicsr() -> None:
+    """All values of float32 that are near the border between two grey levels."""
+    halves = ((np.arange(255) + 0.5) / 255).astype(np.float32).view(np.int32)
+    values = (halves[:, None] + np.arange(-60, 61)).astype(np.int32).view(np.float32)
+    batch = torch.from_numpy(values)[None, None]
+    assert np.array_equal(as_image(batch), tensor2img([batch]))
+
+
+def test_a_view_of_an_image_is_converted() -> None:
+    """Cropped, turned, or with the channels last."""
+    batch = torch.rand(1, 3, 20, 30, generator=torch.Generator().manual_seed(2))
+    for view in (
+        batch[..., 3:17, 2:28],
+        batch.rot90(1, (-2, -1)),
+        batch.contiguous(memory_format=torch.channels_last),
+    ):
+        assert np.array_equal(as_image(view), tensor2img([view]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_8_bits_on_a_gpu_are_those_of_the_cpu() -> None:
+    batch = torch.rand(2, 3, 600, 40) * 1.2 - 0.1
+    assert torch.equal(to_8_bits(batch.cuda()).cpu(), to_8_bits(batch))
 
 
 def test_channels_and_sizes_that_differ_are_explained() -> None:

@@ -247,6 +247,39 @@ def test_a_network_without_parameters_needs_none(run_options: Options) -> None:
         ARCH_REGISTRY._obj_map.pop("Enlarged")
 
 
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        ("of_all", "the output of network_g for an image depends on the other images of its batch"),
+        ("of_one", "network_g fails on two images at once"),
+        ("of_each", None),
+    ],
+)
+def test_a_network_that_mixes_the_images_of_a_batch(
+    run_options: Options, capsys: pytest.CaptureFixture[str], kind: str, problem: str | None
+) -> None:
+    class Levelled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if kind == "of_one":
+                assert len(x) == 1
+            level = x.mean() if kind == "of_all" else x.mean((1, 2, 3), keepdim=True)
+            return nn.functional.interpolate(x - level + 0.5, scale_factor=4)
+
+    ARCH_REGISTRY._obj_map["Levelled"] = Levelled
+    try:
+        options = test_set(run_options) | {"path": {}, "network_g": {"type": "Levelled"}}
+        options["val"]["batch_size"] = 4
+        if problem is None:
+            assert test_entry.main(write(options)) == 0
+            return
+        (line,) = refused(test_entry, options, capsys)
+        assert f"val.batch_size: {problem}" in line and "set it to 1" in line
+        options["val"]["batch_size"] = 1
+        assert test_entry.main(write(options)) == 0
+    finally:
+        del ARCH_REGISTRY._obj_map["Levelled"]
+
+
 def test_training_has_no_flag_for_random_weights(run_options: Options) -> None:
     with pytest.raises(SystemExit):
         train_entry.main([*write(run_options), "--random-weights"])
