@@ -9,6 +9,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "SwinIR": {"depths": [2], "num_heads": [2], "embed_dim": 8},
     "RCAN": {"num_feat": 16, "num_group": 1, "num_block": 1},
     "EDSR": {"num_feat": 8, "num_block": 1},
+    "RRDBNet": {"num_feat": 8, "num_block": 1, "num_grow_ch": 4},
+    "SRVGGNetCompact": {"num_feat": 8, "num_conv": 1},
     "MSRResNet": {"num_feat": 8, "num_block": 1},
     "SmallNet": {"num_feat": 8, "num_block": 1},
     "FiveLines": {"width": 8},

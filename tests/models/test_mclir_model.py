@@ -51,7 +51,7 @@ def test_the_loss_is_minus_the_distance_to_the_negatives(options: Options) -> No
     losses = stepped(model)
     extractor = model.networks()["net_extractor"]
     negatives = torch.cat([net(model.lq) for net in model.networks()["net_neg"]])
-    distance = distance_to_negatives(extractor(model.output)[0], extractor(negatives)[0], WEIGHTS)
+    distance = distance_to_negatives(extractor(model.output), extractor(negatives), WEIGHTS)
     assert set(losses) == {"l_pix", "l_neg"} and float(distance.detach()) > 0
     torch.testing.assert_close(losses["l_neg"], -0.5 * distance)
     assert all(parameter.grad.isfinite().all() for parameter in model.net_g.parameters())
@@ -65,8 +65,8 @@ def test_the_ratio_has_y_as_its_positive(options: Options) -> None:
     model = MCLIRModel(complete(options))
     losses = stepped(model)
     extractor = model.networks()["net_extractor"]
-    seen = [extractor(images)[0] for images in (model.output, model.gt)]
-    negatives = extractor(torch.cat([net(model.lq) for net in model.networks()["net_neg"]]))[0]
+    seen = [extractor(images) for images in (model.output, model.gt)]
+    negatives = extractor(torch.cat([net(model.lq) for net in model.networks()["net_neg"]]))
     expected = contrastive_ratio(*seen, negatives, (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0))
     torch.testing.assert_close(losses["l_neg"], 0.5 * expected)
     assert MCLIRModel.keys_with_gt(options["train"])["neg_opt"] == "use NegativeLoss"
