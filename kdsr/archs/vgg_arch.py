@@ -30,9 +30,7 @@ class VGG19(nn.Module):
     """
 
     required_prefixes = ("features.",)
-    memory_format_on_cpu = (
-        torch.channels_last
-    )  # a seventh faster than contiguous (docs/benchmarks.md, "Levers")
+    memory_format_on_cpu = torch.channels_last  # faster there (docs/benchmarks.md, "Levers")
     mean: Tensor
     std: Tensor
 

@@ -83,9 +83,7 @@ class VQGAN(nn.Module):
 
     required_prefixes = ("encoder.", "quant_conv.", "quantize.")
     further_passes = ("code_logits",)  # methods of a step beside forward
-    memory_format_on_cpu = (
-        torch.channels_last
-    )  # a seventh faster than contiguous (docs/benchmarks.md, "Levers")
+    memory_format_on_cpu = torch.channels_last  # faster there (docs/benchmarks.md, "Levers")
 
     def __init__(
         self,

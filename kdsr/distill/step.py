@@ -124,8 +124,8 @@ class Step:
 def images_per_pass(images: Tensor) -> int:
     """How many images at once are fastest for an extractor without gradient.
 
-    All on a GPU. On a CPU as many as have together 128x128 pixels, because the features of more leave the caches
-    (docs/benchmarks.md, "Levers").
+    All on a GPU. On a CPU as many as have together 128x128 pixels, which takes less memory and is no slower than
+    larger batches (docs/benchmarks.md, "Levers").
     """
     if images.device.type != "cpu":
         return len(images)

@@ -42,7 +42,7 @@ def keep_freed_memory(keep: bool = True) -> None:
     """Lets the C library (glibc) keep freed blocks of tensors for the next ones, or return them as it does by default.
 
     By default each block above 32 MiB goes back to the system, which clears every page again for the next tensor of
-    that size: a quarter of a DCKD step with two images on a CPU (docs/benchmarks.md, "Levers").
+    that size: a quarter of the time of a VQGAN's pass over six images at once (docs/benchmarks.md, "Levers").
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
