@@ -64,7 +64,7 @@ def step(
         list[str] | None,
         typer.Option(
             help="Compare with another setting, in pairs: KEY:KEY=VALUE, once or more; or plain: the order of work of "
-            "DCKD's release."
+            "DCKD's release; or srmodel: BasicSR's SRModel after a forward pass of the teacher."
         ),
     ] = None,
     floor: Annotated[
@@ -113,8 +113,10 @@ def step(
             text = (
                 f"{what}, beside {other.name}, in turn.\n{line}.\n"
                 "Peak MiB: each setting alone in a process of its own, including networks and libraries.\n\n"
-                f"{as_markdown(compared.table())}\n{as_markdown(compared.loss_table())}"
+                f"{as_markdown(compared.table())}"
             )
+            if compared.losses:  # SRModel's is another
+                text += f"\n{as_markdown(compared.loss_table())}"
             found["vs"] = compared.as_json()
             seconds = median([first for first, _ in compared.seconds])
         if floor:

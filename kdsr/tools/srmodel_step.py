@@ -22,7 +22,7 @@ def problem(opt: Mapping[str, Any]) -> str | None:
     if not isinstance(opt.get("network_t"), dict) or not train.get("logits_opt"):
         return "needs one teacher and train.logits_opt"
     if others := [key for key in train if key.endswith("_opt") and key != "logits_opt" and train[key]]:
-        return f"SRModel has no train.{others[0]}; remove it"
+        return f"compares logits_opt alone; add --force_yml train:{others[0]}=null"
     if train["optim_g"]["type"] != "Adam":
         return "train.optim_g.type: BasicSR 1.4.2 has Adam alone"
     return None

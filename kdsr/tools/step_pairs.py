@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,11 +19,15 @@ from torch import Tensor
 
 from kdsr.runtime.errors import OptionError
 from kdsr.runtime.memory import keep_freed_memory
+from kdsr.tools import plain_step, srmodel_step
 from kdsr.tools.bench_options import Device, prepare
-from kdsr.tools.plain_step import PlainStep, problem
 from kdsr.tools.step_clock import Memory, mib, now
 
-PLAIN = "plain"
+# by the word after --vs: the step, and why it cannot be made of an option file
+BASELINES: dict[str, tuple[Callable[[Any], Any], Callable[[dict[str, Any]], str | None]]] = {
+    "plain": (plain_step.PlainStep, plain_step.problem),
+    "srmodel": (srmodel_step.SRModelStep, srmodel_step.problem),
+}
 QUARTILES = (0.25, 0.75)
 
 
@@ -38,32 +42,31 @@ class Setting:
     threads: int
 
     def versus(self, values: Sequence[str]) -> Setting:
-        """The other side: this one with further ``KEY:KEY=VALUE``, or ``plain``.
+        """The other side: this one with further ``KEY:KEY=VALUE``, or a baseline.
 
         Raises:
             OptionError: A value is neither, or there is no baseline for the option file.
         """
-        if wrong := [value for value in values if "=" not in value and [*values] != [PLAIN]]:
-            raise OptionError(f"--vs: {wrong[0]!r}: give KEY:KEY=VALUE, once or more, or only {PLAIN}")
-        if [*values] != [PLAIN]:
-            return replace(self, name=" ".join(values), overrides=(*self.overrides, *values))
-        if found := problem(self.options):
-            raise OptionError(f"--vs {PLAIN}: {self.file}: {found}")
-        return replace(self, name=PLAIN)
-
-    @property
-    def plain(self) -> bool:
-        return self.name == PLAIN
+        if len(values) == 1 and values[0] in BASELINES:
+            if found := BASELINES[values[0]][1](self.options):
+                raise OptionError(f"--vs {values[0]}: {self.file}: {found}")
+            return replace(self, name=values[0])
+        if wrong := [value for value in values if "=" not in value]:
+            words = " or ".join(BASELINES)
+            raise OptionError(f"--vs: {wrong[0]!r}: give KEY:KEY=VALUE, once or more, or only {words}")
+        return replace(self, name=" ".join(values), overrides=(*self.overrides, *values))
 
     @cached_property
     def options(self) -> dict[str, Any]:
         opt = prepare(self.file, self.overrides, self.device)
-        return {**opt, "precision": None} if self.plain else opt
+        if self.name in BASELINES:  # neither what makes the step faster, nor what makes it smaller
+            opt = {**opt, "precision": None, "train": opt["train"] | {"checkpoint_student": False}}
+        return opt
 
     def side(self) -> Side:
         """Builds the model; the same seed gives both settings the same weights."""
         set_random_seed(self.options.get("manual_seed") or 0)
-        return Side(build_model(self.options), self.plain)
+        return Side(build_model(self.options), self.name)
 
     def peak(self, batch: dict[str, Tensor]) -> float:
         """Peak memory in MiB of three steps in this process, which has run nothing before; NaN if unknown."""
@@ -85,16 +88,16 @@ class Setting:
 class Side:
     """A model in training, or the baseline with its networks, and the settings of torch that it wants."""
 
-    def __init__(self, model: Any, plain: bool) -> None:
+    def __init__(self, model: Any, name: str) -> None:
         self.model = model
-        self.steps = PlainStep(model) if plain else model
-        self.plain = plain
-        self.cudnn_benchmark = plain or torch.backends.cudnn.benchmark
+        self.baseline = name in BASELINES
+        self.steps = BASELINES[name][0](model) if self.baseline else model
+        self.cudnn_benchmark = self.baseline or torch.backends.cudnn.benchmark
         self.deterministic = torch.are_deterministic_algorithms_enabled()
 
     def step(self, batch: dict[str, Tensor], iteration: int) -> float:
         """Runs a training step; returns seconds."""
-        keep_freed_memory(not self.plain)
+        keep_freed_memory(not self.baseline)
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
         torch.use_deterministic_algorithms(self.deterministic)
         set_random_seed(iteration)  # stochastic depth draws from the global generator

@@ -48,7 +48,7 @@ def test_it_does_the_work_of_the_step(logits_options: Options) -> None:
 def test_options_without_such_a_step(logits_options: Options) -> None:
     train = logits_options["train"]
     assert "needs one teacher" in str(problem(logits_options | {"network_t": [logits_options["network_t"]]}))
-    assert "SRModel has no train.lcr_opt" in str(
+    assert "add --force_yml train:lcr_opt=null" in str(
         problem({**logits_options, "train": {**train, "lcr_opt": {"type": "L1Loss"}}})
     )
     optimizer = {**train["optim_g"], "type": "SGD"}

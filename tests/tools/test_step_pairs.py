@@ -81,7 +81,7 @@ def test_the_command_compares_pairs(step_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["plian"], "--vs: 'plian': give KEY:KEY=VALUE, once or more, or only plain"),
+        (["plian"], "--vs: 'plian': give KEY:KEY=VALUE, once or more, or only plain or srmodel"),
         (["plain", "train:vqgan_chunk=1"], "--vs: 'plain'"),
     ],
 )
@@ -136,3 +136,14 @@ def test_on_a_gpu(step_file: Path) -> None:
     ours = setting(step_file, Device.cuda)
     given, plain = losses_of_three_steps(ours), losses_of_three_steps(ours.versus(["plain"]))
     assert given[0] == pytest.approx(plain[0], rel=1e-2)  # TF32 is off in the second only
+
+
+def test_srmodel_beside_a_kdmodel(step_file: Path) -> None:
+    options = yaml.safe_load(step_file.read_text(encoding="utf-8"))
+    kept = ("pixel_opt", "optim_g", "scheduler", "total_iter", "warmup_iter", "ema_decay")
+    options["train"] = {key: options["train"][key] for key in kept}
+    options["train"]["logits_opt"] = options["train"].pop("pixel_opt")
+    step_file.write_text(yaml.safe_dump({**options, "model_type": "KDModel"}), encoding="utf-8")
+    both = setting(step_file), setting(step_file).versus(["srmodel"])
+    assert losses_of_three_steps(both[0])[0].keys() == {"l_ts"}
+    assert losses_of_three_steps(both[1])[0].keys() == {"l_pix"}
