@@ -43,6 +43,6 @@ def golden(request, shared) -> Golden:
     return Golden(
         vector,
         student,
-        features={name: features for name, (features, _) in seen.items()},
-        logits={name: logits for name, (_, logits) in seen.items()},
+        features=seen,
+        logits={name: net.code_logits(levels) for name, levels in seen.items()},
     )

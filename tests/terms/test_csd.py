@@ -63,9 +63,9 @@ def test_the_term_is_the_ratio_of_its_parts(options: Options, count: int | None)
     losses = stepped(model)
     blurred = F.interpolate(model.lq, (32, 32), mode="bicubic", align_corners=False).clamp(0, 1)
     extractor = model.terms["csd_opt"].extractor
-    anchor, positive = extractor(model.net_g(model.lq))[0], extractor(model.net_t(model.lq))[0]
+    anchor, positive = extractor(model.net_g(model.lq)), extractor(model.net_t(model.lq))
     shifts = [1] if count else [1, 2]
-    negatives = extractor(torch.cat([blurred.roll(-shift, 0) for shift in shifts]))[0]
+    negatives = extractor(torch.cat([blurred.roll(-shift, 0) for shift in shifts]))
     expected = contrastive_ratio(anchor, positive, negatives, WEIGHTS)
     assert list(losses) == ["l_csd"] and float(expected.detach()) > 0
     torch.testing.assert_close(losses["l_csd"], 0.5 * expected)
