@@ -36,9 +36,9 @@ class _Deferred(types.ModuleType):
     names_only = False  # while BasicSR is imported: it takes names out of the modules, and uses none
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__version__":
+            raise AttributeError(name)  # inspect asks all modules for their __file__
         if _Deferred.names_only:
-            if name.startswith("__"):
-                raise AttributeError(name)
             return _Deferred(f"{self.__name__}.{name}")
         return getattr(pkgutil.resolve_name(self.__name__), name)
 
