@@ -36,7 +36,7 @@ class _Deferred(types.ModuleType):
     names_only = False  # while BasicSR is imported: it takes names out of the modules, and uses none
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__version__":
+        if name.startswith("__") and (_Deferred.names_only or name != "__version__"):
             raise AttributeError(name)  # inspect asks all modules for their __file__
         if _Deferred.names_only:
             return _Deferred(f"{self.__name__}.{name}")
