@@ -274,14 +274,14 @@ def stop_rank_0_where_it_looks_for_a_state(rank: int) -> None:
 
 
 def stop_rank_0_where_the_teacher_is_measured(rank: int) -> None:
-    measure = evaluation._evaluate_one
+    measure = evaluation._measured
 
     def evaluate_one(*arguments: Any) -> Any:
         if rank == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return measure(*arguments)
 
-    evaluation._evaluate_one = evaluate_one
+    evaluation._measured = evaluate_one
 
 
 @pytest.mark.slow
