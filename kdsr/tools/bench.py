@@ -16,11 +16,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from kdsr.data.stored_outputs import KEY
 from kdsr.runtime.errors import OptionError
 from kdsr.runtime.memory import keep_freed_memory
 from kdsr.tools import step_floor
-from kdsr.tools.bench_options import Device
+from kdsr.tools.bench_options import Device, StepSize
 from kdsr.tools.machine import machine
 from kdsr.tools.report import as_markdown
 from kdsr.tools.step_pairs import Setting, compare, median
@@ -55,7 +54,9 @@ def step(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     repeat: Annotated[int, typer.Option(min=1, help="Measured steps.")] = 7,
     warmup: Annotated[int, typer.Option(min=0, help="Steps, or pairs, before the measurement.")] = 2,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a step.")] = 1,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Images in a batch; a step has train.accumulate batches.")
+    ] = 1,
     device: Annotated[Device, typer.Option(help="Device of the measurement.")] = Device.cpu,
     force_yml: Annotated[
         list[str] | None, typer.Option("--force_yml", "--force-yml", help="KEY:KEY=VALUE, as in training.")
@@ -83,23 +84,21 @@ def step(
     with _batch_is_an_option():
         options = setting.options
         other = setting.versus(vs) if vs else None
-        if other is not None and any(
-            other.options.get(key) != options.get(key) for key in ("datasets", "scale")
-        ):
-            raise OptionError("--vs: both settings get the same images; leave datasets and scale as they are")
+        size = StepSize.of(options)
+        if other is not None and StepSize.of(other.options)[1:] != size[1:]:
+            raise OptionError(
+                "--vs: both settings get the same images; leave scale, datasets.train.gt_size and the number of "
+                "images, batch × train.accumulate, as they are"
+            )
     torch.set_num_threads(threads)
     keep_freed_memory()  # as a training
-    size, scale = options["datasets"]["train"]["gt_size"], options.get("scale", 1)
     torch.manual_seed(options.get("manual_seed") or 0)
-    images = {
-        "lq": torch.rand(batch, 3, size // scale, size // scale),
-        "gt": torch.rand(batch, 3, size, size),
-        KEY: torch.rand(batch, 3, size, size),
-    }
+    images = size.random_images()
     line = machine(device, threads)
-    what = f"One training step of {options['name']} (batch {batch}, {size}×{size} ground truth)"
+    what = f"One training step of {options['name']} ({size})"
     found: dict[str, Any] = {
         "machine": line, "options": opt, "force_yml": force_yml or [], "threads": threads, "batch": batch,
+        "accumulate": size.accumulate, "images": size.images,
     }  # fmt: skip
     with _batch_is_an_option():
         if other is None:

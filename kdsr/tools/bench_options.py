@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import typer
 from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor
 
+from kdsr.data.stored_outputs import KEY
 from kdsr.models.kd_model import KDModel
 from kdsr.options.authors import translate
 from kdsr.options.check import check
@@ -25,6 +27,31 @@ class Device(StrEnum):
 
     cpu = "cpu"
     cuda = "cuda"
+
+
+class StepSize(NamedTuple):
+    """The images of a measured step: so many, in ``accumulate`` batches; ``side`` is that of the ground truth."""
+
+    accumulate: int
+    images: int
+    side: int
+    scale: int
+
+    @classmethod
+    def of(cls, opt: dict[str, Any]) -> StepSize:
+        train, batches = opt["datasets"]["train"], opt["train"].get("accumulate", 1)
+        return cls(batches, train["batch_size_per_gpu"] * batches, train["gt_size"], opt.get("scale") or 1)
+
+    def __str__(self) -> str:
+        batches = f"{self.accumulate} batches of " if self.accumulate > 1 else "batch "
+        return f"{batches}{self.images // self.accumulate}, {self.side}×{self.side} ground truth"
+
+    def random_images(self) -> dict[str, Tensor]:
+        """LQ, GT and the teacher's output, (images, 3, height, width) in [0, 1]."""
+        lq, gt, output = (
+            torch.rand(self.images, 3, side, side) for side in (self.side // self.scale, self.side, self.side)
+        )
+        return {"lq": lq, "gt": gt, KEY: output}
 
 
 def read(file: str | Path, overrides: Sequence[str], device: Device) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def problem(opt: dict[str, Any]) -> str | None:
     if not (train.get("cl_opt") or train.get("ce_opt")):
         return "it has neither train.cl_opt nor train.ce_opt; compare with KEY:KEY=VALUE instead"
     others = [key for key in train if key.endswith("_opt") and train[key] and key not in TERMS]
+    others += ["accumulate"] if train.get("accumulate", 1) > 1 else []
     others += ["mixing_augs"] if (train.get("mixing_augs") or {}).get("mixup") else []
     if others:
         return f"DCKD's release has no train.{others[0]}; compare with KEY:KEY=VALUE instead"

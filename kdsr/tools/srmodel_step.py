@@ -23,6 +23,8 @@ def problem(opt: Mapping[str, Any]) -> str | None:
         return "needs one teacher and train.logits_opt"
     if others := [key for key in train if key.endswith("_opt") and key != "logits_opt" and train[key]]:
         return f"compares logits_opt alone; add --force_yml train:{others[0]}=null"
+    if train.get("accumulate", 1) > 1:
+        return "BasicSR's SRModel has no train.accumulate; add --force_yml train:accumulate=1"
     if train["optim_g"]["type"] != "Adam":
         return "train.optim_g.type: BasicSR 1.4.2 has Adam alone"
     return None

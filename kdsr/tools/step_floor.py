@@ -37,6 +37,7 @@ class Calls:
         others: Keyword arguments.
         gradient: Whether a backward pass follows: to the weights of the student, to the inputs of others.
         autocast: The dtype of autocast; None without.
+        batches: Of an iteration (``train.accumulate``); what exceeds the images of one may not fit into memory.
         inputs: The arguments of each call: tensors, or lists of them, whose rows belong to images.
     """
 
@@ -46,6 +47,7 @@ class Calls:
     others: dict[str, Any]
     gradient: bool
     autocast: torch.dtype | None
+    batches: int = 1
     inputs: list[tuple[Any, ...]] = field(default_factory=list)
 
     @property
@@ -97,7 +99,9 @@ def calls_of(model: Any, step: Callable[[], None]) -> list[Calls]:
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         name = WITH_GRADIENT.format(part) if gradient and part != STUDENT else part
         key = f"{name} {others} {[tuple(leaf.shape[1:]) for leaf in tree_leaves(inputs)]}"
-        calls = found.setdefault(key, Calls(name, net, function, others, gradient, autocast))
+        calls = found.setdefault(
+            key, Calls(name, net, function, others, gradient, autocast, model.accumulate)
+        )
         calls.inputs.append(inputs)
 
     with ExitStack() as undo:
@@ -123,11 +127,11 @@ def chunk_sizes(images: int) -> list[int]:
 
 def best_of(calls: Calls) -> Best:
     """Finds the fastest setting: one run of each, then the fastest again, in turn."""
-    images = calls.images
+    of_a_batch = -(-calls.images // calls.batches)
     first = {
         (chunk, layout): calls.seconds(chunk, form)
         for layout, form in LAYOUTS.items()
-        for chunk in chunk_sizes(images)
+        for chunk in chunk_sizes(of_a_batch)
     }
     finalists = sorted(first, key=first.__getitem__)[:FINALISTS]
     runs: dict[tuple[int, str], list[float]] = {setting: [] for setting in finalists}
@@ -136,7 +140,7 @@ def best_of(calls: Calls) -> Best:
             runs[chunk, layout].append(calls.seconds(chunk, LAYOUTS[layout]))
     medians = {setting: statistics.median(values) for setting, values in runs.items()}
     (chunk, layout), seconds = min(medians.items(), key=lambda item: item[1])
-    return Best(calls.part, images, chunk, layout, seconds)
+    return Best(calls.part, calls.images, chunk, layout, seconds)
 
 
 def update_of(model: Any, iteration: int) -> Best:

@@ -89,17 +89,17 @@ def watched(model: Any, clock: Clock) -> Iterator[None]:
         return losses
 
     model.compute_losses = compute_losses_then_backward
-    update = model.guard.step
+    backward = model.guard.backward
 
-    def update_apart_from_backward(*args: Any) -> None:
+    def backward_alone(*args: Any) -> None:
+        backward(*args)
         clock.switch(REST)
-        update(*args)
 
-    model.guard.step = update_apart_from_backward
+    model.guard.backward = backward_alone
     try:
         yield
     finally:
-        del model.compute_losses, model.guard.step
+        del model.compute_losses, model.guard.backward
         undo.close()
 
 

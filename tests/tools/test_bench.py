@@ -166,6 +166,46 @@ def test_command_prints_every_part_and_writes_the_table(step_file: Path, tmp_pat
     assert parts["VQGAN"] > parts["history model"] > 0
 
 
+def test_batches_of_an_iteration_are_counted(step_file: Path, tmp_path: Path):
+    """``--batch`` is that of a pass; images, operations and parts are those of all passes."""
+    options = yaml.safe_load(step_file.read_text(encoding="utf-8"))
+    options["train"].update(accumulate=2)
+    step_file.write_text(yaml.safe_dump(options), encoding="utf-8")
+    found = {}
+    threads = torch.get_num_threads()
+    try:
+        for batches in (1, 2):
+            json_file = tmp_path / f"{batches}.json"
+            arguments = ["-opt", str(step_file), "--force_yml", f"train:accumulate={batches}", "--batch", "2"]
+            arguments += ["--repeat", "1", "--warmup", "0", "--threads", "1", "--json", str(json_file)]
+            result = CliRunner().invoke(app, ["bench", "step", *arguments, *(["--floor"] * (batches - 1))])
+            assert result.exit_code == 0, result.output
+            found[batches] = json.loads(json_file.read_text(encoding="utf-8"))
+    finally:
+        torch.set_num_threads(threads)
+    assert "2 batches of 2, 32×32 ground truth" in result.output
+    assert [(each["batch"], each["images"]) for each in found.values()] == [(2, 2), (2, 4)]
+    one, two = ({row["part"]: row["gflop"] for row in each["parts"]} for each in found.values())
+    for part in one.keys() - {REST}:  # degradations are drawn
+        assert two[part] == 2 * one[part] > 0, part
+    networks = [row for row in found[2]["floor"] if row["images"]]
+    assert [row["images"] for row in networks] == [4, 12, 4, 16, 4, 4, 4]
+    assert all(row["chunk"] <= row["images"] // 2 for row in networks)
+
+
+def test_the_parts_of_each_batch_take_their_turn(step_file: Path):
+    def order(batches: int) -> list[str]:
+        model = build_model(prepare(step_file, [f"train:accumulate={batches}"]))
+        clock = RecordingClock(Memory(torch.device("cpu")))
+        clock.order = []
+        with step_parts.watched(model, clock):
+            model.feed_data({"lq": torch.rand(batches, 3, 16, 16), "gt": torch.rand(batches, 3, 32, 32)})
+            model.optimize_parameters(1)
+        return clock.order
+
+    assert order(3) == order(1) * 3
+
+
 def test_wrong_options_are_refused(step_file: Path):
     with pytest.raises(OptionError, match="ema_deca"):
         prepare(step_file, ["train:ema_deca=0.5"])

@@ -95,6 +95,7 @@ def test_other_values_are_refused(step_file: Path, values: list[str], message: s
     [
         ("train:vqgan_chunks=1", "vqgan_chunks"),
         ("datasets:train:gt_size=16", "both settings get the same images"),
+        ("train:accumulate=2", "both settings get the same images"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_runs(step_file: Path, value: str, message: str) -> None:
@@ -108,6 +109,7 @@ def test_a_wrong_setting_is_refused_before_anything_runs(step_file: Path, value:
     [
         ({"cl_opt": None, "ce_opt": None}, "neither train.cl_opt nor train.ce_opt"),
         ({"fft_opt": {"type": "FFTLoss"}}, "has no train.fft_opt"),
+        ({"accumulate": 2}, "has no train.accumulate"),
     ],
 )
 def test_plain_is_for_dckd_only(step_file: Path, train: dict[str, Any], message: str) -> None:
@@ -118,6 +120,14 @@ def test_plain_is_for_dckd_only(step_file: Path, train: dict[str, Any], message:
     with pytest.raises(OptionError, match=message) as error:
         setting(step_file).versus(["plain"])
     assert len(error.value.problems) == 1
+
+
+def test_srmodel_has_one_batch_per_update(step_file: Path) -> None:
+    options = yaml.safe_load(step_file.read_text(encoding="utf-8"))
+    step_file.write_text(yaml.safe_dump({**options, "model_type": "KDModel"}), encoding="utf-8")
+    change(step_file, cl_opt=None, ce_opt=None, pixel_opt=None, accumulate=2)
+    with pytest.raises(OptionError, match="has no train.accumulate"):
+        setting(step_file).versus(["srmodel"])
 
 
 def test_chunk_sizes() -> None:
@@ -136,6 +146,21 @@ def test_on_a_gpu(step_file: Path) -> None:
     ours = setting(step_file, Device.cuda)
     given, plain = losses_of_three_steps(ours), losses_of_three_steps(ours.versus(["plain"]))
     assert given[0] == pytest.approx(plain[0], rel=1e-2)  # TF32 is off in the second only
+
+
+def test_the_same_images_in_more_batches(step_file: Path, tmp_path: Path) -> None:
+    values = tmp_path / "values.json"
+    options = ["--batch", "2", "--vs", "train:accumulate=2", "--vs", "datasets:train:batch_size_per_gpu=1"]
+    arguments = ["-opt", str(step_file), "--threads", "1", "--pairs", "1", "--warmup", "0", *options]
+    threads = torch.get_num_threads()
+    try:
+        result = CliRunner().invoke(app, ["bench", "step", *arguments, "--json", str(values)])
+    finally:
+        torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    losses = json.loads(values.read_text(encoding="utf-8"))["vs"]["first_losses"]
+    assert {"l_pix", "l_ts"} <= losses.keys()
+    assert all(losses[name]["relative_difference"] < 1e-5 for name in ("l_pix", "l_ts"))
 
 
 def test_srmodel_beside_a_kdmodel(step_file: Path) -> None:
