@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdsr.models.dckd_model import DCKDModel
 from kdsr.models.kd_model import KDModel
@@ -123,60 +121,6 @@ def test_both_paths_agree(run_options: dict[str, Any]) -> None:
     for on_device, on_host in zip(*(weights(m.net_g, m.net_g_ema) for m in models), strict=True):
         torch.testing.assert_close(on_device, on_host)
     assert [model.guard.state() for model in models] == [{"skipped": 3, "in_a_row": 0}] * 2
-
-
-class Reads(TorchDispatchMode):
-    """Notes every operation that hands a tensor's value to Python: what a GPU would be waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in READING:
-            self.found.append("".join(traceback.format_stack(limit=8)))
-        return func(*args, **(kwargs or {}))
-
-
-READING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero, torch.ops.aten.equal,
-           torch.ops.aten.nonzero}  # fmt: skip
-
-
-@pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
-def test_a_fused_step_reads_nothing(run_options: dict[str, Any], amp: str | None) -> None:
-    run_options["train"].update(clip_grad_norm=1.0, ema_warmup=True)
-    run_options["precision"] = {"amp": amp}
-    read = []
-    for fused in (True, False):
-        run_options["train"]["optim_g"]["fused"] = fused
-        model = make(run_options)
-        step(model, 1)
-        with Reads() as reads:
-            step(model, 2)
-            step(model, 3, bad=True)
-        read.append(reads.found)
-        assert model.guard.skipped.item() == 1
-    assert not read[0], read[0][0]
-    assert read[1]  # so that this test sees what there is to see
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
-def test_a_step_on_a_gpu_waits_for_nothing(run_options: dict[str, Any], amp: str | None) -> None:
-    run_options["train"].update(clip_grad_norm=1.0, ema_warmup=True)
-    run_options["precision"] = {"amp": amp}
-    model = make(run_options, num_gpu=1)
-    assert model.optimizer_g.param_groups[0]["fused"] and not model.guard.reads_on_host
-    for iteration, bad in ((1, False), (2, True), (3, False)):
-        model.feed_data(batch(iteration, bad))
-        before = weights(model.net_g, model.net_g_ema)
-        torch.cuda.set_sync_debug_mode("error" if iteration > 1 else "default")
-        try:
-            model.optimize_parameters(iteration)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert equal(weights(model.net_g, model.net_g_ema), before) is bad
-    assert model.guard.skipped.item() == 1 and model.get_current_log()["l_pix"] > 0
 
 
 # ----------------------------------------------------------------------------------------------------- the limit
