@@ -50,11 +50,12 @@ class VGG19(nn.Module):
         for name, values in (("mean", MEAN), ("std", STD)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, levels: int | None = None) -> list[Tensor]:
         """Extracts features.
 
         Args:
             x: (N, 3, H, W) RGB in [0, 1], at least 16 pixels per side.
+            levels: Only so many are computed, the finest; None: all.
 
         Returns:
             relu1_1 to relu5_1: 64, 128, 256, 512, 512 channels at 1, 1/2, 1/4, 1/8, 1/16 (rounded down).
@@ -73,4 +74,6 @@ class VGG19(nn.Module):
             x = layer(x)
             if index in self.levels:
                 features.append(x)
+                if len(features) == levels:
+                    break
         return features

@@ -123,11 +123,12 @@ class VQGAN(nn.Module):
             found.append(f"input_range: is [low, high], two numbers, not {low_high}")
         return found
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, levels: int | None = None) -> list[Tensor]:
         """Features of images, as every extractor gives them.
 
         Args:
             x: (N, C, H, W) in [0, 1].
+            levels: Only so many are computed, the finest; None: all.
 
         Returns:
             Per level the output of its first residual block, before attention (taming's f16: 5 levels of 128,
@@ -143,10 +144,10 @@ class VQGAN(nn.Module):
             )
         if (self.low, self.high) != (0.0, 1.0):
             x = x * (self.high - self.low) + self.low
-        return self.encoder(x)
+        return self.encoder(x, levels)
 
     def encoding(self, features: Sequence[Tensor]) -> Tensor:
-        """The encoding (N, embed_dim, h, w), from the features of the same images: only the last blocks run."""
+        """The encoding (N, embed_dim, h, w), from features of the same images: only the blocks after them run."""
         return self.quant_conv(self.encoder.encoding(features))
 
     def code_logits(self, features: Sequence[Tensor]) -> Tensor:

@@ -234,17 +234,20 @@ class Encoder(nn.Module):
         self.norm_out = _norm(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """The output of each level's first residual block."""
-        levels = cast(list[Level], [*self.down])
-        features = [levels[0].block[0](self.conv_in(x))]
-        for above, level in pairwise(levels):
-            features.append(level.block[0](above.rest(features[-1])))
-        return features
+    def forward(self, x: Tensor, levels: int | None = None) -> list[Tensor]:
+        """The output of each level's first residual block, of all levels or the first ones."""
+        first = cast(Level, self.down[0])
+        return self._further([first.block[0](self.conv_in(x))], levels)
+
+    def _further(self, features: Sequence[Tensor], levels: int | None = None) -> list[Tensor]:
+        found = [*features]
+        for above, level in pairwise(cast(list[Level], [*self.down])[len(found) - 1 : levels]):
+            found.append(level.block[0](above.rest(found[-1])))
+        return found
 
     def encoding(self, features: Sequence[Tensor]) -> Tensor:
-        """(N, z_channels, H / f, W / f), given the features of all levels."""
-        h = cast(Level, self.down[-1]).rest(features[-1])
+        """(N, z_channels, H / f, W / f), given the features of all levels or the first ones."""
+        h = cast(Level, self.down[-1]).rest(self._further(features)[-1])
         return self.conv_out(_normalised(self.norm_out, self.mid(h)))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from kdsr.losses.levels import levels_needed
 from kdsr.runtime.declarations import Network
 from kdsr.runtime.errors import OptionError
 
@@ -24,13 +25,13 @@ def vqgan_multiples(opt: Mapping[str, Any], key: str = "network_vqgan") -> dict[
     return {key: 2 ** (len(levels) - 1)} if isinstance(levels, list) and levels else {}
 
 
-def features_of(output: Any, extractor: nn.Module, levels: int) -> list[Tensor]:
+def features_of(output: Any, extractor: nn.Module, weights: Sequence[float]) -> list[Tensor]:
     """The features in the output of an extractor, finest level first, (N, C, H, W) each.
 
     Args:
         output: What the extractor gave.
         extractor: The network, for messages.
-        levels: The expected number of levels.
+        weights: One per level; the output may end at the last that is needed.
 
     Raises:
         OptionError: There are more or fewer levels, or they are no feature maps.
@@ -40,9 +41,9 @@ def features_of(output: Any, extractor: nn.Module, levels: int) -> list[Tensor]:
         raise OptionError(
             f"network_extractor: {name} gives no list of feature maps (N, C, H, W); VGG19 and VQGAN do"
         )
-    if len(output) != levels:
+    if len(output) not in (len(weights), levels_needed(weights)):
         raise OptionError(
-            f"network_extractor: {name} gives {len(output)} levels of features and the loss has {levels} weights "
+            f"network_extractor: {name} gives {len(output)} levels of features and the loss has {len(weights)} weights "
             "(option weights, one per level, finest first)"
         )
     return output

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -53,7 +55,7 @@ class Step:
     results: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
-    _extracted: dict[tuple[int, int], tuple[Tensor, Any]] = field(default_factory=dict)
+    _extracted: dict[tuple[int, int], tuple[Tensor, Any, int | None]] = field(default_factory=dict)
 
     @property
     def ground_truth(self) -> Tensor:
@@ -85,38 +87,55 @@ class Step:
         for tensors in held:
             tensors.clear()
 
-    def extract(self, network: nn.Module, *image_sets: Tensor, chunk: int | None = None) -> list[Any]:
+    def extract(
+        self, network: nn.Module, *image_sets: Tensor, chunk: int | None = None, levels: int | None = None
+    ) -> list[Any]:
         """The outputs of a frozen extractor for sets of images: one pass per set and step, however many terms ask.
 
         Args:
             network: Maps images to a tensor, or to (nested) lists and tuples of tensors, a row per image.
             image_sets: (N, C, H, W) each, of one size.
             chunk: Images per pass of those without a gradient (default see ``images_per_pass``).
+            levels: Only so many levels of features are needed, the first ones; networks whose ``forward`` has an
+                argument of this name end there. There may be more.
         """
-        new = [images for images in image_sets if (id(network), id(images)) not in self._extracted]
+        new = [images for images in image_sets if not self._has(network, images, levels)]
+        run: Callable[[Tensor], Any] = network
+        if levels is not None and "levels" in signature(network.forward).parameters:
+            run = partial(network, levels=levels)
         frozen = [images for images in new if not images.requires_grad]
         if frozen:
             batch = torch.cat(frozen) if len(frozen) > 1 else frozen[0]
             with torch.no_grad():
-                outputs = [network(part) for part in batch.split(chunk or images_per_pass(batch))]
+                outputs = [run(part) for part in batch.split(chunk or images_per_pass(batch))]
             whole, start = _joined(outputs), 0
             for images in frozen:
                 rows = slice(start, start + len(images))
-                self._extracted[id(network), id(images)] = images, _rows(whole, rows)
+                self._extracted[id(network), id(images)] = images, _rows(whole, rows), levels
                 start += len(images)
         for images in new:
             if images.requires_grad:
-                self._extracted[id(network), id(images)] = images, network(images)
+                self._extracted[id(network), id(images)] = images, run(images), levels
         return [self._extracted[id(network), id(images)][1] for images in image_sets]
+
+    def _has(self, network: nn.Module, images: Tensor, levels: int | None) -> bool:
+        if (id(network), id(images)) not in self._extracted:
+            return False
+        there = self._extracted[id(network), id(images)][2]
+        return there is None or (levels is not None and levels <= there)
 
     def code_logits(self, vqgan: Any, *image_sets: Tensor, chunk: int | None = None) -> list[Tensor]:
         """The code logits of a VQGAN for sets of images, from the features that ``extract`` has or computes."""
         found = []
-        for images, features in zip(image_sets, self.extract(vqgan, *image_sets, chunk=chunk), strict=True):
+        new = [images for images in image_sets if not self._has(vqgan, images, 1)]
+        if new:
+            self.extract(vqgan, *new, chunk=chunk)
+        for images in image_sets:
             key = id(vqgan.quantize), id(images)
             if key not in self._extracted:
+                features = self._extracted[id(vqgan), id(images)][1]  # of the first levels or of all
                 with torch.set_grad_enabled(images.requires_grad):
-                    self._extracted[key] = images, vqgan.code_logits(features)
+                    self._extracted[key] = images, vqgan.code_logits(features), None
             found.append(self._extracted[key][1])
         return found
 

@@ -13,7 +13,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kdsr.losses.levels import check_choice
+from kdsr.losses.levels import check_choice, levels_needed
 
 DISTANCES = ("L1", "L2")
 RATIOS = ("batch", "image")
@@ -113,7 +113,7 @@ class ContrasLoss(nn.Module):
     Args:
         loss_weight: Weight of the term (paper: 0.1).
         d_func: Distance, ``L1`` or ``L2``.
-        weights: Factor per level, finest level first.
+        weights: Factor per level, finest level first; levels after the last one above 0 need not be there.
         reduction: Only ``mean``.
         ratio: ``batch`` (the release) or ``image``, see ``contrastive_ratio``.
     """
@@ -139,7 +139,9 @@ class ContrasLoss(nn.Module):
         self, anchor: Sequence[Tensor], positive: Sequence[Tensor], negatives: Sequence[Tensor]
     ) -> Tensor:
         """Features as in ``contrastive_ratio`` -> scalar."""
-        value = contrastive_ratio(
-            anchor, positive, negatives, self.weights, distance=self.distance, ratio=self.ratio
-        )
+        needed = levels_needed(self.weights)
+        levels = anchor, positive, negatives, self.weights
+        if needed < len(self.weights):
+            levels = anchor[:needed], positive[:needed], negatives[:needed], self.weights[:needed]
+        value = contrastive_ratio(*levels, distance=self.distance, ratio=self.ratio)
         return self.loss_weight * value

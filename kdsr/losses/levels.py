@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdsr.runtime.errors import OptionError
 
@@ -51,3 +51,16 @@ def unit(x: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
     """
     length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x / torch.where(length > eps, length, torch.ones_like(length))
+
+
+def levels_needed(weights: Sequence[float]) -> int:
+    """How many levels of features a loss compares: up to the last weight that is not 0, at least one."""
+    return max((level for level, weight in enumerate(weights, 1) if weight), default=1)
+
+
+def levels_compared(loss: nn.Module) -> int | None:
+    """How many levels of an extractor a loss compares, also inside a schedule or mask; None: all of them."""
+    every = (getattr(part, "weights", None) for part in loss.modules())
+    weights = next((each for each in every if isinstance(each, tuple)), ())
+    needed = levels_needed(weights)
+    return needed if needed < len(weights) else None

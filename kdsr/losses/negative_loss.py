@@ -14,7 +14,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from kdsr.losses.contrastive_loss import DISTANCES
-from kdsr.losses.levels import check_choice
+from kdsr.losses.levels import check_choice, levels_needed
 from kdsr.losses.mscn import widened
 
 
@@ -64,7 +64,7 @@ class NegativeLoss(nn.Module):
     Args:
         loss_weight: λ (release: 0.001).
         weights: Factor per level of the extractor, finest level first (release: 0.2, 0.3, 0.5 on three levels of
-            VGG16).
+            VGG16); levels after the last one that is not 0 need not be there.
         d_func: ``L1`` (release) or ``L2``.
     """
 
@@ -82,4 +82,7 @@ class NegativeLoss(nn.Module):
 
     def forward(self, anchor: Sequence[Tensor], negatives: Sequence[Tensor]) -> Tensor:
         """Features as in ``distance_to_negatives`` -> scalar <= 0."""
-        return -self.loss_weight * distance_to_negatives(anchor, negatives, self.weights, self.distance)
+        needed, weights = levels_needed(self.weights), self.weights
+        if needed < len(weights):
+            anchor, negatives, weights = anchor[:needed], negatives[:needed], weights[:needed]
+        return -self.loss_weight * distance_to_negatives(anchor, negatives, weights, self.distance)

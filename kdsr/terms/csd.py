@@ -17,6 +17,7 @@ from kdsr.distill.step import Step
 from kdsr.distill.term import TERM_REGISTRY, Setup, Term
 from kdsr.distill.weight_files import weight_files
 from kdsr.losses.contrastive_loss import ContrasLoss
+from kdsr.losses.levels import levels_compared
 from kdsr.runtime.declarations import Options, Section, loss, option
 from kdsr.runtime.errors import OptionError
 from kdsr.terms.features import smallest_batch
@@ -85,7 +86,7 @@ class CSDTerm(Term):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.extractor = setup.frozen("extractor" if setup.opt.get("network_extractor") else "vqgan")
-        self.levels = next(len(m.weights) for m in self.loss.modules() if isinstance(m, ContrasLoss))
+        self.weights = next(m.weights for m in self.loss.modules() if isinstance(m, ContrasLoss))
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         samples = len(step.output)
@@ -98,9 +99,13 @@ class CSDTerm(Term):
                 0, 1
             )
         answers = step.extract(
-            self.extractor, step.output, step.teacher_output, blurred.to(step.output.dtype)
+            self.extractor,
+            step.output,
+            step.teacher_output,
+            blurred.to(step.output.dtype),
+            levels=levels_compared(self.loss),
         )
-        anchor, positive, inputs = (features_of(answer, self.extractor, self.levels) for answer in answers)
+        anchor, positive, inputs = (features_of(answer, self.extractor, self.weights) for answer in answers)
         return {"l_csd": self.loss(anchor, positive, [following(level, count) for level in inputs])}
 
     def networks(self) -> dict[str, nn.Module]:

@@ -16,6 +16,7 @@ from kdsr.distill.extractors import VQGAN, vqgan_multiples
 from kdsr.distill.moving_average import blend_weights
 from kdsr.distill.step import Step
 from kdsr.distill.term import TERM_REGISTRY, Setup, Term
+from kdsr.losses.levels import levels_compared
 from kdsr.runtime.declarations import Network, Options, Section, loss, option
 from kdsr.terms.dckd_degradations import degrade
 
@@ -165,7 +166,10 @@ class ContrastTerm(_ThroughVQGAN):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         images = step.output, step.teacher_output, step.kept[self.KEY]
-        return {"l_cl": self.loss(*step.extract(self.vqgan, *images, chunk=self.options.vqgan_chunk))}
+        features = step.extract(
+            self.vqgan, *images, chunk=self.options.vqgan_chunk, levels=levels_compared(self.loss)
+        )
+        return {"l_cl": self.loss(*features)}
 
     def after_step(self, step: Step) -> None:
         if step.iteration % history_step(self.schedule, step.iteration) == 0:

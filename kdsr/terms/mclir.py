@@ -14,6 +14,7 @@ from kdsr.distill.step import Step
 from kdsr.distill.term import TERM_REGISTRY, Setup, Term
 from kdsr.distill.weight_files import weight_files
 from kdsr.losses.contrastive_loss import ContrasLoss
+from kdsr.losses.levels import levels_compared
 from kdsr.losses.negative_loss import NegativeLoss
 from kdsr.runtime.declarations import Options, Section, loss, option
 
@@ -94,7 +95,7 @@ class OwnPastTerm(Term):
         for net in self.negatives:
             blend_weights(net, setup.student, self.options.neg_start)
         loss = next(part for part in self.loss.modules() if isinstance(part, ContrasLoss | NegativeLoss))
-        self.levels = len(loss.weights)
+        self.weights = loss.weights
         self.with_positive = isinstance(loss, ContrasLoss)
         follows = " and ".join(f"every {each}" for each in self.iterations)
         get_root_logger().info(f"net_neg follows the student {follows} iterations")
@@ -104,9 +105,9 @@ class OwnPastTerm(Term):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         frozen = [step.kept[self.KEY], *([step.ground_truth] if self.with_positive else [])]
-        answers = step.extract(self.extractor, *frozen, step.output)
+        answers = step.extract(self.extractor, *frozen, step.output, levels=levels_compared(self.loss))
         negatives, *positive, anchor = (
-            features_of(answer, self.extractor, self.levels) for answer in answers
+            features_of(answer, self.extractor, self.weights) for answer in answers
         )
         return {"l_neg": self.loss(anchor, *positive, negatives)}
 
