@@ -14,7 +14,7 @@ from basicsr.models.lr_scheduler import (
     MultiStepRestartLR,
     get_position_from_periods,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from kdsr.distill.weight_files import each_network
@@ -59,6 +59,8 @@ def _part(key: str) -> str:
     return "teacher" if key.partition(".")[0] in ("t", "tb") else "extractor"
 
 
+# names of the number of input channels in architectures
+_CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_channel", "in_nc")
 _SCHEDULERS = {
     "MultiStepLR": MultiStepRestartLR,
     "MultiStepRestartLR": MultiStepRestartLR,
@@ -97,6 +99,13 @@ class Builder:
         load_pretrained(net, key, self.opt)
         share_weights(net)
         return net
+
+    def sample_lq(self) -> Tensor:
+        """Returns a black LQ patch of the size used at the start of training, (1, C, H, W)."""
+        options = self.opt["network_g"]
+        channels = next((options[key] for key in _CHANNEL_KEYS if key in options), 3)
+        size = self.opt["datasets"]["train"].get("gt_size", 64) // self.opt.get("scale", 1)
+        return torch.zeros(1, channels, size, size, device=self.device)
 
     def frozen(self, key: str) -> nn.Module:
         """``network_<key>`` in eval mode, without gradients. Built once; never wrapped for DDP, never saved.

@@ -17,54 +17,25 @@ from torch import Tensor, nn
 import kdsr.terms  # noqa: F401  registers them
 from kdsr.data.stored_outputs import KEY
 from kdsr.distill.bundle import StudentBundle
-from kdsr.distill.mixup import MixingOptions, mixed
+from kdsr.distill.mixup import mixed
 from kdsr.distill.moving_average import Ema
 from kdsr.distill.step import Step, Teacher, X
-from kdsr.distill.tap_options import tap_problems
 from kdsr.distill.term import Setup, Term, all_terms, term_problems
-from kdsr.distill.weight_files import weight_files
 from kdsr.models.builder import Builder
-from kdsr.models.cached_teacher import StoredOutputs, cached_teacher_problems, is_outputs, outputs_are_given
+from kdsr.models.cached_teacher import StoredOutputs, cached_teacher_problems, outputs_are_given
 from kdsr.models.ensemble import Ensemble
+from kdsr.models.kd_options import KDTrainOptions, kd_problems
 from kdsr.models.pretrained import warm_start
 from kdsr.models.recompute import recompute_blocks
 from kdsr.models.restorer import Restorer
-from kdsr.models.sections import TrainOptions
 from kdsr.models.trainer import LoopInterface, Trainer
 from kdsr.models.validator import Validator
-from kdsr.runtime.declarations import NONE, Network, Option, option
+from kdsr.runtime.declarations import NONE, Network, Option
 from kdsr.runtime.distributed import without_reduction, wrap_ddp
 from kdsr.runtime.errors import OptionError
 
 # LQ, GT and the stored output of the teacher, the last two where there are any
 Images = tuple[Tensor, Tensor | None, Tensor | None]
-# names of the number of input channels in architectures
-_CHANNEL_KEYS = ("num_in_ch", "in_chans", "in_channels", "inp_channels", "img_channel", "in_nc")
-
-
-class KDTrainOptions(TrainOptions):
-    mixing_augs: MixingOptions = option(None, "Mixup of the training images, as in Restormer's code.")
-    teacher_weights: list[float] | None = option(
-        None,
-        "Weights of the teachers in their mean if `network_t` is a list: one per teacher, divided by their sum.",
-        lowest=0,
-        fewest=1,
-        shown_default="equal",
-    )
-    teacher_cache: str | None = option(
-        None,
-        "Folder of the teacher's outputs, which `kdsr data teacher-cache` makes; null: the teacher runs in each step.",
-    )
-    accumulate: int = option(
-        1,
-        "Batches of `batch_size_per_gpu` images in an iteration: one update from the mean of their gradients.",
-        lowest=1,
-    )
-    checkpoint_student: bool = option(
-        False,
-        "Whether the student's blocks keep only their inputs and are computed again in the backward pass: less memory, "
-        "more time.",
-    )
 
 
 @MODEL_REGISTRY.register()
@@ -100,46 +71,12 @@ class KDModel(LoopInterface, SRModel):
 
     @classmethod
     def check_options(cls, opt: dict[str, Any]) -> list[str]:
-        train, path = opt.get("train") or {}, opt.get("path") or {}
-        problems = super().check_options(opt)
-        given = opt.get("network_t")
-        several = isinstance(given, list)
-        teachers = (
-            [f"t.{index}" for index in range(len(given))]
-            if isinstance(given, list)
-            else ["t"]
-            if given and not is_outputs(given)
-            else []
-        )
-        problems += [
-            f"path.pretrain_network_{key}: missing; a teacher with random weights is of no use"
-            for key in teachers
-            if key not in weight_files(opt)
-        ]
-        if path.get("init_from") == "teacher" and (several or not teachers):
-            there = (
-                "network_t is a list; give a checkpoint" if several else "there is no teacher; give network_t"
-            )
-            problems.append(f"path.init_from: teacher: {there}")
-        weights = train.get("teacher_weights")
-        if weights is not None and (not several or len(weights) != len(teachers) or not sum(weights)):
-            there = f"a list of {len(teachers)} networks" if several else "no list"
-            problems.append(
-                f"train.teacher_weights: {weights}: network_t is {there}; give a weight for each of its networks, "
-                "at least one above 0"
-            )
-        compiled = (opt.get("precision") or {}).get("compile")
-        for key in ("checkpoint_student", "bm_opt"):
-            if compiled == "all" and train.get(key):
-                problems.append(f"precision.compile: all does not work with train.{key}; use frozen")
-        if train.get("taps") is not None:
-            problems += tap_problems(train["taps"], "train.taps")
-        if cls.REQUIRED_TERMS and not any(train.get(key) for key in cls.REQUIRED_TERMS):
+        problems = super().check_options(opt) + kd_problems(opt)
+        if cls.REQUIRED_TERMS and not any((opt.get("train") or {}).get(key) for key in cls.REQUIRED_TERMS):
             keys = " or ".join(f"train.{key}" for key in cls.REQUIRED_TERMS)
             problems.append(f"{keys}: missing, required by {cls.__name__}; give it, or use KDModel")
-        return list(
-            dict.fromkeys(problems + term_problems(opt) + cached_teacher_problems(opt))
-        )  # two terms may need the same missing network
+        # two terms may need the same missing network
+        return list(dict.fromkeys(problems + term_problems(opt) + cached_teacher_problems(opt)))
 
     @classmethod
     def patch_multiples(cls, opt: dict[str, Any]) -> dict[str, int]:
@@ -183,7 +120,7 @@ class KDModel(LoopInterface, SRModel):
             opt=self.opt,
             device=self.device,
             student=self.net_g,
-            sample_lq=self.sample_lq,
+            sample_lq=self.builder.sample_lq,
             loss=self.builder.loss,
             frozen=self.builder.frozen,
             new_student=self.builder.new_student,
@@ -231,18 +168,13 @@ class KDModel(LoopInterface, SRModel):
             self.teachers[key] = Teacher(net, self.restorer.multiple_of(net), self.opt.get("scale") or 1)
         return self.teachers[key]
 
-    def sample_lq(self) -> Tensor:
-        """Returns a black LQ patch of the size used at the start of training, (1, C, H, W)."""
-        options = self.opt["network_g"]
-        channels = next((options[key] for key in _CHANNEL_KEYS if key in options), 3)
-        size = self.opt["datasets"]["train"].get("gt_size", 64) // self.opt.get("scale", 1)
-        return torch.zeros(1, channels, size, size, device=self.device)
-
     def trained_module(self) -> nn.Module:
         """Returns the module that DDP wraps and the optimizer trains: the student, in a bundle if terms need one."""
         groups = {name: group for term in self.terms.values() for name, group in term.tap_groups().items()}
         teachers = {group.teacher: self.teacher(group.teacher) for group in groups.values()}
-        bundle = StudentBundle(self.net_g, groups, teachers, self.sample_lq() if groups else torch.empty(0))
+        bundle = StudentBundle(
+            self.net_g, groups, teachers, self.builder.sample_lq() if groups else torch.empty(0)
+        )
         for term in self.terms.values():
             bundle.passes.update(term.passes(bundle.shapes))
         if not (bundle.adapters or bundle.passes):
