@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,8 +33,9 @@ from kdsr.data.stored_outputs import KEY, View
 from kdsr.models import builder
 from kdsr.models.cached_teacher import cache_folder, name_teacher_images
 from kdsr.models.kd_model import KDModel
-from kdsr.runtime.errors import DataError, OptionError
+from kdsr.runtime.errors import DataError, KdsrError, OptionError
 from small_runs import complete, problems_after, run
+from spandrel_files import plain, write
 
 Options = dict[str, Any]
 OUTPUTS = {"type": "Outputs", "path": "."}
@@ -464,3 +466,101 @@ def test_what_the_command_refuses(changes: Options, flags: list[str], expected: 
     with pytest.raises(OptionError, match=expected):
         make(cached, *flags)
     assert not Path("cache").exists()
+
+
+# ------------------------------------------------------------------------------------ a file and a folder of images
+
+
+def make_of_folder(*words: str) -> str:
+    result = CliRunner().invoke(app, ["data", "teacher-cache", *words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("kind", ["own", "spandrel"])
+@pytest.mark.parametrize("depth", ["uint8", "float16"])
+def test_outputs_of_a_file_for_a_folder(
+    kind: str, depth: str, outputs: Options, photos: Path, tmp_path: Path
+) -> None:
+    scale, lq = (4, photos / "LR_x4") if kind == "own" else (2, tmp_path / "LQ")
+    if kind == "spandrel":
+        write("SAFMN", tmp_path / "teacher.pth")
+        (lq / "below").mkdir(parents=True)
+        for index, file in enumerate(sorted((photos / "LR_x4").iterdir())):
+            (lq / ("below" if index % 2 else ".") / file.name).write_bytes(file.read_bytes())
+    assert "4 images; 4 made now" in make_of_folder("teacher.pth", str(lq), "-o", "made", "--depth", depth)
+    ending = ".png" if depth == "uint8" else ".npy"
+    names = {file.relative_to(lq).with_suffix(ending) for file in lq.rglob("*.png")}
+    assert {file.relative_to("made") for file in Path("made").rglob("*.*") if file.suffix != ".json"} == names
+    net = plain("teacher.pth").model if kind == "spandrel" else teacher_of(outputs | {"network_t": TEACHER})
+    for file in lq.rglob("*.png"):
+        whole = torch.from_numpy(cv2.imread(str(file))[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            expected = net(whole)[0].permute(1, 2, 0).numpy()
+        path = str(Path("made") / file.relative_to(lq).with_suffix(ending))
+        found = np.load(path) if depth == "float16" else cv2.imread(path)[..., ::-1] / 255
+        expected = expected if depth == "float16" else expected.clip(0, 1)
+        assert found.shape == tuple(scale * side for side in whole.shape[2:]) + (3,)
+        np.testing.assert_allclose(found, expected, atol=ROUNDING[depth] * 1.01 + 1e-6, rtol=1e-3)
+    if kind == "own":
+        outputs["network_t"]["path"] = "made"
+        assert run(outputs) == 0
+
+
+TEACHER = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 12, "num_block": 2, "upscale": 4}
+
+
+def test_a_second_call_for_a_folder_makes_what_is_missing_or_older(outputs: Options, photos: Path) -> None:
+    lq = Path("LQ")
+    lq.mkdir()
+    for file in (photos / "LR_x4").iterdir():
+        (lq / file.name).write_bytes(file.read_bytes())
+    words = ("teacher.pth", "LQ", "-o", "made")
+    make_of_folder(*words)
+    first = {file.name: file.read_bytes() for file in Path("made").glob("*.png")}
+    Path("made/cat.png").unlink()
+    assert "4 images; 1 made now" in make_of_folder(*words)
+    assert {file.name: file.read_bytes() for file in Path("made").glob("*.png")} == first
+    later = os.path.getmtime("made/cat.png") + 10
+    cv2.imwrite("LQ/cat.png", 255 - cv2.imread("LQ/cat.png"))
+    os.utime("LQ/cat.png", (later, later))
+    assert "4 images; 1 made now" in make_of_folder(*words)
+    assert Path("made/cat.png").read_bytes() != first["cat.png"]
+    weights = torch.load("teacher.pth")["params"]
+    torch.save({"params": {name: value * 1.01 for name, value in weights.items()}}, "teacher.pth")
+    with pytest.raises(OptionError, match="made: its outputs have teacher "):
+        make_of_folder(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "give either -opt FILE, or TEACHER FOLDER -o OUT"),
+        (("teacher.pth", "LQ"), "give either -opt FILE"),
+        (("teacher.pth", "LQ", "-o", "made", "-opt", "run.yml"), "give either -opt FILE"),
+        (("none.pth", "LQ", "-o", "made"), "none.pth"),
+        (("run.yml", "LQ", "-o", "made"), "run.yml"),
+        (("strange.pth", "LQ", "-o", "made"), "strange.pth"),
+        (("teacher.pth", "nowhere", "-o", "made"), "nowhere"),
+        (("teacher.pth", "empty", "-o", "made"), "empty"),
+        (("teacher.pth", "LQ", "-o", "LQ/made"), "-o: LQ/made is in LQ"),
+        (("teacher.pth", "LQ", "-o", "made", "--lmdb"), "--lmdb: only works with -opt FILE"),
+        (("teacher.pth", "twice", "-o", "made"), "twice: "),
+    ],
+)
+def test_what_the_command_refuses_of_a_folder(
+    words: tuple[str, ...], expected: str, outputs: Options, photos: Path
+) -> None:
+    Path("run.yml").write_text("name: run\n", encoding="utf-8")
+    torch.save({"params": {"odd.weight": torch.zeros(3)}}, "strange.pth")
+    for folder in ("LQ", "twice", "empty"):
+        Path(folder).mkdir()
+    image = (photos / "LR_x4" / "cat.png").read_bytes()
+    for file in ("LQ/cat.png", "twice/cat.png", "twice/cat.bmp"):
+        Path(file).write_bytes(image)
+    with pytest.raises(KdsrError, match=re.escape(expected)) as error:
+        make_of_folder(*words)
+    assert len(error.value.problems) <= 2
+    assert not Path("made").exists() and not Path("LQ/made").exists()
