@@ -40,7 +40,7 @@ COMMANDS: _Commands = {
             "degrade": ("prepare.degrade:degrade", "Make pairs with synthetic rain, blur, haze or noise."),
             "teacher-cache": (
                 "tools.teacher_cache:teacher_cache",
-                "Store the teacher's outputs for the training images.",
+                "Store a teacher's outputs for training images or a folder.",
             ),
         },
         "Prepare data sets.",
@@ -48,6 +48,10 @@ COMMANDS: _Commands = {
     "bench": (
         {
             "step": ("tools.bench:step", "Time and peak memory of a training step, part by part."),
+            "scale": (
+                "tools.bench_scale:scale",
+                "Cost of a training step against its options, and on several processes.",
+            ),
             "start": ("tools.bench_start:start", "Time from the command to the first iteration."),
             "tiles": (
                 "tools.bench_tiles:tiles",
