@@ -47,7 +47,7 @@ EXCEPTED = {
     r"(srun|sbatch) ": "needs a cluster (tests/cluster)",
     r"torchrun --nnodes": "needs several machines (tests/runtime/test_distributed.py)",
 }
-SLOW = r"torchrun |make demo|kdsr demo|kdsr bench tiles"
+SLOW = r"torchrun |make demo|kdsr demo|kdsr bench tiles|kdsr bench scale"
 
 
 @dataclass(frozen=True)
@@ -240,6 +240,14 @@ def test_command(
         assert call([*words, *once, *small], monkeypatch) == 0
         row = "second ÷ first" if "--vs" in words else "feature losses" if "SLKD" in file else "VQGAN"
         assert row in capfd.readouterr().out
+    elif command.startswith("kdsr bench scale "):
+        file, overrides = option_words(words)
+        small = [f"--force_yml={entry}" for entry in reductions(load(file, overrides))]
+        assert call([*words, "--threads", "1", "--repeat", "1", "--warmup", "0", *small], monkeypatch) == 0
+        shown = capfd.readouterr().out
+        settings = 1 + sum(word.count("|") + 1 for word in words if "|" in word)
+        assert len(re.findall(r"^\| (as given|[\w:]+=)", shown, flags=re.MULTILINE)) == settings
+        assert ("2 processes, DDP" in shown) == ("--processes" in words)
     elif "kdsr bench start " in command:
         assert words[-2:] == [
             "--python",

@@ -132,6 +132,7 @@ class ContrasLoss(nn.Module):
         check_choice("ContrasLoss", "ratio", ratio, RATIOS)
         self.loss_weight = loss_weight
         self.weights = tuple(float(weight) for weight in weights)
+        self.needed = levels_needed(self.weights)
         self.distance = d_func
         self.ratio = ratio
 
@@ -139,9 +140,8 @@ class ContrasLoss(nn.Module):
         self, anchor: Sequence[Tensor], positive: Sequence[Tensor], negatives: Sequence[Tensor]
     ) -> Tensor:
         """Features as in ``contrastive_ratio`` -> scalar."""
-        needed = levels_needed(self.weights)
         levels = anchor, positive, negatives, self.weights
-        if needed < len(self.weights):
+        if (needed := self.needed) < len(self.weights):
             levels = anchor[:needed], positive[:needed], negatives[:needed], self.weights[:needed]
         value = contrastive_ratio(*levels, distance=self.distance, ratio=self.ratio)
         return self.loss_weight * value

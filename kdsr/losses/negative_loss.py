@@ -78,11 +78,12 @@ class NegativeLoss(nn.Module):
         check_choice("NegativeLoss", "d_func", d_func, DISTANCES)
         self.loss_weight = loss_weight
         self.weights = tuple(float(weight) for weight in weights)
+        self.needed = levels_needed(self.weights)
         self.distance = d_func
 
     def forward(self, anchor: Sequence[Tensor], negatives: Sequence[Tensor]) -> Tensor:
         """Features as in ``distance_to_negatives`` -> scalar <= 0."""
-        needed, weights = levels_needed(self.weights), self.weights
+        needed, weights = self.needed, self.weights
         if needed < len(weights):
             anchor, negatives, weights = anchor[:needed], negatives[:needed], weights[:needed]
         return -self.loss_weight * distance_to_negatives(anchor, negatives, weights, self.distance)

@@ -86,6 +86,7 @@ class CSDTerm(Term):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.extractor = setup.frozen("extractor" if setup.opt.get("network_extractor") else "vqgan")
+        self.levels = levels_compared(self.loss)
         self.weights = next(m.weights for m in self.loss.modules() if isinstance(m, ContrasLoss))
 
     def losses(self, step: Step) -> dict[str, Tensor]:
@@ -103,7 +104,7 @@ class CSDTerm(Term):
             step.output,
             step.teacher_output,
             blurred.to(step.output.dtype),
-            levels=levels_compared(self.loss),
+            levels=self.levels,
         )
         anchor, positive, inputs = (features_of(answer, self.extractor, self.weights) for answer in answers)
         return {"l_csd": self.loss(anchor, positive, [following(level, count) for level in inputs])}

@@ -137,6 +137,7 @@ class ContrastTerm(_ThroughVQGAN):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
+        self.levels = levels_compared(self.loss) if self.loss is not None else None
         self.history = setup.copied(setup.student)
         self.decay, self.schedule = self.options.update_decay, self.options.step
         self.source = self.options.history_source or ("ema" if setup.train.get("ema_decay") else "student")
@@ -166,9 +167,7 @@ class ContrastTerm(_ThroughVQGAN):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         images = step.output, step.teacher_output, step.kept[self.KEY]
-        features = step.extract(
-            self.vqgan, *images, chunk=self.options.vqgan_chunk, levels=levels_compared(self.loss)
-        )
+        features = step.extract(self.vqgan, *images, chunk=self.options.vqgan_chunk, levels=self.levels)
         return {"l_cl": self.loss(*features)}
 
     def after_step(self, step: Step) -> None:

@@ -95,6 +95,7 @@ class OwnPastTerm(Term):
         for net in self.negatives:
             blend_weights(net, setup.student, self.options.neg_start)
         loss = next(part for part in self.loss.modules() if isinstance(part, ContrasLoss | NegativeLoss))
+        self.levels = levels_compared(self.loss)
         self.weights = loss.weights
         self.with_positive = isinstance(loss, ContrasLoss)
         follows = " and ".join(f"every {each}" for each in self.iterations)
@@ -105,7 +106,7 @@ class OwnPastTerm(Term):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         frozen = [step.kept[self.KEY], *([step.ground_truth] if self.with_positive else [])]
-        answers = step.extract(self.extractor, *frozen, step.output, levels=levels_compared(self.loss))
+        answers = step.extract(self.extractor, *frozen, step.output, levels=self.levels)
         negatives, *positive, anchor = (
             features_of(answer, self.extractor, self.weights) for answer in answers
         )
