@@ -63,7 +63,7 @@ COMMANDS: _Commands = {
                 "Time of a validation beside BasicSR's own loop.",
             ),
         },
-        "Measure time and memory of a training step, of its settings, start and data, of a large image, or of a validation.",
+        "Measure time and memory of a training step, its settings, start and data, a large image, a validation.",
     ),
 }
 _WITHOUT_TORCH = ("train", "test", "new", "list", "show")  # these register what they need themselves

@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from kdsr.distill.padding import pad_and_restore
 from kdsr.distill.taps import FeatureTaps, shapes_of
 
-CPU_PIXELS = 128 * 128  # of an extractor's pass without gradient
+CPU_PIXELS = 128 * 128  # of an extractor's pass without gradient, on each thread
 X = "x"  # the view of a teacher that is the LQ batch itself
 
 
@@ -108,10 +110,14 @@ class Step:
             batch = torch.cat(frozen) if len(frozen) > 1 else frozen[0]
             with torch.no_grad():
                 outputs = [run(part) for part in batch.split(chunk or images_per_pass(batch))]
-            whole, start = _joined(outputs), 0
+            whole, start = (
+                tree_map(lambda *parts: torch.cat(parts) if len(parts) > 1 else parts[0], *outputs),
+                0,
+            )
             for images in frozen:
                 rows = slice(start, start + len(images))
-                self._extracted[id(network), id(images)] = images, _rows(whole, rows), levels
+                part = tree_map(itemgetter(rows), whole)
+                self._extracted[id(network), id(images)] = images, part, levels
                 start += len(images)
         for images in new:
             if images.requires_grad:
@@ -143,28 +149,12 @@ class Step:
 def images_per_pass(images: Tensor) -> int:
     """How many images at once are fastest for an extractor without gradient.
 
-    All on a GPU. On a CPU as many as have together 128x128 pixels, which takes less memory and is no slower than
-    larger batches (docs/benchmarks.md, "Levers").
+    All on a GPU. On a CPU as many as have together 128x128 pixels on each thread, which takes less memory and is no
+    slower than larger batches (docs/benchmarks.md, "Levers").
     """
     if images.device.type != "cpu":
         return len(images)
-    return max(1, CPU_PIXELS // (images.shape[-2] * images.shape[-1]))
-
-
-def _joined(outputs: list[Any]) -> Any:
-    """Concatenates the outputs for the parts of a batch along the first dimension."""
-    if len(outputs) == 1:
-        return outputs[0]
-    if isinstance(outputs[0], Tensor):
-        return torch.cat(outputs)
-    return type(outputs[0])(_joined(list(parts)) for parts in zip(*outputs, strict=True))
-
-
-def _rows(output: Any, samples: slice) -> Any:
-    """The part of an output that belongs to some of its samples."""
-    if isinstance(output, Tensor):
-        return output[samples]
-    return type(output)(_rows(part, samples) for part in output)
+    return max(1, CPU_PIXELS // (images.shape[-2] * images.shape[-1])) * torch.get_num_threads()
 
 
 class Teacher:

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdsr.runtime.cpu_threads import by_image
 from kdsr.runtime.declarations import Options, option
 from kdsr.runtime.errors import OptionError
+from kdsr.runtime.winograd import use_winograd
 
 REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _WORDS = (*REDUCED, "float32")
@@ -54,6 +56,11 @@ class PrecisionOptions(Options):
         None,
         "What `torch.compile` compiles in training steps: `frozen`, the networks other than the student, or `all`.",
         choices=("frozen", "all"),
+    )
+    winograd: bool = option(
+        True,
+        "Whether a CPU computes wide 3x3 convolutions of frozen networks in float32 by Winograd's algorithm: faster, "
+        "with rounding errors three times as large.",
     )
     channels_last: bool = option(
         False, "Whether tensors are in a memory layout that helps convolutional networks on a GPU."
@@ -148,6 +155,7 @@ class Precision:
         self.dtypes = dtypes_of(opt, device.type == "cpu")
         self.autocast: AbstractContextManager[Any] = self._computing_in(self.dtypes["student"])
         self.compile = options.compile
+        self.winograd = options.winograd and device.type == "cpu" and not options.compile
         self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         # BasicSR's pipeline switches it on; two runs then pick different kernels and end in different bits.
         torch.backends.cudnn.benchmark = options.cudnn_benchmark
@@ -180,9 +188,10 @@ class Precision:
         return net.to(self.device, memory_format=own or self.memory_format)  # type: ignore[call-overload]
 
     def fix(self, net: nn.Module, part: str, cast: bool) -> None:
-        """Makes all passes of a network compute in the precision of its part, wherever it is called; compiles it.
+        """Makes all passes of a network compute in the precision of its part, wherever it is called, and fast.
 
-        Results equal those under autocast to the bit. Features stay in the reduced precision. Names of weights stay.
+        In reduced precision results equal those under autocast to the bit, and features stay in it. Names of weights
+        stay.
 
         Args:
             net: A network without gradients of its own.
@@ -199,8 +208,18 @@ class Precision:
                         module.to(dtype)
             for method in ("forward", *getattr(net, "further_passes", ())):
                 setattr(net, method, self._in_precision(getattr(net, method), dtype))
+        elif cast and self.winograd:
+            use_winograd(net)
         if self.compile:
             net.compile()
+        elif self._shares_batches(net, part):
+            net.forward = by_image(net.forward)
+
+    def _shares_batches(self, net: nn.Module, part: str) -> bool:
+        """Whether a batch can run on several CPU threads, an image on each: taps must see it whole."""
+        several = self.device.type == "cpu" and torch.get_num_threads() > 1
+        tapped = any(module._forward_hooks for module in net.modules())
+        return several and (part == "extractor" or (part == "teacher" and not tapped))
 
     def eager(self) -> AbstractContextManager[Any]:
         """Within it compiled networks run uncompiled: for images of many sizes."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdsr.distill.step import Step
+from kdsr.runtime.cpu_threads import one_thread
 from kdsr.tools.step_clock import REST, Clock, Memory, mib
 
 STUDENT = "student, forward and backward"
@@ -127,7 +128,7 @@ def measure(model: Any, batch: dict[str, Tensor], *, warmup: int, repeat: int) -
         clock.switch(REST)
 
     with watched(model, clock):
-        with FlopCounterMode(display=False) as counter:
+        with one_thread(), FlopCounterMode(display=False) as counter:
             clock.counter = counter
             run(1)
             clock.counter = None
