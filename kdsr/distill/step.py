@@ -110,10 +110,8 @@ class Step:
             batch = torch.cat(frozen) if len(frozen) > 1 else frozen[0]
             with torch.no_grad():
                 outputs = [run(part) for part in batch.split(chunk or images_per_pass(batch))]
-            whole, start = (
-                tree_map(lambda *parts: torch.cat(parts) if len(parts) > 1 else parts[0], *outputs),
-                0,
-            )
+            whole = tree_map(lambda *parts: torch.cat(parts) if len(parts) > 1 else parts[0], *outputs)
+            start = 0
             for images in frozen:
                 rows = slice(start, start + len(images))
                 part = tree_map(itemgetter(rows), whole)
