@@ -27,7 +27,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["kdsr", "kdsr.*"]),
-    package_data={"kdsr": ["py.typed"]},
+    package_data={"kdsr": ["py.typed", "*/*.yml"]},
     python_requires=">=3.11,<3.13",  # basicsr 1.4.2 does not install on 3.13
     install_requires=[
         "basicsr==1.4.2",

@@ -24,6 +24,7 @@ from kdsr.deploy.tile_size import (
     bytes_per_pixel,
     fitting_tile,
 )
+from kdsr.distill.padding import extended
 from kdsr.models.image_metrics import is_finite
 from kdsr.models.restored_images import ahead, free_threads
 from kdsr.models.restorer import Restorer
@@ -93,6 +94,7 @@ class Inference:
             raise OptionError([problem.replace("precision.amp:", "--precision") for problem in problems])
         if self.is_torch:
             Precision({"amp": word}, settings.device).fix(opened.net, "student", cast=True)
+        self.fixed = self._fixed_tile()
         self.largest: int | None = None  # tile that was left after a lack of memory
         self._per_pixel: float | None = None
 
@@ -107,6 +109,9 @@ class Inference:
             return self(lq.flatten(0, 1)[:, None]).unflatten(0, lq.shape[:2])[:, :, 0]
         height, width = lq.shape[-2:]
         self._require_room(lq)
+        if self.fixed is not None:
+            scale, whole = self.opened.scale, at_least(lq, self.fixed)
+            return self._restored(whole, self.fixed)[..., : height * scale, : width * scale]
         tile = self._tile(lq)
         while True:
             try:
@@ -143,11 +148,23 @@ class Inference:
         with torch.no_grad():
             return self._restorer(tile)(self.opened.net, lq.to(self.settings.device)).float()
 
+    def _fixed_tile(self) -> int | None:
+        """Side of the only image that an exported file takes; None where sizes are free."""
+        size = getattr(self.opened.net, "fixed_size", None)
+        if size is None:
+            return None
+        if size[0] != size[1] or self.settings.tile not in (None, size[0]):
+            raise OptionError(
+                f"{self.opened.source}: takes images of {size[1]}x{size[0]} pixels only; "
+                + ("omit --tile" if size[0] == size[1] else "export it for a square, or for free sizes")
+            )
+        return int(size[0])
+
     def _restorer(self, tile: int | None) -> Restorer:
         val = {
             "tile": tile or None,
             "self_ensemble": self.settings.self_ensemble,
-            "multiple_of": self.opened.multiple_of,
+            "multiple_of": 1 if self.fixed else self.opened.multiple_of,
         }
         return Restorer({"scale": self.opened.scale, "val": val})
 
@@ -179,11 +196,17 @@ class Inference:
         needed = batch * channels * height * width * scale**2 * 6
         if free is not None and needed > free:
             raise DataError(
-                f"the result of {width}x{height} pixels ×{scale} needs {gib(needed)}, {gib(free)} are free; cut the image"
+                f"the result of {width}x{height} pixels ×{scale} needs {gib(needed)} of {gib(free)}; cut the image"
             )
 
     def _cure(self) -> str:
         return "use --tile, or a smaller one" if self.settings.tile is not None else "use another --device"
+
+
+def at_least(lq: Tensor, side: int) -> Tensor:
+    """Extends (N, C, H, W) by reflection at the bottom and the right to at least ``side`` pixels."""
+    height, width = lq.shape[-2:]
+    return extended(lq, side)[..., : max(height, side), : max(width, side)]
 
 
 @dataclass(frozen=True)

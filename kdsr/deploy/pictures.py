@@ -69,7 +69,7 @@ def read_picture(path: Path) -> Picture:
     """Reads an image file in any format and depth that the data sets read.
 
     Raises:
-        DataError: It is missing, damaged, or has values that are not supported, or an alpha channel that cannot be read.
+        DataError: It is missing or damaged, or its values or its alpha channel are not supported.
     """
     try:
         content = path.read_bytes()

@@ -200,18 +200,24 @@ def infer(
             if done.info is not None:
                 infos.append((str(done.job.source), done.info))
             if truths and not done.problems:
-                values[str(done.job.source)] = done.value
+                values[name_in(out, done.job)] = done.value
     seconds = time.perf_counter() - start
     for loss in describe_losses([(name, without_alpha(info)) for name, info in infos], len(infos)):
         typer.echo(f"Warning: {loss}", err=True)
     for job in there.values() if truths else ():
-        values[str(job.source)] = measure(job, read_picture(job.target).in_8_bits())
+        values[name_in(out, job)] = measure(job, read_picture(job.target).in_8_bits())
     if values:
-        values = {name: values[name] for name in map(str, truths) if name in values}
+        names = [name_in(out, job) for job in jobs]
+        values = {name: values[name] for name in names if name in values}
         file = None if out == jobs[0].target else out / METRICS_FILE
         typer.echo(write_metrics(values, file, rgb))
     typer.echo(summary(out, len(new) - failed, seconds, len(there), failed))
     raise typer.Exit(int(failed > 0))
+
+
+def name_in(out: Path, job: Job) -> str:
+    """The name of an image in tables: that of its result."""
+    return str(job.target.relative_to(out).with_suffix("")) if job.target != out else job.target.stem
 
 
 def summary(out: Path, restored: int, seconds: float, there: int, failed: int) -> str:
