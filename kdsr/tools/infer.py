@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import cv2
 import numpy as np
 import pandas as pd
 import typer
@@ -174,6 +175,7 @@ def infer(
     resume: Annotated[bool, typer.Option("--resume", help="Leave out images whose result is there.")] = False,
 ) -> None:
     """Restore images or folders of images with the network in a file."""
+    cv2.utils.logging.setLogLevel(0)  # errors of files are reported below
     jobs = find_jobs(inputs, out, format)
     settings = Settings(device_of(device), precision, tile, self_ensemble)
     opened = open_network(weights, opt, settings.device)
