@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -180,14 +181,20 @@ class Inference:
             tile = None
         else:
             if self._per_pixel is None:
-                self._per_pixel = bytes_per_pixel(
-                    self._restorer(None), self.opened.net, channels, self.settings.device
-                )
+                self._per_pixel = self._measure(channels)
             free = available(self.settings.device)
             tile = fitting_tile(height, width, batch * self._per_pixel, free)
         if self.largest is None or max(height, width) <= self.largest:
             return tile
         return min(tile or self.largest, self.largest)
+
+    def _measure(self, channels: int) -> float:
+        try:
+            return bytes_per_pixel(self._restorer(None), self.opened.net, channels, self.settings.device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return math.inf
 
     def _require_room(self, lq: Tensor) -> None:
         """The result is gathered in float32 and then rounded; a process that takes too much is killed."""
