@@ -221,7 +221,7 @@ def test_results_are_replaced_unless_resumed(nearest: Make, command: Command) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none", "-o", "out"], "There is no folder none"),
+        (["none", "-o", "out"], "there is no file or folder none"),
         (["empty", "-o", "out"], "there is no image in empty"),
         (["in", "-o", "in"], "is in the input in"),
         (["in", "-o", "in/out"], "is in the input in"),
@@ -231,6 +231,7 @@ def test_results_are_replaced_unless_resumed(nearest: Make, command: Command) ->
         (["in", "-o", "in/a.png"], "is in the input"),
         (["in", "-o", "file.txt"], "is a file; give a folder"),
         (["in", "-o", "out", "--gt", "none"], "--gt: There is no folder none"),
+        (["in", "-o", "gt", "--gt", "gt"], "--gt gt: results would be written into it"),
         (["in", "-o", "out", "--gt", "gt"], "gt has no image of the name of in/a.png"),
         (["in", "-o", "out", "--device", "cuda"], "--device cuda: torch finds no GPU"),
         (["in", "-o", "out", "--device", "tpu9"], "--device tpu9: is no device"),
