@@ -46,6 +46,7 @@ setup(
         "tqdm",
         "typer",
     ],
+    extras_require={"export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5", "onnxslim>=0.1.50"]},
     entry_points={"console_scripts": ["kdsr = kdsr.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",
