@@ -306,6 +306,26 @@ def test_the_result_is_the_restorers(
     assert np.array_equal(read(Path("out/a.png")), wanted)
 
 
+@pytest.mark.parametrize("size", [(), ("--size", "64x64")])
+def test_an_exported_file_restores_as_its_checkpoint_does(
+    command: Command, edsr: tuple[Path, torch.nn.Module], size: tuple[str, ...]
+) -> None:
+    """Also one for images of a single size, which gets tiles of it."""
+    for package in ("onnx", "onnxruntime", "onnxscript", "onnxslim"):
+        pytest.importorskip(package)
+    assert command("export", edsr[0], "-o", "edsr.onnx", "--unverified", *size)[0] == 0
+    for name, sides in {"small": (10, 9), "large": (70, 130)}.items():
+        write(Path(f"in/{name}.png"), noise(*sides, 3))
+    assert command("infer", "edsr.onnx", "in", "-o", "onnx")[0] == 0
+    assert command("infer", edsr[0], "in", "-o", "torch")[0] == 0
+    for name in ("small", "large"):
+        both = [read(Path(folder, f"{name}.png")).astype(int) for folder in ("onnx", "torch")]
+        close = np.abs(both[0] - both[1])
+        assert close.max() <= 1 and (close == 0).mean() > 0.99
+    code, _, err = command("infer", "edsr.onnx", "in", "-o", "other", "--precision", "bf16")
+    assert code == 2 and "--precision bf16: an exported file computes in the precision of its export" in err
+
+
 def test_weights_that_are_not_finite_fail_by_name(
     command: Command, edsr: tuple[Path, torch.nn.Module]
 ) -> None:
