@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -141,6 +142,48 @@ def test_further_metrics_need_pyiqa(nearest: Make, command: Command, data: Path)
     assert err == (
         "kdsr: error: --metrics lpips niqe: needs the package pyiqa, which is not there: pip install pyiqa\n"
     )
+
+
+PYIQA = '''
+"""The part of pyiqa's interface that is used, with two metrics of its own."""
+import torch
+
+def list_models():
+    return ["difference", "brightness"]
+
+def create_metric(name, device):
+    class Metric(torch.nn.Module):
+        metric_mode, lower_better = ("FR", True) if name == "difference" else ("NR", False)
+
+        def forward(self, image, other=None):
+            assert image.shape[:2] == (1, 3) and 0 <= image.min() <= image.max() <= 1
+            return image[:, 0].mean() if other is None else (image - other).abs().mean()
+
+    return Metric()
+'''
+
+
+@pytest.mark.skipif(find_spec("pyiqa") is not None, reason="pyiqa is installed")
+def test_metrics_of_pyiqa_get_rgb_images_and_the_ground_truth(
+    nearest: Make, command: Command, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("pyiqa.py").write_text(PYIQA)
+    monkeypatch.syspath_prepend(".")
+    words = ("--sets", "DDN_rain", "--metrics", "difference", "brightness", "--format", "json")
+    code, out, err = command("evaluate", nearest(1), *words)
+    assert code == 0, err
+    found = {one["metric"]: one["value"] for one in json.loads(out) if one["network"] == "nearest"}
+    pairs = [
+        [cv2.imread(f"datasets/DDN_rain/{folder}/{file.name}") / 255 for folder in ("GT", "rain")]
+        for file in Path("datasets/DDN_rain/GT").iterdir()
+    ]
+    assert found["difference"] == pytest.approx(
+        np.mean([np.abs(gt - rain).mean() for gt, rain in pairs]), abs=1e-5
+    )
+    assert found["brightness"] == pytest.approx(np.mean([rain[..., 2].mean() for _, rain in pairs]), abs=1e-5)
+    code, _, err = command("evaluate", nearest(1), "--sets", "DDN_rain", "--metrics", "diference")
+    assert code == 2 and "pyiqa has no such metric; did you mean difference?" in err
+    monkeypatch.delitem(sys.modules, "pyiqa")
 
 
 def test_pairs_that_do_not_fit_are_named(nearest: Make, command: Command, data: Path) -> None:
