@@ -20,6 +20,7 @@ LAYERS = (
     {"models"},
     {"options"},
     {"pipeline"},
+    {"deploy"},
     {"tools", "cli", "entry", "train", "test"},
 )
 LAYER_OF = {ours: layer for layer, packages in enumerate(LAYERS) for ours in packages}

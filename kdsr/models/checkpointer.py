@@ -11,7 +11,7 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
-from kdsr.models.pretrained import export_safetensors
+from kdsr.models.pretrained import description, export_safetensors
 from kdsr.models.retention import drop_old
 from kdsr.models.sections import LoggerOptions, LoopOptions
 from kdsr.models.state_validation import check_state, loading_state
@@ -76,6 +76,7 @@ class Checkpointer:
     def save(self, iteration: int) -> Path:
         """Writes ``net_g_N.pth``, which stock BasicSR can load, then ``N.state``; returns the latter. Collective.
 
+        The former describes its network (``models.pretrained.description``).
         Older files than the last ``logger.keep_last`` (3) are removed after that.
 
         Raises:
@@ -109,9 +110,10 @@ class Checkpointer:
             for key, net in names.items()
             if net in self.networks
         }
-        save_file({**weights, **more}, file)
+        described = description(self.opt)
+        save_file({**weights, **described, **more}, file)
         if self.opt["logger"].get("save_safetensors"):
-            export_safetensors(weights, file, self.opt["network_g"], self.guard.iteration)
+            export_safetensors(weights, file, described, self.guard.iteration)
         return file
 
     def _state(self, iteration: int) -> dict[str, Any]:

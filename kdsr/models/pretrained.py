@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 
+from kdsr.distill.weight_files import each_network, weight_files
 from kdsr.runtime.checkpoint import load_weights, read_checkpoint, select_weights
 from kdsr.runtime.errors import CheckpointError
 from kdsr.runtime.precision import REDUCED
@@ -146,20 +148,48 @@ def copy_matching(net: nn.Module, weights: dict[str, Tensor], source: str) -> tu
     return len(matching), len(own)
 
 
+def description(opt: Mapping[str, Any]) -> dict[str, Any]:
+    """What the student's files say beside the weights, as plain values; stock BasicSR ignores it.
+
+    ``network``: type and arguments; ``scale``; ``value_range`` of its images; ``run``; ``teacher``: type and file of
+    each, as text.
+    """
+    each, files = each_network(opt), weight_files(opt)
+    teachers = [
+        f"{options['type']} ({Path(files[key]).name})" if files.get(key) else str(options["type"])
+        for name, options in each.items()
+        if (key := name.removeprefix("network_")).partition(".")[0] in ("t", "tb")
+        and name.startswith("network_")
+        and isinstance(options, Mapping)
+    ]
+    return {
+        "network": deepcopy(dict(opt["network_g"])),
+        "scale": opt.get("scale") or 1,
+        "value_range": [0.0, 1.0],
+        "run": str(opt.get("name", "")),
+        "teacher": ", ".join(teachers),
+    }
+
+
 def export_safetensors(
-    weights: Mapping[str, Mapping[str, Tensor]], file: Path, network: Mapping[str, Any], iteration: int
+    weights: Mapping[str, Mapping[str, Tensor]], file: Path, described: Mapping[str, Any], iteration: int
 ) -> None:
     """Writes the weights that are tested, the EMA's where there is one, as ``.safetensors`` beside a ``.pth``.
 
     Args:
         weights: State dicts by BasicSR's keys: ``params``, and ``params_ema`` where there is one.
         file: The ``.pth``.
-        network: ``network_g`` of the options; type and arguments go into the file's header, as JSON.
+        described: See ``description``; goes into the file's header, what is no text as JSON.
         iteration: Likewise.
 
     Raises:
         TrainingError: It cannot be written.
     """
     key = "params_ema" if "params_ema" in weights else "params"
-    metadata = {"network": json.dumps(network), "iteration": str(iteration), "weights": key}
+    metadata = {**as_text(described), "iteration": str(iteration), "weights": key}
     save_safetensors(weights[key], file.with_suffix(SUFFIX), metadata)
+
+
+def as_text(described: Mapping[str, Any]) -> dict[str, str]:
+    """A description as the text entries of a file's header."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}
