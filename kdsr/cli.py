@@ -22,6 +22,7 @@ COMMANDS: _Commands = {
         "cli:test",
         "Test what an option file describes, or a run: kdsr test -opt FILE, kdsr test experiments/NAME.",
     ),
+    "distill": ("tools.distill:distill", "Distil a checkpoint into a smaller student, measured."),
     "demo": ("tools.demo:demo", "Train a small student with and without distillation, and compare them."),
     "new": ("tools.new:new", "Write the option file of a method, a backbone, a data set and a schedule."),
     "list": ("tools.tables:list_templates", "Methods, tasks and backbones that have option files."),

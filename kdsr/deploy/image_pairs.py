@@ -62,7 +62,7 @@ class Images:
 
 
 def find(
-    images: Path | None, gt: Path | None, lq: Path | None, *, no_gt: bool, scale: int, patch: int
+    images: Path | None, gt: Path | None, lq: Path | None, no_gt: bool, *, scale: int, patch: int
 ) -> Images:
     """Finds the images, pairs them and holds some out.
 
@@ -247,19 +247,19 @@ def _restore(folder: Path, restore: Callable[[Image], Image]) -> None:
     (folder / TEACHER_FOLDER).mkdir()
     for file in sorted((folder / LQ_FOLDER).iterdir()):
         # a PNG, whatever the ending: pairs have equal names
-        (folder / TEACHER_FOLDER / file.name).write_bytes(encode_png(restore(_read(file))))
+        (folder / TEACHER_FOLDER / file.name).write_bytes(encode_png(restore(read_bgr(file))))
 
 
 def samples(images: Images, side: int = 48, number: int = 4) -> list[tuple[Image, Image | None]]:
-    """Centres of some training images, to measure networks on: LQ of at most ``side`` pixels and ground truth, 8 bits, BGR."""
+    """Centres of some training images, LQ of at most ``side`` pixels and ground truth: 8 bits, BGR."""
     found: list[tuple[Image, Image | None]] = []
     for pair in images.train[:: -(-len(images.train) // number)]:
         if pair.lq is None:
-            gt = _centre_of(mod_crop(_read(pair.file), images.scale), side * images.scale, 1)
+            gt = _centre_of(mod_crop(read_bgr(pair.file), images.scale), side * images.scale, 1)
             found.append((imresize(gt, 1 / images.scale), gt))
         else:
-            lq = _centre_of(_read(pair.lq), side, 1)
-            found.append((lq, None if pair.gt is None else _centre_of(_read(pair.gt), side, images.scale)))
+            lq = _centre_of(read_bgr(pair.lq), side, 1)
+            found.append((lq, None if pair.gt is None else _centre_of(read_bgr(pair.gt), side, images.scale)))
     return found
 
 
@@ -272,7 +272,7 @@ def _centre_of(image: Image, side: int, scale: int) -> Image:
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
-def _read(file: Path) -> Image:
+def read_bgr(file: Path) -> Image:
     """An image of any depth as 8 bits, BGR; raises a ``DataError`` if it cannot be read."""
     try:
         content = file.read_bytes()

@@ -33,7 +33,7 @@ _WIDTHS = {
     "Restormer": {"dim": 4},
     "RLFN": {"feature_channels": 2, "esa_channels": 2},
     "PReNet": {"num_feat": 4},
-    "SPAN": {"feature_channels": 4},
+    "SPAN": {"feature_channels": 2},
 }
 _DEPTHS = {
     "EDSR": ("num_block",),
@@ -72,15 +72,19 @@ class Student:
 
     Attributes:
         options: ``type`` and arguments.
-        parameters: Their number.
+        net: A network of these options with random weights.
         how: Where it comes from, for the user.
         weights: The file of the weights that it starts from.
     """
 
     options: Options
-    parameters: int
+    net: torch.nn.Module
     how: str
     weights: Path | None = None
+
+    @property
+    def parameters(self) -> int:
+        return count(self.net)
 
 
 def parse_size(text: str, teacher: int) -> int:
@@ -124,9 +128,7 @@ def propose(
             f"{option} {wanted or size}: the student has {student.parameters:,} parameters, and the teacher only "
             f"{teacher_parameters:,}; a student must be smaller"
         )
-    found = describe(
-        build(Found(student.options, student.how)), Found(student.options, student.how), "student", "cpu"
-    )
+    found = describe(student.net, Found(student.options, student.how), "student", "cpu")
     if (found.scale, found.channels_in) != (scale, 3):
         raise OptionError(
             f"--student {wanted}: has scale {found.scale} and {found.channels_in} channels, the teacher scale {scale} "
@@ -144,14 +146,12 @@ def _of_file(name: str) -> Student:
                 f"--student {name}: cannot be trained; give a checkpoint of torch, or an option file"
             )
         weights = None if opened.options["type"] == "Spandrel" else path
-        return Student(
-            opened.options, count(opened.net), f"{opened.source}, starts from its weights", weights
-        )
+        return Student(opened.options, opened.net, f"{opened.source}, starts from its weights", weights)
     opt = read_options(path)
     options = opt if "type" in opt else opt.get("network_g")
     if not isinstance(options, dict):
         raise OptionError(f"--student {name}: has neither network_g nor a type at its top level")
-    return Student(options, count(build(Found(options, name))), f"network_g of {name}")
+    return Student(options, build(Found(options, name)), f"network_g of {name}")
 
 
 def _of_type(kind: str | None, limit: int, teacher: Mapping[str, Any], scale: int) -> Student:
@@ -168,7 +168,7 @@ def _of_type(kind: str | None, limit: int, teacher: Mapping[str, Any], scale: in
             )
         base, how = _stock(kind, scale), f"{kind} at the asked size"
     options = _largest(base, limit)
-    return Student(options, count(build(Found(options, how))), how)
+    return Student(options, build(Found(options, how)), how)
 
 
 def _stock(kind: str, scale: int) -> Options:
@@ -191,15 +191,16 @@ def count(net: torch.nn.Module) -> int:
 
 
 def _largest(base: Options, limit: int) -> Options:
-    """The largest version of a network with at most ``limit`` parameters: first of all sizes, then of depths alone."""
+    """The largest version of a network with at most ``limit`` parameters: by all sizes, then depths, then widths."""
     least = count(build(Found(shrunk(base, 0, 0), "the smallest student")))
     if least > limit:
         raise OptionError(
             f"--size: the smallest {family(base)} that kdsr proposes has {least:,} parameters, more than {limit:,}; "
             "ask for more, or give another --student"
         )
-    width = _bisect(lambda factor: shrunk(base, factor, factor), 0, limit)
-    return shrunk(base, width, _bisect(lambda factor: shrunk(base, width, factor), width, limit))
+    both = _bisect(lambda factor: shrunk(base, factor, factor), 0, limit)
+    depths = _bisect(lambda factor: shrunk(base, both, factor), both, limit)
+    return shrunk(base, _bisect(lambda factor: shrunk(base, factor, depths), both, limit), depths)
 
 
 def _bisect(made: Callable[[float], Options], low: float, limit: int) -> float:

@@ -54,7 +54,7 @@ def pairs(option: str, student: nn.Module, teacher: nn.Module, loss: str) -> lis
             type(net).__name__ for net, found in zip((student, teacher), lists, strict=True) if not found
         ]
         raise OptionError(
-            f"--method: {loss} compares {what}, and {' and '.join(dict.fromkeys(lacking))} has none; take another method"
+            f"--method: {loss} compares {what}, {' and '.join(dict.fromkeys(lacking))} has none; take another"
         )
     return [{"student": first, "teacher": second} for first, second in names]
 

@@ -22,6 +22,7 @@ from kdsr.runtime.checkpoint import read_checkpoint, select_weights
 from kdsr.runtime.errors import CheckpointError, OptionError
 
 _TILE = 512  # LQ pixels
+_EQUAL = 100.0  # dB, of equal images
 
 
 @dataclass(frozen=True)
@@ -128,15 +129,16 @@ def measure(teacher: Teacher, samples: Sequence[tuple[Image, Image | None]]) -> 
     best = max(range(len(scores)), key=lambda index: scores[index])
     options, net = teacher.candidates[best], nets[best]
     chosen = replace(teacher, options=options, opened=replace(teacher.opened, net=net, options=options))
-    against = "the ground truth" if samples[0][1] is not None else "its input, for want of ground truth"
-    lines = [f"{scores[best]:.2f} dB against {against}; {baseline_name(scale)}: {_shown(baseline)}"]
+    against = "the ground truth" if samples[0][1] is not None else "its reduced output against the input"
+    lines = [
+        f"PSNR on {len(samples)} training images: {_shown(scores[best])} ({against}), {baseline_name(scale)} "
+        f"{_shown(baseline)}"
+    ]
     if teacher.unknown:
-        values = ", ".join(f"{name} {_short(options[name])}" for name in teacher.unknown)
-        others = sorted((score for index, score in enumerate(scores) if index != best), reverse=True)
-        lines.insert(
-            0,
-            f"{values}: measured, the tensors do not tell; the other {len(others)} settings come to "
-            f"{others[0]:.2f} dB at most",
+        next_best = max(score for index, score in enumerate(scores) if index != best)
+        lines.append(
+            f"{_values(teacher, options)}: measured, tensors do not show it; the next best setting "
+            f"({_values(teacher, teacher.candidates[scores.index(next_best)])}) comes to {_shown(next_best)}"
         )
     return Measured(chosen, tuple(lines), scores[best], baseline)
 
@@ -155,7 +157,7 @@ def _psnr(image: Image, lq: Image, gt: Image | None, scale: int) -> float:
     if gt is None:
         image, gt = (imresize(image, 1 / scale) if scale > 1 else image), lq
         scale = 1
-    return min(psnr(image, gt, scale if scale > 1 else 0, test_y_channel=True), 100.0)
+    return min(psnr(image, gt, scale if scale > 1 else 0, test_y_channel=True), _EQUAL)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -163,8 +165,15 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _shown(decibel: float) -> str:
-    return "equal" if decibel >= 100 else f"{decibel:.2f} dB"
+    return f"{decibel:.2f} dB" if decibel < _EQUAL else "equal"
+
+
+def _values(teacher: Teacher, options: Mapping[str, Any]) -> str:
+    """The values of the options that tensors do not show."""
+    return ", ".join(f"{name} {_short(options[name])}" for name in teacher.unknown)
 
 
 def _short(value: Any) -> str:
-    return "/".join(f"{number:g}" for number in value) if isinstance(value, list) else f"{value:g}"
+    if isinstance(value, list):
+        return "/".join(f"{number:g}" for number in value)
+    return value if isinstance(value, str) else f"{value:g}"
