@@ -135,10 +135,14 @@ def measure(teacher: Teacher, samples: Sequence[tuple[Image, Image | None]]) -> 
         f"{_shown(baseline)}"
     ]
     if teacher.unknown:
-        next_best = max(score for index, score in enumerate(scores) if index != best)
+        second = max(
+            (index for index in range(len(scores)) if index != best), key=lambda index: scores[index]
+        )
+        other = teacher.candidates[second]
+        differing = [name for name in teacher.unknown if other[name] != options[name]]
         lines.append(
-            f"{_values(teacher, options)}: measured, tensors do not show it; the next best setting "
-            f"({_values(teacher, teacher.candidates[scores.index(next_best)])}) comes to {_shown(next_best)}"
+            f"measured, not shown by tensors: {_values(options, teacher.unknown)}; next best: "
+            f"{_values(other, differing)} with {_shown(scores[second])}"
         )
     return Measured(chosen, tuple(lines), scores[best], baseline)
 
@@ -168,9 +172,8 @@ def _shown(decibel: float) -> str:
     return f"{decibel:.2f} dB" if decibel < _EQUAL else "equal"
 
 
-def _values(teacher: Teacher, options: Mapping[str, Any]) -> str:
-    """The values of the options that tensors do not show."""
-    return ", ".join(f"{name} {_short(options[name])}" for name in teacher.unknown)
+def _values(options: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {_short(options[name])}" for name in names)
 
 
 def _short(value: Any) -> str:

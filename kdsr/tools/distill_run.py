@@ -18,16 +18,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdsr.data.image_files import list_images
-from kdsr.deploy.image_pairs import read_bgr
+from kdsr.deploy.export import ExportSettings, export
+from kdsr.deploy.image_pairs import TEACHER_FOLDER, read_bgr
 from kdsr.deploy.network_file import open_network
 from kdsr.deploy.student import count
 from kdsr.deploy.teacher import restored
+from kdsr.deploy.traced import ExportError
 from kdsr.models.image_metrics import baseline_name
 from kdsr.models.metrics_file import BASELINE, recorded_means
 from kdsr.options.files import load
 from kdsr.pipeline import seam
 from kdsr.pipeline.resume import newest_state
 from kdsr.runtime.atomic_files import atomic_write, display_path
+from kdsr.runtime.errors import OptionError
 from kdsr.tools import bench_options
 from kdsr.tools.demo import quiet_log
 from kdsr.tools.report import as_markdown
@@ -94,35 +97,58 @@ def train(file: Path) -> None:
         seam.train(os.getcwd(), ["-opt", str(file), "--auto_resume"])
 
 
+def exported(weights: Path, out: Path, echo: Callable[[str], object]) -> list[Path]:
+    """Exports a student as ``student.onnx`` and ``student.safetensors``; what cannot be exported is said.
+
+    Both are measured on the validation images of the run. Files that are newer than the weights are kept.
+    """
+    made = []
+    for ending in (".onnx", ".safetensors"):
+        file = out / f"student{ending}"
+        if file.is_file() and file.stat().st_mtime_ns >= weights.stat().st_mtime_ns:
+            made.append(file)
+            continue
+        try:
+            with _silent():
+                export(weights, ExportSettings(file), say=lambda line: None)
+            made.append(file)
+        except (ExportError, OptionError) as error:  # another ending may work
+            echo(f"{file.name} was not written: {'; '.join(error.problems)}")
+    return made
+
+
 def report(file: Path, teacher_file: Path, out: Path, echo: Callable[[str], object]) -> None:
-    """Prints and writes the table of the result, and the paths of what there is."""
+    """Exports the student, prints and writes the table of the result, and prints the paths of what there is."""
     options = load(file)
     folder = _run_folder(options)
     weights = folder / "models/net_g_latest.pth"
     with _silent():
         student = open_network(weights).net
         teacher = _teacher(options, teacher_file, file)
+    files = exported(weights, out, echo)
     table = _table(options, folder, teacher, student)
     text = as_markdown(table)
     atomic_write(out / "result.md", lambda stream: stream.write(text.encode()))
-    reference = (
-        "held-out images"
-        if "teacher" not in str(options["datasets"]["val"]["dataroot_gt"])
-        else ("teacher's output for held-out images")
-    )
+    has_gt = Path(options["datasets"]["val"]["dataroot_gt"]).name != TEACHER_FOLDER
     echo(f"\n{text}")
     echo(
-        f"PSNR (dB) and SSIM: Y channel, mean over the {reference}. GFLOP: of a {_SIDE}×{_SIDE} input, a multiply-add "
-        "counts as two. Seconds: median per held-out image, on this machine."
+        f"PSNR (dB) and SSIM: Y channel, mean over the held-out images{'' if has_gt else ', against the teacher'}. "
+        f"GFLOP: of a {_SIDE}×{_SIDE} input,\na multiply-add counts as two. Seconds: of a held-out image, median, on "
+        f"this machine's {'GPU' if _on_gpu(teacher) else 'CPU'}.\n"
     )
     for label, path in (
         ("student", weights),
+        *(("", path) for path in files),
         ("table", out / "result.md"),
         ("each image", folder / "metrics.csv"),
         ("options", file),
-        ("run", folder),
+        ("log", folder),
     ):
         echo(f"{label:<11}{display_path(path)}")
+
+
+def _on_gpu(net: nn.Module) -> bool:
+    return next(net.parameters()).is_cuda
 
 
 def _teacher(options: dict[str, Any], teacher: Path, file: Path) -> nn.Module:
