@@ -29,6 +29,7 @@ COMMANDS: _Commands = {
         "Measure networks on benchmarks: PSNR and SSIM per set, as papers do.",
     ),
     "export": ("tools.export:export", "Write a network as ONNX, safetensors or .pt2, and check the file."),
+    "profile": ("tools.profile:profile", "Parameters, operations, latency and memory of networks."),
     "demo": ("tools.demo:demo", "Train a small student with and without distillation, and compare them."),
     "new": ("tools.new:new", "Write the option file of a method, a backbone, a data set and a schedule."),
     "list": ("tools.tables:list_templates", "Methods, tasks and backbones that have option files."),

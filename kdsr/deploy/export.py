@@ -29,7 +29,7 @@ from kdsr.distill.padding import extended
 from kdsr.models.pretrained import as_text
 from kdsr.models.restored_images import Restore
 from kdsr.runtime.atomic_files import atomic_write
-from kdsr.runtime.errors import CheckpointError, OptionError
+from kdsr.runtime.errors import CheckpointError, OptionError, TrainingError
 
 ENDINGS = (".onnx", ".safetensors", ".pt2")
 LARGEST_ERROR = 1e-4  # of the output's range, in float32
@@ -123,10 +123,14 @@ def export(
             )
         psnr: dict[str, tuple[float, float]] = {}
         for pairs in sets:
-            values = [
-                mean_psnr(run, pairs, opened.scale, name)
-                for run, name in ((restore, "the network"), (_restore(written, settings), "the file"))
-            ]
+            values = [mean_psnr(restore, pairs, opened.scale, str(checkpoint))]
+            try:
+                values.append(mean_psnr(_restore(written, settings), pairs, opened.scale, "the file"))
+            except TrainingError as problem:  # not finite
+                raise ExportError(
+                    f"{settings.out}: its output is not finite on {pairs.name}, perhaps for lack of range; "
+                    "not written"
+                ) from problem
             psnr[pairs.name] = (values[0], values[1])
             say(f"PSNR on {pairs.name}: {values[1]:.3f} dB, PyTorch {values[0]:.3f} dB")
             if not values[0] - values[1] <= LARGEST_DROP[settings.half]:
