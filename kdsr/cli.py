@@ -22,6 +22,7 @@ COMMANDS: _Commands = {
         "cli:test",
         "Test what an option file describes, or a run: kdsr test -opt FILE, kdsr test experiments/NAME.",
     ),
+    "distill": ("tools.distill:distill", "Distil a checkpoint into a smaller student, measured."),
     "infer": ("tools.infer:infer", "Restore images or folders of images with the network in a file."),
     "evaluate": (
         "tools.evaluate:evaluate",

@@ -274,6 +274,8 @@ def test_command(
     elif command.startswith("kdsr bench validation "):
         assert call([*words, "--threads", "1", "--repeat", "1"], monkeypatch) == 0
         assert "kdsr ÷ BasicSR" in capfd.readouterr().out
+    elif command.startswith("kdsr distill "):
+        check_distill(words, monkeypatch, capfd)
     elif command.startswith("torchrun "):
         file, overrides = option_words(words)
         small = list(reductions(load(file, overrides)))
@@ -362,6 +364,19 @@ def check_deployed(
     assert "images restored in" in out if words[1] == "infer" else "bicubic" in out
     if "-o" in words:
         assert Path(words[words.index("-o") + 1]).exists()
+
+
+def check_distill(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A distillation of a small teacher of the same architecture, up to the plan."""
+    teacher = Path(words[2])
+    options = {"type": teacher.stem.partition("_")[0], "feature_channels": 20, "num_blocks": 2}
+    teacher.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"params": build_network(options).state_dict()}, teacher)
+    assert call([*words, "--iters", "2", "--dry-run"], monkeypatch) == 0, capfd.readouterr().err
+    assert load(f"experiments/distill_{teacher.stem}/distill.yml")["network_g"]["type"] == "RLFN"
+    assert re.search(r"^time +about \d", capfd.readouterr().out, flags=re.MULTILINE)
 
 
 def check_new(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,52 +1,89 @@
-"""Recognises the architecture and the options of a network by its tensors' names and shapes."""
+"""Recognises the architecture and the options of a network by its tensors' names and shapes.
+
+Known are EDSR, RCAN, RRDBNet, SRVGGNetCompact, MSRResNet and SwinIR of BasicSR, and NAFNet, Restormer, RLFN and PReNet
+of this package. A recognised network is built and compared with the tensors, so that it loads them strictly.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
+from kdsr.deploy.architectures import READERS, SMALL, Options, Shapes
+from kdsr.options.signatures import registered
 
-def recognise(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
+
+@dataclass(frozen=True)
+class Recognised:
+    """A recognised network.
+
+    Attributes:
+        options: ``type`` and arguments; where tensors do not tell a value, the usual one.
+        candidates: All sets of options that fit the tensors, ``options`` first. With more than one only images tell
+            which is right.
+        unknown: Names of the options in which the candidates differ.
+    """
+
+    options: Options
+    candidates: tuple[Options, ...]
+    unknown: tuple[str, ...] = ()
+
+
+def recognise(weights: Mapping[str, Tensor]) -> Options | None:
     """The options (``type`` and arguments) of the network of a state dict; None where it is not known."""
-    for kind in (_edsr, _compact):
-        if (found := kind(weights)) is not None:
-            return found
+    found = recognised(weights)
+    return found.options if found else None
+
+
+def recognised(weights: Mapping[str, Tensor]) -> Recognised | None:
+    """As ``recognise``, with all candidates for options that tensors do not show."""
+    for kind, read in READERS.items():
+        try:
+            found, unknown = read(Shapes(weights))
+        except (LookupError, ValueError, ArithmeticError, StopIteration):  # tensors of another network
+            continue
+        candidates = tuple(
+            {"type": kind, **found, **dict(zip(unknown, values, strict=True))}
+            for values in itertools.product(*unknown.values())
+        )
+        if _fits(candidates[0], weights):
+            return Recognised(candidates[0], candidates, tuple(unknown))
     return None
 
 
-def _edsr(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    if not {"conv_first.weight", "conv_after_body.weight", "upsample.0.weight", "conv_last.weight"} <= (
-        weights.keys()
-    ):
-        return None
-    width, channels = weights["conv_first.weight"].shape[:2]
-    ups = [value for name, value in weights.items() if name.startswith("upsample.") and value.ndim == 4]
-    return {
-        "type": "EDSR",
-        "num_in_ch": channels,
-        "num_out_ch": weights["conv_last.weight"].shape[0],
-        "num_feat": width,
-        "num_block": 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("body.")),
-        "upscale": math.prod(math.isqrt(value.shape[0] // width) for value in ups),
-    }
+def closest(weights: Mapping[str, Tensor]) -> str | None:
+    """The known type that has most names of tensors in common with a state dict; None if hardly any."""
+
+    def without_numbers(names: Iterable[str]) -> set[str]:
+        return {re.sub(r"\d+", "0", name) for name in names}
+
+    given = without_numbers(weights)
+    shares = {}
+    for kind, arguments in SMALL.items():
+        own = without_numbers(_tensors({"type": kind, **arguments}))
+        shares[kind] = len(given & own) / len(given | own)
+    best = max(shares, key=lambda kind: shares[kind])
+    return best if shares[best] > 0.2 else None
 
 
-def _compact(weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    convolutions = [name for name, value in weights.items() if value.ndim == 4]
-    if not {"body.0.weight", "body.0.bias"} <= weights.keys() or any(
-        name.split(".")[0] != "body" or name.count(".") != 2 for name in weights
-    ):
-        return None
-    width, channels = weights["body.0.weight"].shape[:2]
-    return {
-        "type": "SRVGGNetCompact",
-        "num_in_ch": channels,
-        "num_out_ch": channels,
-        "num_feat": width,
-        "num_conv": len(convolutions) - 2,
-        "upscale": math.isqrt(weights[convolutions[-1]].shape[0] // channels),
-        "act_type": "prelu" if "body.1.weight" in weights else "relu",
-    }
+def _fits(options: Options, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a network of these options has exactly these tensors."""
+    try:
+        return _tensors(options) == {name: value.shape for name, value in weights.items()}
+    except Exception:  # numbers that do not go together
+        return False
+
+
+def _tensors(options: Options) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors of a network."""
+    with torch.random.fork_rng(devices=[]):
+        net = registered(ARCH_REGISTRY)[options["type"]](
+            **{key: value for key, value in options.items() if key != "type"}
+        )
+    return {name: value.shape for name, value in net.state_dict().items()}

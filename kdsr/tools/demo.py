@@ -75,7 +75,7 @@ def frozen_networks(options: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _quiet_log() -> Iterator[None]:
+def quiet_log() -> Iterator[None]:
     """Hides BasicSR's log lines on a terminal, where the progress bar is; the log file gets them all."""
     if not sys.stderr.isatty():
         yield
@@ -105,7 +105,7 @@ def train(file: Path, out: Path, iters: int | None) -> Run:
     for key in frozen_networks(options):
         overrides.append(f"path:{_FROZEN}{key}={json.dumps(str(shipped_weights(options, key)))}")
     started = time.monotonic()
-    with _quiet_log():
+    with quiet_log():
         seam.train(os.getcwd(), ["-opt", str(file), "--force_yml", *overrides])
     return Run(options, out / options["name"], time.monotonic() - started)
 
@@ -218,7 +218,7 @@ def restored_by_all(
 ) -> tuple[dict[str, Image], list[Method]]:
     """The held-out photographs and each method's results; ``options`` are the distillation's."""
     gt, lq = validation_pairs(options)
-    with _quiet_log():
+    with quiet_log():
         nets = {name: network(run.options, "g", run.weights) for name, run in runs.items()}
         nets[TEACHER] = network(options, "t", shipped_weights(options, "t"))
     baseline = {name: task.without_network(image, options["scale"]) for name, image in lq.items()}
