@@ -129,8 +129,6 @@ def _shown(size: tuple[int, int]) -> str:
 def subjects_of(files: Sequence[Path], opt: Path | None) -> list[Subject]:
     """Teachers and student of an option file, then the networks of files.
 
-    Where an option file is given without network_g or network_t, or none is built, files use it as ``--opt``.
-
     Raises:
         OptionError: There is nothing to measure.
     """
@@ -145,11 +143,8 @@ def subjects_of(files: Sequence[Path], opt: Path | None) -> list[Subject]:
             raise OptionError(f"{opt}: has neither network_t nor network_g")
         roles = {key: "student" if key == "network_g" else f"teacher{key[9:]}" for key in keys}
         found = [Subject(role, None, opt, key) for key, role in roles.items()]
-    stems = [file.stem for file in files]
-    found += [
-        Subject(stem if stems.count(stem) == 1 else str(file), file, None)
-        for stem, file in zip(stems, files, strict=True)
-    ]
+    stems = [*(one.name for one in found), *(file.stem for file in files)]
+    found += [Subject(file.stem if stems.count(file.stem) == 1 else str(file), file, None) for file in files]
     if not found:
         raise OptionError("nothing to measure: give checkpoints, or an option file with -opt FILE")
     return found
@@ -190,7 +185,7 @@ def with_ratios(rows: list[dict[str, Any]], score: NtireScore | None) -> list[di
 def table(rows: list[dict[str, Any]], size: tuple[int, int], ntire: bool) -> pd.DataFrame:
     """The rows as text; under ``ntire`` with the columns of the challenge, whose FLOPs are multiply-adds."""
     label = _shown(size)
-    lines = {}
+    lines = []
     for row in rows:
         cells = {
             "type": row["type"],
@@ -221,8 +216,8 @@ def table(rows: list[dict[str, Any]], size: tuple[int, int], ntire: bool) -> pd.
             }
         if "ntire_score" in row:
             cells["score"] = _number(row["ntire_score"], 2)
-        lines[row["network"]] = cells
-    shown = pd.DataFrame.from_dict(lines, orient="index")
+        lines.append(cells)
+    shown = pd.DataFrame(lines, index=[row["network"] for row in rows])
     shown.index.name = "network"
     return shown
 
