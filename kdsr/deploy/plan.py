@@ -166,11 +166,9 @@ def _yaml(section: Mapping[str, Any], indent: str = "") -> str:
         )
         if inline:
             text = yaml.safe_dump(
-                {key: value}, default_flow_style=None, width=1000, allow_unicode=True, sort_keys=False
+                value, default_flow_style=True, width=1000, allow_unicode=True, sort_keys=False
             )
-            lines.append(
-                indent + text.strip().removeprefix("{").removesuffix("}" if text.startswith("{") else "")
-            )
+            lines.append(f"{indent}{key}: {text.strip().removesuffix('...').strip()}")
         else:
             lines += [f"{indent}{key}:", _yaml(value, f"{indent}  ")]
     return "\n".join(lines)

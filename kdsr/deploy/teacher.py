@@ -102,12 +102,14 @@ class Measured:
         lines: What was measured, for the user.
         psnr: Of the best options, in dB.
         baseline: Of the image without a network.
+        has_gt: Whether it was measured against ground truth.
     """
 
     teacher: Teacher
     lines: tuple[str, ...]
     psnr: float
     baseline: float
+    has_gt: bool
 
 
 def measure(teacher: Teacher, samples: Sequence[tuple[Image, Image | None]]) -> Measured:
@@ -129,7 +131,9 @@ def measure(teacher: Teacher, samples: Sequence[tuple[Image, Image | None]]) -> 
     best = max(range(len(scores)), key=lambda index: scores[index])
     options, net = teacher.candidates[best], nets[best]
     chosen = replace(teacher, options=options, opened=replace(teacher.opened, net=net, options=options))
-    against = "the ground truth" if samples[0][1] is not None else "its reduced output against the input"
+    has_gt = samples[0][1] is not None
+    reduced = "the reduced output" if scale > 1 else "the output"
+    against = "the ground truth" if has_gt else f"{reduced} against the input, for want of ground truth"
     lines = [
         f"PSNR on {len(samples)} training images: {_shown(scores[best])} ({against}), {baseline_name(scale)} "
         f"{_shown(baseline)}"
@@ -144,7 +148,7 @@ def measure(teacher: Teacher, samples: Sequence[tuple[Image, Image | None]]) -> 
             f"measured, not shown by tensors: {_values(options, teacher.unknown)}; next best: "
             f"{_values(other, differing)} with {_shown(scores[second])}"
         )
-    return Measured(chosen, tuple(lines), scores[best], baseline)
+    return Measured(chosen, tuple(lines), scores[best], baseline, has_gt)
 
 
 def _with_options(teacher: Teacher, options: Mapping[str, Any]) -> nn.Module:

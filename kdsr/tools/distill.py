@@ -17,7 +17,6 @@ from kdsr.deploy import image_pairs, plan
 from kdsr.deploy.network_file import require_device
 from kdsr.deploy.student import Student, propose
 from kdsr.deploy.teacher import Measured, Teacher, measure, open_teacher, restored
-from kdsr.models.image_metrics import baseline_name
 from kdsr.models.restorer import declared_multiple
 from kdsr.runtime.atomic_files import atomic_write, display_path
 from kdsr.runtime.errors import OptionError
@@ -135,6 +134,8 @@ def _plan(
     )
     chosen = methods.choose(method, found.has_gt)
     measured = measure(teacher, image_pairs.samples(found))
+    if measured.teacher.options != teacher.options:
+        small = propose(student, size, measured.teacher.options, teacher.parameters, scale)
     file = out / OPTION_FILE
     text, taps = plan.option_file(
         methods, chosen, measured.teacher, small, found,
@@ -163,15 +164,13 @@ def _print_networks(measured: Measured, student: Student) -> None:
     opened = teacher.opened
     sides = f"sides padded to multiples of {opened.multiple_of}" if opened.multiple_of > 1 else "any size"
     _say("teacher", [f"{opened.source}; {teacher.parameters:,} parameters, RGB, {sides}", *measured.lines])
-    if measured.psnr < measured.baseline:
-        than = f"the {baseline_name(opened.scale)}{' image' if opened.scale == 1 else ' images'}"
+    if measured.psnr < measured.baseline and measured.has_gt:
+        than = "the bicubic images" if opened.scale > 1 else "the input"
         _say(
             "",
-            f"Warning: that is worse than {than}. A student learns what the teacher does: is this the right file?",
+            f"Warning: that is worse than {than}, and a student learns what its teacher does. Is it the right",
         )
-        _say(
-            "", "Are the images like those that it was trained on? (A GAN's teacher may be worse on purpose.)"
-        )
+        _say("", "file, are these images like those that it was trained on? (A GAN may be worse on purpose.)")
     ratio = teacher.parameters / student.parameters
     _say("student", f"{student.how}; {student.parameters:,} parameters, {ratio:.1f} times fewer")
     arguments = student.options.get("parameters") or student.options
@@ -180,9 +179,7 @@ def _print_networks(measured: Measured, student: Student) -> None:
 
 def _print_images(found: image_pairs.Images, sizes: plan.Sizes) -> None:
     what = (
-        "pairs"
-        if found.has_gt
-        else "no ground truth: the student learns the teacher's output, and is measured by it"
+        "pairs" if found.has_gt else "no ground truth: the teacher's output is learnt, and measured against"
     )
     what = f"LQ made with Matlab's bicubic, 1/{found.scale}" if found.made else what
     held_out = ", ".join(pair.file.name for pair in found.val[:3]) + (", …" if len(found.val) > 3 else "")

@@ -14,14 +14,14 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdsr.data.image_files import list_images
+from kdsr.deploy.costs import count
 from kdsr.deploy.export import ExportSettings, export
 from kdsr.deploy.image_pairs import TEACHER_FOLDER, read_bgr
-from kdsr.deploy.network_file import open_network
-from kdsr.deploy.student import count
+from kdsr.deploy.network_file import OpenedNetwork, open_network
+from kdsr.deploy.plan import resolve_device
+from kdsr.deploy.student import count as parameters_of
 from kdsr.deploy.teacher import restored
 from kdsr.deploy.traced import ExportError
 from kdsr.models.image_metrics import baseline_name
@@ -122,9 +122,11 @@ def report(file: Path, teacher_file: Path, out: Path, echo: Callable[[str], obje
     options = load(file)
     folder = _run_folder(options)
     weights = folder / "models/net_g_latest.pth"
+    device = resolve_device("cpu" if options["num_gpu"] == 0 else "auto")
     with _silent():
-        student = open_network(weights).net
-        teacher = _teacher(options, teacher_file, file)
+        student = open_network(weights, device=device)
+        is_spandrels = options["network_t"]["type"] == "Spandrel"
+        teacher = open_network(teacher_file, None if is_spandrels else file, device)
     files = exported(weights, out, echo)
     table = _table(options, folder, teacher, student)
     text = as_markdown(table)
@@ -134,7 +136,7 @@ def report(file: Path, teacher_file: Path, out: Path, echo: Callable[[str], obje
     echo(
         f"PSNR (dB) and SSIM: Y channel, mean over the held-out images{'' if has_gt else ', against the teacher'}. "
         f"GFLOP: of a {_SIDE}×{_SIDE} input,\na multiply-add counts as two. Seconds: of a held-out image, median, on "
-        f"this machine's {'GPU' if _on_gpu(teacher) else 'CPU'}.\n"
+        f"this machine's {'GPU' if device == 'cuda' else 'CPU'}.\n"
     )
     for label, path in (
         ("student", weights),
@@ -147,50 +149,31 @@ def report(file: Path, teacher_file: Path, out: Path, echo: Callable[[str], obje
         echo(f"{label:<11}{display_path(path)}")
 
 
-def _on_gpu(net: nn.Module) -> bool:
-    return next(net.parameters()).is_cuda
-
-
-def _teacher(options: dict[str, Any], teacher: Path, file: Path) -> nn.Module:
-    if options["network_t"]["type"] == "Spandrel":
-        return open_network(teacher).net
-    return open_network(teacher, file).net
-
-
-def _table(options: dict[str, Any], folder: Path, teacher: nn.Module, student: nn.Module) -> pd.DataFrame:
+def _table(
+    options: dict[str, Any], folder: Path, teacher: OpenedNetwork, student: OpenedNetwork
+) -> pd.DataFrame:
     scale, iters, csv = options["scale"], int(options["train"]["total_iter"]), folder / "metrics.csv"
     lq = list_images(options["datasets"]["val"]["dataroot_lq"])[:_TIMED]
     table = pd.DataFrame(columns=["parameters", "GFLOP", "PSNR", "SSIM", "seconds"], dtype=object)
     numbers: dict[str, tuple[float, float, float]] = {}
     rows = ((baseline_name(scale), None, (0, BASELINE)), ("teacher", teacher, (0, "teacher")),
             ("student", student, (iters, "student")))  # fmt: skip
-    for name, net, (iteration, who) in rows:
+    for name, opened, (iteration, who) in rows:
         means = recorded_means(csv, iteration, "val", who)
         quality = [
             f"{means[key]:.{digits}f}" if key in means else "–" for key, digits in (("psnr", 2), ("ssim", 4))
         ]
-        if net is None:
+        if opened is None:
             table.loc[name] = ["–", "–", *quality, "–"]
             continue
-        numbers[name] = (count(net), _gflop(net), _seconds(net, lq, scale))
-        parameters, gflop, seconds = numbers[name]
+        parameters, seconds = parameters_of(opened.net), _seconds(opened.net, lq, scale)
+        gflop = count(opened, (_SIDE, _SIDE)).flops / 1e9  # may move the network
+        numbers[name] = (parameters, gflop, seconds)
         table.loc[name] = [f"{parameters:,}", f"{gflop:,.1f}", *quality, f"{seconds:.3f}"]
     ratios = [large / small for large, small in zip(numbers["teacher"], numbers["student"], strict=True)]
     table.loc["teacher ÷ student"] = [f"{ratios[0]:.1f}", f"{ratios[1]:.1f}", "", "", f"{ratios[2]:.1f}"]
     table.index.name = f"×{scale}" if scale > 1 else ""
     return table
-
-
-def _gflop(net: nn.Module) -> float:
-    """Operations for an image, counted without computing."""
-    device = next(net.parameters()).device
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        FlopCounterMode(display=False) as counter,
-        torch.no_grad(),
-    ):
-        net(torch.rand(1, 3, _SIDE, _SIDE, device=device))
-    return counter.get_total_flops() / 1e9
 
 
 def _seconds(net: nn.Module, files: list[Path], scale: int) -> float:
