@@ -27,7 +27,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["kdsr", "kdsr.*"]),
-    package_data={"kdsr": ["py.typed"]},
+    package_data={"kdsr": ["py.typed", "*/*.yml"]},
     python_requires=">=3.11,<3.13",  # basicsr 1.4.2 does not install on 3.13
     install_requires=[
         "basicsr==1.4.2",
@@ -46,6 +46,7 @@ setup(
         "tqdm",
         "typer",
     ],
+    extras_require={"export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5", "onnxslim>=0.1.50"]},
     entry_points={"console_scripts": ["kdsr = kdsr.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.11",

@@ -22,6 +22,13 @@ COMMANDS: _Commands = {
         "cli:test",
         "Test what an option file describes, or a run: kdsr test -opt FILE, kdsr test experiments/NAME.",
     ),
+    "infer": ("tools.infer:infer", "Restore images or folders of images with the network in a file."),
+    "evaluate": (
+        "tools.evaluate:evaluate",
+        "Measure networks on benchmarks: PSNR and SSIM per set, as papers do.",
+    ),
+    "export": ("tools.export:export", "Write a network as ONNX, safetensors or .pt2, and check the file."),
+    "profile": ("tools.profile:profile", "Parameters, operations, latency and memory of networks."),
     "demo": ("tools.demo:demo", "Train a small student with and without distillation, and compare them."),
     "new": ("tools.new:new", "Write the option file of a method, a backbone, a data set and a schedule."),
     "list": ("tools.tables:list_templates", "Methods, tasks and backbones that have option files."),
@@ -69,6 +76,24 @@ COMMANDS: _Commands = {
 _WITHOUT_TORCH = ("train", "test", "new", "list", "show")  # these register what they need themselves
 
 
+_LISTS = ("evaluate",)  # commands whose repeated options also take several words: --sets Set5 Set14
+
+
+class ListCommand(TyperCommand):
+    """A command whose repeated options take all words up to the next option, as with argparse's ``nargs="+"``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {flag for one in self.params if getattr(one, "multiple", False) for flag in one.opts}
+        words: list[str] = []
+        flag = ""
+        for word in args:
+            if word.startswith("-"):
+                flag = ""
+            words += [flag, word] if flag and words[-1] != flag else [word]
+            flag = word if word in lists else flag
+        return super().parse_args(ctx, words)
+
+
 class LazyGroup(TyperGroup):
     """A group of commands whose modules are imported when they are called, and not for the list of them."""
 
@@ -101,7 +126,8 @@ def _load(name: str, target: Any, help_text: str) -> Any:
     module, function = target.split(":")
     command = typer.Typer(add_completion=False)
     passed_on = _PASS_ON if module == "cli" else None
-    command.command(name, context_settings=passed_on)(
+    cls = ListCommand if name in _LISTS else TyperCommand
+    command.command(name, cls=cls, context_settings=passed_on)(
         getattr(importlib.import_module(f"kdsr.{module}"), function)
     )
     return typer.main.get_command(command)

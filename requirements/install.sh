@@ -60,7 +60,7 @@ say "torch and torchvision"
 pip install -qq --no-deps ${torch_index:+--extra-index-url "$torch_index"} -r requirements/torch.txt
 say "libraries and tools"
 pip install -qq -c requirements/constraints.txt \
-    -r requirements/build.txt -r requirements/base.txt -r requirements/dev.txt
+    -r requirements/build.txt -r requirements/base.txt -r requirements/export.txt -r requirements/dev.txt
 say "basicsr and kdsr"
 pip install -qq --no-deps --no-build-isolation -r requirements/basicsr.txt
 pip install -qq --no-deps --no-build-isolation --editable .

@@ -48,21 +48,24 @@ def imported() -> set[str]:
 
 
 def test_everything_that_is_imported_is_pinned():
-    assert imported() <= set(pins("torch.txt") | pins("base.txt") | pins("basicsr.txt"))
+    assert imported() <= set(pins("torch.txt") | pins("base.txt") | pins("basicsr.txt") | pins("export.txt"))
 
 
 def test_everything_that_is_imported_is_required_by_the_package():
     tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     setup = next(call for call in calls if getattr(call.func, "id", "") == "setup")
-    required = ast.literal_eval(next(word.value for word in setup.keywords if word.arg == "install_requires"))
+    words = {str(word.arg): word.value for word in setup.keywords}
+    required = (
+        ast.literal_eval(words["install_requires"]) + ast.literal_eval(words["extras_require"])["export"]
+    )
     names = {re.split(r"[=<>]", requirement)[0].lower() for requirement in required}
     assert imported() - {"opencv-python-headless"} <= names  # basicsr brings opencv-python
 
 
 def test_constraints_agree_with_the_pins():
     constraints = pins("constraints.txt")
-    for name in ("build.txt", "base.txt", "dev.txt"):
+    for name in ("build.txt", "base.txt", "export.txt", "dev.txt"):
         for distribution, version in pins(name).items():
             assert constraints.get(distribution) == version, f"{name}: {distribution}"
 

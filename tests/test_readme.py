@@ -260,6 +260,8 @@ def test_command(
     elif command.startswith("kdsr show "):
         assert call(words, monkeypatch) == 0
         assert ".yml:" in capfd.readouterr().out
+    elif command.startswith(("kdsr export ", "kdsr profile ")):
+        check_deployment(words, monkeypatch, capfd)
     elif command.startswith("kdsr bench data "):
         assert call([*words, "--repeat", "1", "--seconds", "0"], monkeypatch) == 0
         assert re.search(r"\| kdsr, cache: ram +\| +[\d,]+ \|", capfd.readouterr().out)
@@ -388,6 +390,32 @@ def in_shell(command: str, **environment: str) -> None:
     env = {**os.environ, "PATH": path, **environment}
     done = subprocess.run(command, shell=True, env=env, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def check_deployment(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The files that it names are made before: small networks, an exported one, the profile of one."""
+    network = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 4, **SMALL["EDSR"]}
+    made = [word for word, before in zip(words, ["", *words], strict=False) if before not in ("-o", "-opt")]
+    for file in (Path(word) for word in made if word.endswith(".pth") or word == "student.onnx"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        weights = file.with_suffix(".pth")
+        torch.save({"params": build_network(dict(network)).state_dict(), "network": network}, weights)
+        if file.suffix == ".onnx":
+            assert call(["kdsr", "export", str(weights), "-o", str(file), "--unverified"], monkeypatch) == 0
+    once = ["--size", "16x16", "--repeat", "1", "--warmup", "0", "--threads", "1"]
+    if "baseline.json" in made:
+        weights = next(word for word in words if word.endswith(".pth"))
+        assert (
+            call(["kdsr", "profile", weights, "--format", "json", "-o", "baseline.json", *once], monkeypatch)
+            == 0
+        )
+    capfd.readouterr()
+    assert call([*words, *(once if words[1] == "profile" else ())], monkeypatch) == 0
+    assert ("wrote student.onnx" if words[1] == "export" else "GFLOPs") in capfd.readouterr().out.replace(
+        '"gflops_256x256"', "GFLOPs"
+    )
 
 
 def check_demo(command: str, workspace: Path) -> None:

@@ -49,7 +49,7 @@ class _Fitted(nn.Module):
     spandrel_call: Callable[[Any, Tensor], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) in [0, 1] -> (N, C, H·scale, W·scale)
-        facts, batch = self.facts, len(x)
+        facts, batch = self.facts, x.shape[0]
         if facts.channels == 1:
             x = x.flatten(0, 1).unsqueeze(1)
         height, width = x.shape[-2:]

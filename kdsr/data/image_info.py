@@ -41,6 +41,7 @@ class ImageInfo:
     bits: int  # stored, per channel
     white: int  # largest possible value of a decoded pixel
     losses: tuple[str, ...] = ()  # keys of LOSSES
+    turned: int = 1  # EXIF orientation that OpenCV applies to colours, but not to an alpha channel
 
     @property
     def size(self) -> tuple[int, int]:
@@ -95,22 +96,27 @@ def _probe(file: IO[bytes]) -> ImageInfo:
     width, height = header.size
     if width * height > _MOST_PIXELS:
         raise UnfitImage(f"{height}x{width} pixels are more than OpenCV decodes")
-    losses, transposed = [], False
+    losses = []
     if header.has_transparency_data:
         losses.append("alpha")
     if _has_frames(header):
         losses.append("frames")
     if header.mode == "CMYK":
         losses.append("cmyk")
-    if header.format in _ROTATED_BY_OPENCV:
-        transposed = orientation in _TRANSPOSED
-    elif orientation > 1 and header.format != "TIFF":  # Pillow returns the size after rotation for TIFF
+    turned = orientation if header.format in _ROTATED_BY_OPENCV else 1
+    if orientation > 1 and header.format not in (*_ROTATED_BY_OPENCV, "TIFF"):
         losses.append("orientation")
-    if transposed:
+    if turned in _TRANSPOSED:  # of TIFF Pillow returns the size after rotation
         height, width = width, height
     grey = header.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
     channels = (1 if grey else 3) + ("alpha" in losses)
-    return ImageInfo(height, width, channels, bits, white, tuple(losses))
+    return ImageInfo(height, width, channels, bits, white, tuple(losses), turned)
+
+
+def colour_profile(content: bytes) -> bytes | None:
+    """The ICC profile in an image file's bytes, for which :func:`probe` has raised no error; None without one."""
+    profile = _header(io.BytesIO(content), content[:16]).info.get("icc_profile")
+    return profile if isinstance(profile, bytes) and profile else None
 
 
 def _header(file: IO[bytes], head: bytes) -> ImageFile.ImageFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +52,7 @@ class OpenedNetwork:
         source: Which architecture, and how it was found; a line for the user.
         fixed_size: The only H and W that it takes; None: any.
         licence: As the file states it.
+        described: All that the file says of its network.
         notes: Further lines: the run, the teacher, what the network itself says.
     """
 
@@ -65,6 +66,7 @@ class OpenedNetwork:
     fixed_size: tuple[int, int] | None = None
     licence: str | None = None
     notes: tuple[str, ...] = ()
+    described: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Found(NamedTuple):
@@ -120,8 +122,7 @@ def open_network(
         problems.append(f"{path} {problem} (the network {found.how})")
     else:
         net, found = _of_spandrel(path, problems, opt)
-    notes = (*notes_of(described), *getattr(net, "notes", ()))
-    return replace(describe(net, found, path, device), notes=notes, licence=described.get("licence"))
+    return with_description(describe(net, found, path, device), described)
 
 
 def describe(
@@ -182,9 +183,11 @@ def description_of_text(metadata: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def notes_of(described: Mapping[str, Any]) -> tuple[str, ...]:
-    """The lines for the user of what a file says of its network's origin."""
-    return tuple(f"{key}: {value}" for key in ("run", "teacher", "psnr") if (value := described.get(key)))
+def with_description(opened: OpenedNetwork, described: dict[str, Any]) -> OpenedNetwork:
+    """Adds what the file says of its network's origin."""
+    origin = (f"{key}: {value}" for key in ("run", "teacher", "psnr") if (value := described.get(key)))
+    notes = (*origin, *getattr(opened.net, "notes", ()))
+    return replace(opened, described=described, notes=notes, licence=described.get("licence"))
 
 
 def build(found: Found) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdsr.deploy.network_file import Found, OpenedNetwork, describe, description_of_text, notes_of
+from kdsr.deploy.network_file import Found, OpenedNetwork, describe, description_of_text, with_description
+from kdsr.distill.padding import extended
 from kdsr.runtime.errors import CheckpointError, OptionError
 
 PACKAGES = "onnx, onnxscript, onnxruntime and onnxslim"
@@ -78,12 +79,29 @@ class OnnxNetwork(nn.Module):
         height, width = inputs[0].shape[2:]  # text where it is free
         self.fixed_size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
-        self.multiple_of = int(description_of_text(self.metadata).get("multiple_of") or 1)
+        described = description_of_text(self.metadata)
+        self.multiple_of, self.smallest = (
+            int(described.get(key) or 1) for key in ("multiple_of", "smallest")
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        images = x.detach().cpu().numpy().astype(self.kind, copy=False)
+        return at_least(self._run, x.detach().cpu(), self.smallest).to(x.device)
+
+    def _run(self, x: Tensor) -> Tensor:
+        images = np.ascontiguousarray(x.numpy().astype(self.kind, copy=False))
         (result,) = self.session.run(None, {self.input_name: images})
-        return torch.from_numpy(result).float().to(x.device)
+        return torch.from_numpy(result).float()
+
+
+def at_least(net: Callable[[Tensor], Tensor], x: Tensor, side: int) -> Tensor:
+    """Runs a network on (N, C, H, W), extended at the bottom and right to at least ``side`` pixels; cuts the result."""
+    height, width = x.shape[-2:]
+    if min(height, width) >= side:
+        return net(x)
+    taller, wider = max(height, side), max(width, side)
+    result = net(extended(x, side)[..., :taller, :wider])
+    scale = result.shape[-1] // wider
+    return result[..., : height * scale, : width * scale]
 
 
 def open_onnx(file: Path, device: str | torch.device = "cpu") -> OpenedNetwork:
@@ -98,4 +116,4 @@ def open_onnx(file: Path, device: str | torch.device = "cpu") -> OpenedNetwork:
     options = described.get("network")
     kind = options["type"] if options else "a network that the file does not name"
     opened = describe(net, Found(options, f"{kind} in an ONNX file"), file, device, net.fixed_size)
-    return replace(opened, notes=notes_of(described), licence=described.get("licence"))
+    return with_description(opened, described)

@@ -90,6 +90,11 @@ def _printable(problem: str) -> str:
     return shown if len(problem) <= _LONGEST else f"{shown} ..."
 
 
+def error_line(problem: str, label: str = KdsrError.label) -> str:
+    """The line by which a problem is printed."""
+    return f"{label}: {_printable(problem)}"
+
+
 def report_errors(run: Callable[[], None]) -> int:
     """Runs ``run`` and prints errors that a user can fix without a traceback.
 
@@ -124,5 +129,5 @@ def report_errors(run: Callable[[], None]) -> int:
     else:
         return 0
     for problem in problems:
-        print(f"{label}: {_printable(problem)}", file=sys.stderr, flush=True)
+        print(error_line(problem, label), file=sys.stderr, flush=True)
     return exit_code

@@ -89,11 +89,11 @@ def _aligned(table: pd.DataFrame) -> list[list[str]]:
     return [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
 
 
-def as_text(table: pd.DataFrame) -> str:
-    """A comparison for the terminal: aligned columns, rules around the means."""
+def as_text(table: pd.DataFrame, below: int = 2) -> str:
+    """A comparison for the terminal: aligned columns, rules around the means, which are the last ``below`` rows."""
     lines = ["  ".join(row) for row in _aligned(table)]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
+    rule, end = "-" * len(lines[0]), len(lines) - below
+    return "\n".join([lines[0], rule, *lines[1:end], *([rule] if below else []), *lines[end:]])
 
 
 def as_markdown(table: pd.DataFrame) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from basicsr.archs import build_network
 
+from kdsr import cli
 from small_networks import small_vqgan
 
 _NET = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "upscale": 2}
@@ -57,3 +62,39 @@ def step_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yml"
     path.write_text(yaml.safe_dump(options), encoding="utf-8")
     return path
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs ``kdsr WORDS...`` in this process; returns exit code, stdout and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["kdsr", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return (int(end.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def nearest(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a checkpoint whose network repeats each pixel ``scale`` times in both directions."""
+
+    def make(scale: int = 2, channels: int = 3, name: str = "nearest") -> Path:
+        options = {
+            "type": "SRVGGNetCompact", "num_in_ch": channels, "num_out_ch": channels, "num_feat": 4, "num_conv": 1,
+            "upscale": scale,
+        }  # fmt: skip
+        weights = build_network(options).state_dict()
+        for value in weights.values():
+            value.zero_()
+        file = tmp_path / "weights" / f"{name}.pth"
+        file.parent.mkdir(exist_ok=True)
+        torch.save({"params": weights}, file)
+        return file
+
+    return make
