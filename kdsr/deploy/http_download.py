@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,9 +19,10 @@ from kdsr.runtime.errors import KdsrError
 
 PART = ".part"  # ending of an unfinished file; the same download continues it
 TIMEOUT = 30.0  # seconds without an answer or a byte
-_CHUNK = 1 << 20
+_CHUNK = 1 << 14  # bytes; what of it has come is lost when the connection breaks off
 _RESERVE = 16 << 20  # bytes of the disk that stay free
 _ATTEMPTS = 5  # connections that may break off one after the other without a byte
+_PAUSE = 1.0  # seconds before another attempt
 
 
 class DownloadError(KdsrError):
@@ -48,6 +51,7 @@ def download(url: str, file: Path, *, size: int | None = None, sha256: str = "",
             or the folder is not writable. A file that is not the right one is removed.
     """
     part = file.with_name(file.name + PART)
+    new_folders = [folder for folder in file.parents if not folder.exists()]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         _receive(url, part, size)
@@ -57,6 +61,12 @@ def download(url: str, file: Path, *, size: int | None = None, sha256: str = "",
         raise DownloadError(f"{url}: {_reason(error)}{_kept(part)}") from error
     except OSError as error:
         raise DownloadError(f"{file}: {error.strerror or error}{_kept(part)}") from error
+    finally:
+        if part.exists() and not _length(part):
+            part.unlink()
+        for folder in new_folders:
+            with contextlib.suppress(OSError):  # it is not empty: something has come
+                folder.rmdir()
 
 
 def _receive(url: str, part: Path, size: int | None) -> None:
@@ -80,6 +90,7 @@ def _receive(url: str, part: Path, size: int | None) -> None:
         failures = 0 if _length(part) > before else failures + 1
         if failures == _ATTEMPTS:
             raise DownloadError(f"{url}: {problem}{_kept(part)}")
+        time.sleep(_PAUSE if failures else 0)
 
 
 def _one_connection(url: str, part: Path, size: int | None) -> int:
@@ -88,7 +99,7 @@ def _one_connection(url: str, part: Path, size: int | None) -> int:
     # without compression, or the lengths would be others
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # nothing beyond what is there: complete, or of another file
+        if answer.status_code == 416 and have:  # nothing beyond what is there: complete, or of another file
             if have == size or re.fullmatch(rf"bytes \*/{have}", answer.headers.get("Content-Range", "")):
                 return have
             part.unlink()

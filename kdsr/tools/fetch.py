@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from kdsr.deploy.fetch import Download, fetch, find, lacking, read_table
+from kdsr.deploy.downloads import Download, find, lacking, read_table
+from kdsr.deploy.fetch import fetch
 from kdsr.deploy.http_download import DownloadError
 from kdsr.runtime.errors import OptionError
 
