@@ -37,6 +37,7 @@ setup(
         "pandas",
         "pillow",
         "pyyaml",
+        "requests",
         "safetensors",
         "scikit-image>=0.26",
         "scipy",

@@ -30,6 +30,10 @@ COMMANDS: _Commands = {
     ),
     "export": ("tools.export:export", "Write a network as ONNX, safetensors or .pt2, and check the file."),
     "profile": ("tools.profile:profile", "Parameters, operations, latency and memory of networks."),
+    "fetch": (
+        "tools.fetch:fetch_command",
+        "Get published weights and data sets, or what an option file lacks.",
+    ),
     "demo": ("tools.demo:demo", "Train a small student with and without distillation, and compare them."),
     "new": ("tools.new:new", "Write the option file of a method, a backbone, a data set and a schedule."),
     "list": ("tools.tables:list_templates", "Methods, tasks and backbones that have option files."),
@@ -74,7 +78,7 @@ COMMANDS: _Commands = {
         "Measure time and memory of a training step, its settings, start and data, a large image, a validation.",
     ),
 }
-_WITHOUT_TORCH = ("train", "test", "new", "list", "show")  # these register what they need themselves
+_WITHOUT_TORCH = ("train", "test", "new", "list", "show", "fetch")  # these register what they need themselves
 
 
 _LISTS = ("evaluate",)  # commands whose repeated options also take several words: --sets Set5 Set14

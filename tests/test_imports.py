@@ -40,6 +40,7 @@ def imported(*command: str, cwd: Path, code: int = 0) -> tuple[set[str], str]:
         (["data", "--help"], 0),
         (["bench", "--help"], 0),
         (["list", "--help"], 0),
+        (["fetch", "--help"], 0),
         (["new", "--help"], 0),
         (["train", "--help"], 0),
         (["train"], 2),
@@ -153,3 +154,9 @@ def test_processes_that_a_command_spawns(run_options: dict[str, Any], tmp_path: 
     )
     assert done.returncode == 0, done.stderr
     assert "32" in done.stdout
+
+
+def test_the_table_of_downloads_needs_no_torch(tmp_path: Path) -> None:
+    modules, printed = imported("-m", "kdsr.cli", "fetch", "--list", cwd=tmp_path)
+    assert "RealESRGAN_x4plus" in printed and "yaml" in modules
+    assert not modules & {"torch", "basicsr", "cv2"}
