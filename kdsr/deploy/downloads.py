@@ -33,6 +33,7 @@ class Download:
     about: str = ""
     sha256: str = ""
     md5: str = ""
+    also: list[str] = field(default_factory=list)
     unpack: list[list[str]] = field(default_factory=list)
     convert: dict[str, Any] = field(default_factory=dict)
     then: list[dict[str, Any]] = field(default_factory=list)
@@ -72,9 +73,10 @@ def find(names: Sequence[str], table: Mapping[str, Download]) -> list[Download]:
     Raises:
         OptionError: A name is not in the table.
     """
-    if unknown := [name for name in names if name not in table]:
-        raise OptionError([f"NAME: nothing is called {name}; {nearest(name, table)}" for name in unknown])
-    return [table[name] for name in dict.fromkeys(names)]
+    known = {name: entry.name for entry in table.values() for name in (entry.name, *entry.also)}
+    if unknown := [name for name in names if name not in known]:
+        raise OptionError([f"NAME: nothing is called {name}; {nearest(name, known)}" for name in unknown])
+    return [table[name] for name in dict.fromkeys(known[name] for name in names)]
 
 
 @dataclass

@@ -22,7 +22,7 @@ def listing(table: Iterable[Download]) -> str:
         untried = "" if entry.tried or not entry.source else "not tried"
         notes = ", ".join(filter(None, (state, untried)))
         lines += [
-            f"{entry.name}{f'  ({notes})' if notes else ''}",
+            f"{', '.join((entry.name, *entry.also))}{f'  ({notes})' if notes else ''}",
             f"    {entry.what}; {entry.shown_size}, licence: {entry.licence}",
             f"    {entry.source or entry.page} -> {entry.to}",
         ]

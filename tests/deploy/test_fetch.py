@@ -12,7 +12,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -228,6 +228,19 @@ def test_a_disk_that_is_too_small(server: Server) -> None:
     server.length = 10**16
     is_refused(server, r"no space: 10,000,000,000.0 MB are needed, .* MB are free$")
     assert left() == []
+
+
+def test_a_file_that_cannot_be_written_to_its_end(server: Server) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        is_refused(server, "new/folder/file.bin: File too large; .*file.bin.part is kept, the same command")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert left() == KEPT
+    get(server, sha256=SHA256)
+    assert left() == HERE and server.asked[-1][1] is not None
 
 
 def test_folders_that_cannot_be_written(server: Server) -> None:
@@ -501,6 +514,27 @@ def test_the_table_is_complete_and_its_commands_are_those_of_the_docs() -> None:
         for step in entry.then:
             assert step["run"] in docs and step["makes"], step
     assert len({entry.to for entry in table.values()}) == len(table)
+
+
+def test_the_sets_that_are_evaluated_have_an_entry() -> None:
+    sets = yaml.safe_load((ROOT / "kdsr/deploy/benchmarks.yml").read_text(encoding="utf-8"))
+    for kind in ("super_resolution", "restoration"):
+        for name in sets[kind]["sets"]:
+            assert len(find([name], read_table())) == 1
+
+
+def test_gopro_is_flattened(server: Server) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as zipped:
+        for name in ("blur/000047.png", "blur_gamma/000047.png", "sharp/000047.png"):
+            zipped.writestr(f"GOPRO_Large/train/GOPR0372_07_00/{name}", name)
+    server.files = {"/gopro.zip": packed.getvalue()}
+    fetch([replace(read_table()["GoPro"], url=f"{server.address}/gopro.zip")], lambda entry: None)
+    found = {path.as_posix(): path.read_text() for path in Path().rglob("*.png")}
+    assert found == {
+        "datasets/GoPro/train/input/GOPR0372_07_00-000047.png": "blur/000047.png",
+        "datasets/GoPro/train/target/GOPR0372_07_00-000047.png": "sharp/000047.png",
+    }
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
