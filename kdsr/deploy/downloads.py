@@ -85,12 +85,12 @@ class Lacking:
 
     Attributes:
         downloads: Entries of the table.
-        commands: What makes the paths of downloads that are there, or will be.
+        commands: What makes a path, and the entry that it makes it of.
         unknown: Option and path, of what is not in the table.
     """
 
     downloads: list[Download] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
+    commands: dict[str, Download] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
 
@@ -109,8 +109,8 @@ def lacking(file: Path, table: Mapping[str, Download]) -> Lacking:
             found.unknown.append(f"{key}: {path}")
         elif not entry.is_there and entry not in found.downloads:
             found.downloads.append(entry)
-        if command and command not in found.commands:
-            found.commands.append(command)
+        if entry and command:
+            found.commands[command] = entry
     return found
 
 

@@ -335,6 +335,15 @@ def test_an_archive_that_cannot_be_unpacked_is_kept_for_the_next_time(server: Se
     assert Path("datasets/A/original/1.png").exists() and not Path("datasets/.downloads").exists()
 
 
+def test_a_place_that_is_taken_does_not_stop_the_others(server: Server) -> None:
+    server.files = {"/pack": archive("tar")}
+    Path("datasets").mkdir()
+    Path("datasets/A").write_text("a file in the way")
+    (problem,) = failure(pack(server), ["A", "B"])
+    assert re.fullmatch("A: datasets/A.*: (Not a directory|File exists)", problem)
+    assert Path("datasets/B/train/B-1.png").exists()
+
+
 def test_what_fails_does_not_stop_the_others(server: Server) -> None:
     server.files = {"/pack": archive("tar")}
     table = pack(server) | table_of(server, gone={"url": "/gone", "to": "datasets/gone.bin"})
@@ -480,7 +489,7 @@ def test_what_a_template_lacks_is_in_the_table() -> None:
     found = lacking(ROOT / "options/train/DCKD_SwinIR_x4.yml", read_table())
     names = {entry.name for entry in found.downloads}
     assert names == {"SwinIR_x4", "VQGAN_imagenet_f16", "DIV2K", "Set5", "Set14"} and not found.unknown
-    assert found.commands[0].startswith("kdsr data sr datasets/DIV2K/DIV2K_train_HR ")
+    assert next(iter(found.commands)).startswith("kdsr data sr datasets/DIV2K/DIV2K_train_HR ")
     for entry in found.downloads:  # the downloads are there, and the sub-images are not
         Path(entry.to).mkdir(parents=True)
         (Path(entry.to) / "1.png").touch()
@@ -496,7 +505,7 @@ def test_what_is_not_in_the_table_is_named() -> None:
     }))  # fmt: skip
     found = lacking(Path("mine.yml"), read_table())
     assert found.unknown == ["path.pretrain_network_t: mine.pth", "datasets.val_1.dataroot_lq: datasets/mine"]
-    assert [entry.name for entry in found.downloads] == ["RLFN_x4"] and found.commands == []
+    assert [entry.name for entry in found.downloads] == ["RLFN_x4"] and found.commands == {}
 
 
 def test_the_table_is_complete_and_its_commands_are_those_of_the_docs() -> None:
