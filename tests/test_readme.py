@@ -233,6 +233,8 @@ def test_command(
         check_data(words, workspace, monkeypatch)
     elif command.startswith("kdsr new "):
         check_new(words, monkeypatch, capfd)
+    elif re.match(r"kdsr (infer|evaluate) ", command):
+        check_deployed(words, monkeypatch, capfd)
     elif command.startswith("kdsr bench step "):
         file, overrides = option_words(words)
         small = [f"--force_yml={entry}" for entry in reductions(load(file, overrides))]
@@ -350,6 +352,21 @@ def check_test_of_run(
     assert call(["kdsr", "train", "-opt", file, "--force_yml", *small], monkeypatch) == 0
     assert call(words, monkeypatch) == 0, capfd.readouterr().err
     assert (Path("results") / name / "metrics.csv").exists()
+
+
+def check_deployed(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Inference and evaluation with small networks, which their files describe."""
+    network = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, **SMALL["EDSR"], "upscale": 4}
+    for file in (Path(word) for word in words if word.endswith(".pth")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"params": build_network(network).state_dict(), "network": network}, file)
+    assert call(words, monkeypatch) == 0, capfd.readouterr().err
+    out = capfd.readouterr().out
+    assert "images restored in" in out if words[1] == "infer" else "bicubic" in out
+    if "-o" in words:
+        assert Path(words[words.index("-o") + 1]).exists()
 
 
 def check_new(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

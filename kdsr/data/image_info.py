@@ -41,7 +41,7 @@ class ImageInfo:
     bits: int  # stored, per channel
     white: int  # largest possible value of a decoded pixel
     losses: tuple[str, ...] = ()  # keys of LOSSES
-    turned: int = 1  # EXIF orientation that OpenCV applies to colours, but not to an alpha channel
+    turned: int = 1  # EXIF orientation, which OpenCV applies only where it drops alpha
 
     @property
     def size(self) -> tuple[int, int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from kdsr.deploy.inference import Inference, Settings
 from kdsr.deploy.network_file import Found, OpenedNetwork, describe, open_network
-from kdsr.deploy.onnx_network import require_onnx
+from kdsr.deploy.onnx_network import at_least, require_onnx
 from kdsr.deploy.pairs import Pairs, given_pairs, mean_psnr, of_one_size, validation_pairs
 from kdsr.deploy.traced import (
     ONNX_PACKAGES,
@@ -108,12 +110,12 @@ def export(
     sets = _sets(checkpoint, opened, settings, images, gt)
     make, smallest = _maker(opened, settings)
     metadata = _metadata(opened, settings, smallest)
-    restore = _restore(opened, settings)
+    restore = partial(at_least, _restore(opened, settings), side=smallest)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, settings.out.name)
         file.write_bytes(make(metadata))
         written = _opened_again(file, opened, smallest, settings.size)
-        examples = _examples(opened, settings, sets)
+        examples = _examples(opened, settings, sets, smallest)
         error = max(_difference(opened, written, example) for example in examples)
         shapes = ", ".join("x".join(map(str, example.shape[-2:])) for example in examples)
         say(f"largest difference to PyTorch: {error:.1e} of the output's range ({shapes})")
@@ -237,7 +239,9 @@ def _restore(opened: OpenedNetwork, settings: ExportSettings) -> Restore:
     return torch.no_grad()(opened.net)
 
 
-def _examples(opened: OpenedNetwork, settings: ExportSettings, sets: Sequence[Pairs]) -> list[Tensor]:
+def _examples(
+    opened: OpenedNetwork, settings: ExportSettings, sets: Sequence[Pairs], smallest: int
+) -> list[Tensor]:
     """(N, C, H, W) in [0, 1] of three sizes, of one for a fixed size: cuts of real images where there are any."""
     shares = [(1.0, 1.0), (0.75, 1.0), (1.0, 0.5)]
     if sets:
@@ -250,9 +254,13 @@ def _examples(opened: OpenedNetwork, settings: ExportSettings, sets: Sequence[Pa
     for image, share in zip(images, shares, strict=True):
         image = image[:, : opened.channels_in]
         if settings.size is None:
-            image = extended(image, opened.multiple_of)
+            image = extended(image, math.lcm(opened.multiple_of, smallest))
             height, width = (
-                max(int(min(side, _CROP) * part) // opened.multiple_of, 1) * opened.multiple_of
+                max(
+                    int(min(side, _CROP) * part) // opened.multiple_of * opened.multiple_of,
+                    opened.multiple_of,
+                    smallest,
+                )
                 for side, part in zip(image.shape[-2:], share, strict=True)
             )
             image = image[..., :height, :width]

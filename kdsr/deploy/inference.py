@@ -1,21 +1,16 @@
-"""Restores image files with an opened network: reading, tiles that fit into memory, precision, writing."""
+"""Restores images of any size with an opened network, in tiles that fit into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, TypeVar
 
-import cv2
 import torch
 from torch import Tensor
 
-from kdsr.data.image_info import ImageInfo
 from kdsr.deploy.network_file import OpenedNetwork, require_device
-from kdsr.deploy.pictures import Format, Picture, Result, read_picture, result_of, write_result
+from kdsr.deploy.pictures import Picture, Result, result_of
 from kdsr.deploy.tile_size import (
     LARGEST_UNMEASURED,
     PROBE,
@@ -26,13 +21,10 @@ from kdsr.deploy.tile_size import (
 )
 from kdsr.distill.padding import extended
 from kdsr.models.image_metrics import is_finite
-from kdsr.models.restored_images import ahead, free_threads
 from kdsr.models.restorer import Restorer
-from kdsr.runtime.errors import DataError, KdsrError, OptionError, is_out_of_memory
+from kdsr.runtime.errors import DataError, OptionError, is_out_of_memory
 from kdsr.runtime.memory import free_memory, gib
 from kdsr.runtime.precision import Precision, slow_problems
-
-T = TypeVar("T")
 
 
 class Word(StrEnum):
@@ -180,14 +172,20 @@ class Inference:
             tile = None
         else:
             if self._per_pixel is None:
-                self._per_pixel = bytes_per_pixel(
-                    self._restorer(None), self.opened.net, channels, self.settings.device
-                )
+                self._per_pixel = self._measure(channels)
             free = available(self.settings.device)
             tile = fitting_tile(height, width, batch * self._per_pixel, free)
         if self.largest is None or max(height, width) <= self.largest:
             return tile
         return min(tile or self.largest, self.largest)
+
+    def _measure(self, channels: int) -> float:
+        try:
+            return bytes_per_pixel(self._restorer(None), self.opened.net, channels, self.settings.device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return math.inf
 
     def _require_room(self, lq: Tensor) -> None:
         """The result is gathered in float32 and then rounded; a process that takes too much is killed."""
@@ -207,89 +205,3 @@ def at_least(lq: Tensor, side: int) -> Tensor:
     """Extends (N, C, H, W) by reflection at the bottom and the right to at least ``side`` pixels."""
     height, width = lq.shape[-2:]
     return extended(lq, side)[..., : max(height, side), : max(width, side)]
-
-
-@dataclass(frozen=True)
-class Job:
-    """An image file and the file of its result."""
-
-    source: Path
-    target: Path
-    format: Format
-
-
-@dataclass(frozen=True)
-class Done:
-    """What has become of a job.
-
-    Attributes:
-        job: The job.
-        info: Header of the input; None if it could not be read.
-        value: What ``finish`` gave; None after an error.
-        problems: Why there is no result, or why ``finish`` failed; empty otherwise.
-    """
-
-    job: Job
-    info: ImageInfo | None = None
-    value: Any = None
-    problems: tuple[str, ...] = ()
-
-
-def restore_files(
-    inference: Inference, jobs: Iterable[Job], finish: Callable[[Job, Result], Any]
-) -> Iterator[Done]:
-    """Restores files; reading, writing and ``finish`` run beside the network where there are free cores.
-
-    An image that fails does not stop the others.
-
-    Args:
-        inference: The network.
-        jobs: The files.
-        finish: Called with each result once it is written; its value is in ``Done``.
-    """
-
-    def read(job: Job) -> tuple[Done, Picture | None]:
-        return _attempt(Done(job), lambda: read_picture(job.source))
-
-    def restore(before: tuple[Done, Picture | None]) -> tuple[Done, Result | None]:
-        done, picture = before
-        if picture is None:
-            return done, None
-        return _attempt(replace(done, info=picture.info), lambda: inference.result(picture))
-
-    def write(before: tuple[Done, Result | None]) -> Done:
-        done, result = before
-        if result is None:
-            return done
-
-        def run() -> Any:
-            write_result(result, done.job.target, done.job.format)
-            return finish(done.job, result)
-
-        done, value = _attempt(done, run)
-        return replace(done, value=value)
-
-    threads = free_threads(inference.settings.device)
-    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(threads or 1) as writing:
-        pictures = ahead(reading if threads else None, read, jobs)
-        yield from ahead(writing if threads else None, write, map(restore, pictures))
-
-
-def _attempt(done: Done, run: Callable[[], T]) -> tuple[Done, T | None]:
-    """``done``, and what ``run`` returns, or None after an error, which is then in ``done`` with the file's name."""
-    try:
-        return done, run()
-    except KdsrError as error:
-        problems = error.problems
-    except (
-        RuntimeError,
-        ValueError,
-        OSError,
-        MemoryError,
-        cv2.error,
-    ) as error:  # of the network, or an encoder
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        problems = ["out of memory" if is_out_of_memory(error) else text]
-    names = str(done.job.source), str(done.job.target)
-    problems = [text if any(name in text for name in names) else f"{names[0]}: {text}" for text in problems]
-    return replace(done, problems=tuple(problems)), None

@@ -34,6 +34,7 @@ DESCRIBED = _AS_TEXT | {
     "scale",
     "value_range",
     "multiple_of",
+    "smallest",
 }  # what a file may say of its network
 _SMALLEST = 32  # side of the image that a network is tried on
 

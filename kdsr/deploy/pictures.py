@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from kdsr.data.image_files import Pixels, UnreadableImage, cannot_read, decode, decode_pixels
@@ -80,28 +82,34 @@ def read_picture(path: Path) -> Picture:
         info = probe(content)
     except OSError as error:
         raise UnreadableImage(f"Cannot read image {path}: {error}", str(path)) from error
-    alpha = _alpha(content, info, path) if "alpha" in info.losses else None
+    alpha = None
+    if "alpha" in info.losses:
+        values, alpha = _with_alpha(content, info, path)
+        pixels = pixels._replace(values=values)
     grey = info.channels in (1, 2)
     return Picture(pixels, alpha, grey, colour_profile(content), info)
 
 
-def _alpha(content: bytes, info: ImageInfo, path: Path) -> NDArray[Any]:
-    whole = decode(content, cv2.IMREAD_UNCHANGED, str(path))
-    if whole.ndim != 3 or whole.shape[2] != 4:
+def _with_alpha(content: bytes, info: ImageInfo, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Colours and alpha, upright."""
+    try:
+        if content[:2] in (b"II", b"MM") and info.bits == 8:  # TIFF, whose colours OpenCV multiplies by alpha
+            image = np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))[..., [2, 1, 0, 3]]
+        else:
+            image = decode(content, cv2.IMREAD_UNCHANGED, str(path))
+    except (OSError, Image.DecompressionBombError):
+        image = np.empty(0)
+    if image.ndim != 3 or image.shape[2] != 4:
         raise UnreadableImage(
             f"Cannot read image {path}: its alpha channel cannot be read; convert it to PNG", str(path)
         )
-    alpha = whole[..., 3]
-    # OpenCV applies the EXIF orientation to colours only
-    if info.turned in (5, 6, 7, 8):
-        alpha = alpha.T
+    if info.turned in (5, 6, 7, 8):  # EXIF orientations, which are not applied to an image with alpha
+        image = image.swapaxes(0, 1)
     if info.turned in (2, 3, 6, 7):
-        alpha = alpha[:, ::-1]
+        image = image[:, ::-1]
     if info.turned in (3, 4, 7, 8):
-        alpha = alpha[::-1]
-    if alpha.shape != info.size:
-        raise UnreadableImage(f"Cannot read image {path}: its alpha channel has another size", str(path))
-    return np.ascontiguousarray(alpha)
+        image = image[::-1]
+    return np.ascontiguousarray(image[..., :3]), np.ascontiguousarray(image[..., 3])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -38,8 +39,7 @@ def quality_metrics(names: Sequence[str], device: torch.device) -> dict[str, dic
 
 
 def _metric(name: str, device: torch.device) -> Any:
-    import pyiqa
-
+    pyiqa = importlib.import_module("pyiqa")
     if name not in (known := pyiqa.list_models()):
         raise OptionError(f"--metrics {name}: pyiqa has no such metric; {nearest(name, known)}")
     try:

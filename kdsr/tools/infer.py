@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import cv2
 import numpy as np
 import pandas as pd
 import typer
@@ -19,9 +20,10 @@ from kdsr.data.image_info import ImageInfo
 from kdsr.data.image_losses import describe_left_out, describe_losses
 from kdsr.data.image_roots import quote, same_names
 from kdsr.deploy.benchmarks import partners
-from kdsr.deploy.inference import Inference, Job, Settings, Word, device_of, restore_files
+from kdsr.deploy.inference import Inference, Settings, Word, device_of
 from kdsr.deploy.network_file import open_network
 from kdsr.deploy.pictures import Format, read_picture
+from kdsr.deploy.restore_files import Job, restore_files
 from kdsr.models.image_metrics import metric_values, without_numpy_warnings
 from kdsr.runtime.atomic_files import atomic_write
 from kdsr.runtime.errors import DataError, OptionError, error_line
@@ -44,6 +46,8 @@ def find_jobs(inputs: Sequence[Path], out: Path, format: Format) -> list[Job]:
     for place in inputs:
         if place.is_file():
             names, folder = [place.name], place.parent
+        elif not place.exists():
+            raise OptionError(f"INPUT: there is no file or folder {place}")
         else:
             try:
                 listing = list_folder(place)
@@ -87,6 +91,8 @@ def find_gt(jobs: Sequence[Job], inputs: Sequence[Path], gt: Path, scale: int) -
     for job in jobs:
         root = next((place for place in inputs if place.is_dir() and job.source.is_relative_to(place)), None)
         names[job.source] = str(job.source.relative_to(root)) if root else job.source.name
+    if any(job.target.resolve().is_relative_to(gt.resolve()) for job in jobs):
+        raise OptionError(f"--gt {gt}: results would be written into it; choose another -o")
     found = partners(names.values(), images, scale)
     if missing := [str(source) for source, name in names.items() if found[name] is None]:
         raise OptionError(f"--gt: {gt} has no image of the name of {quote(missing)}")
@@ -174,6 +180,7 @@ def infer(
     resume: Annotated[bool, typer.Option("--resume", help="Leave out images whose result is there.")] = False,
 ) -> None:
     """Restore images or folders of images with the network in a file."""
+    cv2.utils.logging.setLogLevel(0)  # errors of files are reported below
     jobs = find_jobs(inputs, out, format)
     settings = Settings(device_of(device), precision, tile, self_ensemble)
     opened = open_network(weights, opt, settings.device)

@@ -73,6 +73,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["kdsr", *map(str, words)])
+        capfd.readouterr()  # what the test itself has printed
         with pytest.raises(SystemExit) as end:
             cli.main()
         return (int(end.value.code or 0), *capfd.readouterr())

@@ -221,7 +221,7 @@ def test_results_are_replaced_unless_resumed(nearest: Make, command: Command) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none", "-o", "out"], "There is no folder none"),
+        (["none", "-o", "out"], "there is no file or folder none"),
         (["empty", "-o", "out"], "there is no image in empty"),
         (["in", "-o", "in"], "is in the input in"),
         (["in", "-o", "in/out"], "is in the input in"),
@@ -231,6 +231,7 @@ def test_results_are_replaced_unless_resumed(nearest: Make, command: Command) ->
         (["in", "-o", "in/a.png"], "is in the input"),
         (["in", "-o", "file.txt"], "is a file; give a folder"),
         (["in", "-o", "out", "--gt", "none"], "--gt: There is no folder none"),
+        (["in", "-o", "gt", "--gt", "gt"], "--gt gt: results would be written into it"),
         (["in", "-o", "out", "--gt", "gt"], "gt has no image of the name of in/a.png"),
         (["in", "-o", "out", "--device", "cuda"], "--device cuda: torch finds no GPU"),
         (["in", "-o", "out", "--device", "tpu9"], "--device tpu9: is no device"),
@@ -303,6 +304,29 @@ def test_the_result_is_the_restorers(
         wanted = Restorer({"scale": 2, "val": val})(edsr[1], lq)
     wanted = wanted[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()[..., ::-1]
     assert np.array_equal(read(Path("out/a.png")), wanted)
+
+
+@pytest.mark.parametrize("size", [(), ("--size", "64x64")])
+def test_an_exported_file_restores_as_its_checkpoint_does(
+    command: Command, edsr: tuple[Path, torch.nn.Module], size: tuple[str, ...]
+) -> None:
+    """Also one for images of a single size, which gets tiles of it."""
+    for package in ("onnx", "onnxruntime", "onnxscript", "onnxslim"):
+        pytest.importorskip(package)
+    assert command("export", edsr[0], "-o", "edsr.onnx", "--unverified", *size)[0] == 0
+    for name, sides in {"small": (10, 9), "large": (70, 130)}.items():
+        write(Path(f"in/{name}.png"), noise(*sides, 3))
+    assert command("infer", "edsr.onnx", "in", "-o", "onnx")[0] == 0
+    assert command("infer", edsr[0], "in", "-o", "torch")[0] == 0
+    for name in (
+        ("large",) if size else ("small", "large")
+    ):  # a small one is extended to the size, by reflection
+        both = [read(Path(folder, f"{name}.png")).astype(int) for folder in ("onnx", "torch")]
+        close = np.abs(both[0] - both[1])
+        assert close.max() <= 1 and (close == 0).mean() > 0.99
+    assert read(Path("onnx/small.png")).shape == (20, 18, 3)
+    code, _, err = command("infer", "edsr.onnx", "in", "-o", "other", "--precision", "bf16")
+    assert code == 2 and "--precision bf16: an exported file computes in the precision of its export" in err
 
 
 def test_weights_that_are_not_finite_fail_by_name(

@@ -88,6 +88,7 @@ def test_json_has_everything(command: Command) -> None:
     assert result["networks"][1]["parameters_ratio"] == pytest.approx(by_hand(16, 1)[0] / by_hand(8, 1)[0])
 
 
+@pytest.mark.slow
 def test_text_markdown_and_csv_of_an_option_file(command: Command) -> None:
     options = {"network_g": network(), "network_t": [network(16), network(32)], "path": {}}
     Path("o.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
@@ -106,6 +107,7 @@ def test_text_markdown_and_csv_of_an_option_file(command: Command) -> None:
     assert code == 0 and int(row["parameters"]) == by_hand(8, 1)[0]
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_a_row_too(command: Command) -> None:
     assert command("export", "student.pth", "-o", "student.onnx", "--unverified")[0] == 0
     code, out, err = command("profile", "student.pth", "student.onnx", *ONCE, "--format", "json")
@@ -116,11 +118,15 @@ def test_an_exported_file_is_a_row_too(command: Command) -> None:
     )
 
 
-def test_the_score_is_that_of_the_challenge(command: Command) -> None:
+def test_the_score_is_that_of_the_challenge() -> None:
     score = NtireScore(20.0, 10.0, 1e6)
     assert score(20.0, 10.0, 1e6) == pytest.approx(math.exp(2))
     assert score(10.0, 20.0, 0) == pytest.approx(0.7 * math.e + 0.15 * math.exp(4) + 0.15)
     assert score(1e9, 1, 1) == math.inf
+
+
+@pytest.mark.slow
+def test_a_baseline_is_an_earlier_profile(command: Command) -> None:
     assert command("profile", "teacher.pth", *ONCE, "--format", "json", "-o", "b.json")[0] == 0
     code, out, err = command("profile", "student.pth", *ONCE, "--format", "json", "--baseline", "b.json")
     assert code == 0, err
