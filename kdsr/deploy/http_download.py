@@ -71,7 +71,7 @@ def download(url: str, file: Path, *, size: int | None = None, sha256: str = "",
 
 def _receive(url: str, part: Path, size: int | None) -> None:
     """Fills ``part``, over as many connections as are needed."""
-    failures = 0
+    failures, dropped = 0, False
     while True:
         before = _length(part)
         try:
@@ -87,7 +87,8 @@ def _receive(url: str, part: Path, size: int | None) -> None:
             total, problem = None, _reason(error)
         if total is not None and _length(part) == total:
             return
-        failures = 0 if _length(part) > before else failures + 1
+        dropped |= _length(part) < before  # starting again and again would not end
+        failures = 0 if _length(part) > before and not dropped else failures + 1
         if failures == _ATTEMPTS:
             raise DownloadError(f"{url}: {problem}{_kept(part)}")
         time.sleep(_PAUSE if failures else 0)
@@ -99,10 +100,11 @@ def _one_connection(url: str, part: Path, size: int | None) -> int:
     # without compression, or the lengths would be others
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416 and have:  # nothing beyond what is there: complete, or of another file
-            if have == size or re.fullmatch(rf"bytes \*/{have}", answer.headers.get("Content-Range", "")):
+        if answer.status_code == 416 and have:  # nothing beyond what is there
+            there = re.fullmatch(r"bytes \*/(\d+)", answer.headers.get("Content-Range", ""))
+            if have == (size or (there and int(there.group(1)))):
                 return have
-            part.unlink()
+            part.unlink()  # the beginning of another file
             return -1
         if answer.status_code not in (200, 206):
             raise DownloadError(f"{url}: {answer.status_code} {answer.reason}{_kept(part)}")

@@ -22,7 +22,7 @@ def listing(table: Iterable[Download]) -> str:
         untried = "" if entry.tried or not entry.source else "not tried"
         notes = ", ".join(filter(None, (state, untried)))
         lines += [
-            f"{entry.name}{f'  ({notes})' if notes else ''}",
+            f"{', '.join((entry.name, *entry.also))}{f'  ({notes})' if notes else ''}",
             f"    {entry.what}; {entry.shown_size}, licence: {entry.licence}",
             f"    {entry.source or entry.page} -> {entry.to}",
         ]
@@ -72,7 +72,7 @@ def fetch_command(
             if entry.is_there:
                 typer.echo(f"{entry.name}: {entry.to} is there and is kept")
         chosen = [entry for entry in wanted if not entry.is_there]
-        commands = [step["run"] for entry in wanted for step in entry.then]
+        commands = {step["run"]: entry for entry in wanted for step in entry.then}
     if dry_run:
         typer.echo("\n".join([*map(_plan, chosen), *unknown, *(f"then: {command}" for command in commands)]))
         return
@@ -81,7 +81,8 @@ def fetch_command(
         fetch(chosen, lambda entry: typer.echo(f"{entry.name}: {entry.to}"))
     except DownloadError as error:
         problems = error.problems
-    for command in commands:
-        typer.echo(f"then: {command}")
+    for command, entry in commands.items():
+        if entry.is_there:
+            typer.echo(f"then: {command}")
     if problems or unknown:
         raise DownloadError([*problems, *unknown])
