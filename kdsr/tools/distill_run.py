@@ -138,6 +138,12 @@ def report(file: Path, teacher_file: Path, out: Path, echo: Callable[[str], obje
         f"GFLOP: of a {_SIDE}×{_SIDE} input,\na multiply-add counts as two. Seconds: of a held-out image, median, on "
         f"this machine's {'GPU' if device == 'cuda' else 'CPU'}.\n"
     )
+    baseline = baseline_name(options["scale"])
+    values = [str(table["PSNR"].get(name, "–")) for name in ("student", baseline)]
+    if "–" not in values and float(values[0]) < float(values[1]):
+        echo(
+            f"Warning: the student is below {baseline}: train it longer (--iters with --force, or another --out).\n"
+        )
     for label, path in (
         ("student", weights),
         *(("", path) for path in files),

@@ -160,7 +160,7 @@ def flat(value: Any, place: str = "") -> dict[str, Any]:
     if isinstance(value, torch.Tensor):
         return {place: value.numpy().tobytes()}
     if isinstance(value, dict):
-        named = {key: below for key, below in value.items() if key not in ("options", "fingerprints")}
+        named = {key: below for key, below in value.items() if key not in ("options", "fingerprints", "run")}
         return {
             where: v for key, below in named.items() for where, v in flat(below, f"{place}.{key}").items()
         }

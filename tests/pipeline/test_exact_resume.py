@@ -87,7 +87,7 @@ def with_stored_outputs(options: Options) -> None:
     del options["train"]["lcr_opt"]
     options["train"]["teacher_cache"] = str(Path("cache").absolute())
     write(".", options)
-    teacher_cache("run.yml", Depth.float16, in_lmdb=True, tile=16, overlap=4)
+    teacher_cache(opt="run.yml", depth=Depth.float16, in_lmdb=True, tile=16, overlap=4)
 
 
 def as_vqgan(options: Options) -> None:

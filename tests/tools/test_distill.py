@@ -115,6 +115,7 @@ def test_given_again_it_resumes_and_does_not_train_again(
     printed = capfd.readouterr().out
     assert weights.stat().st_mtime_ns == before
     assert "as it is there" in printed and "| student" in printed
+    assert "Warning: the student is below bicubic" in printed  # after so few iterations
     assert kdsr(*words, "--size", "3x") == 2
     assert "was written with other arguments" in capfd.readouterr().err
     text = (out / "distill.yml").read_text()
