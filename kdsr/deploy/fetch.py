@@ -143,6 +143,8 @@ def _extract(archive: Path, rules: Sequence[Sequence[str]], to: Path) -> int:
             stream = content() if found else None
             if found and stream is not None:
                 file = to / found.expand(below)
+                if ".." in file.parts:
+                    raise DownloadError(f"{archive.name}: the archive has {name}, which lies outside of it")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with stream, file.open("wb") as written:
                     shutil.copyfileobj(stream, written, 1 << 20)

@@ -320,6 +320,15 @@ def test_an_archive_of_another_layout_and_one_that_is_none(server: Server) -> No
     assert [name for name in left() if Path(name).is_file()] == []
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_no_file_of_an_archive_leaves_its_folder(server: Server, kind: str) -> None:
+    server.files = {"/pack": archive(kind)}
+    table = table_of(server, A={"url": "/pack", "to": "datasets/A", "unpack": [[r"(.*\.png)", r"\1"]]})
+    (problem,) = failure(table, ["A"])
+    assert problem.endswith("the archive has ../A/3.png, which lies outside of it")
+    assert [name for name in left() if Path(name).is_file()] == []
+
+
 def test_an_archive_that_cannot_be_unpacked_is_kept_for_the_next_time(server: Server) -> None:
     server.files = {"/pack": archive("zip")}
     Path("datasets").mkdir()
