@@ -128,7 +128,9 @@ def test_compiled_networks_compute_the_same(dckd_options: Options, what: str) ->
     plain, model = make(dckd_options), make(dckd_options, compile=what)
     compiled = {name for name, net in model.networks().items() if net._compiled_call_impl is not None}
     assert compiled == {"net_t", "net_vqgan", "net_his"} | ({"net_g"} if what == "all" else set())
-    assert stepped(model, 4) == pytest.approx(stepped(plain, 4), rel=1e-3)
+    assert stepped(model, 1) == pytest.approx(stepped(plain, 1), rel=1e-5)
+    # Adam makes steps of the learning rate of rounding errors where a gradient is almost 0
+    assert stepped(model, 4) == pytest.approx(stepped(plain, 4), rel=0.05)
     for name, net in model.state_networks().items():
         assert [*net.state_dict()] == [*plain.state_networks()[name].state_dict()]
     lq = torch.rand(1, 3, 12, 20)
